@@ -1,0 +1,189 @@
+"""`chexmask-u <verb>`: flags from the settings, one-line errors, exit codes.
+
+0: done. 1: the run ended incomplete; the same command goes on with it. 2: bad usage or input, nothing was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from chexmask_u import __version__, demo, manifest, pipeline, storage, write
+from chexmask_u.model.checkpoint import CheckpointError, load_model
+from chexmask_u.release import ReleaseError
+from chexmask_u.settings import (
+    GenerateSettings,
+    ManifestFolderSettings,
+    ReleaseSettings,
+    Settings,
+    SettingsError,
+    ValidateSettings,
+)
+
+DONE, INCOMPLETE, BAD_INPUT = 0, 1, 2
+
+_BAD_INPUT = (
+    manifest.ManifestError,
+    CheckpointError,
+    pipeline.ClusterError,
+    ReleaseError,
+    SettingsError,
+    storage.StorageError,
+    write.RunError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    as_json, verb, settings_type = options.pop("json"), options.pop("verb"), options.pop("settings_type")
+    # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result, text, code = verb(settings_type.from_mapping(options))
+    except _BAD_INPUT as error:
+        print(f"chexmask-u: {error}", file=sys.stderr)
+        result, text, code = {"error": str(error)}, "", BAD_INPUT
+    except KeyboardInterrupt:
+        print("chexmask-u: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        result, text, code = {"error": "interrupted"}, "", INCOMPLETE
+    if text:
+        print(text)
+    if as_json:
+        print(json.dumps(result))
+    return code
+
+
+def _generate(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
+    if settings.manifest is None:
+        return _demo(settings)
+    summary = pipeline.generate(settings)
+    return summary, _run_text(str(settings.output), summary), DONE if summary["complete"] else INCOMPLETE
+
+
+def _demo(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
+    prepared = demo.prepare(settings)
+    summary = pipeline.generate(prepared.generate)
+    text = _run_text(str(prepared.generate.output), summary)
+    if not summary["complete"]:
+        return summary, text, INCOMPLETE
+    if demo.is_released(prepared.release):
+        folder = storage.join(prepared.release.output, prepared.release.version)
+        text += f"\nRelease: {folder} (made before)"
+    else:
+        text += "\n" + _release_text(pipeline.make_release(prepared.release))
+    return summary, text, DONE
+
+
+def _release(settings: ReleaseSettings) -> tuple[dict[str, Any], str, int]:
+    content = pipeline.make_release(settings)
+    return content, _release_text(content), DONE
+
+
+def _validate(settings: ValidateSettings) -> tuple[dict[str, Any], str, int]:
+    content = pipeline.validate(settings)
+    records = sum(counts["ok"] for counts in content["counts"].values())
+    return content, f"{settings.release}: valid, {records:,} records in {len(content['files'])} files", DONE
+
+
+def _manifest_folder(settings: ManifestFolderSettings) -> tuple[dict[str, Any], str, int]:
+    listing = manifest.list_folder(settings)
+    text = f"{listing.manifest}: {listing.rows:,} images"
+    if listing.passed_over:
+        text += f" ({listing.passed_over:,} files that are no PNG or JPEG were passed over)"
+    return vars(listing), text, DONE
+
+
+def _info(_: Settings) -> tuple[dict[str, Any], str, int]:
+    model = load_model("demo")
+    facts = write.versions() | {
+        "demo weights": f"{model.variant}, input {model.input_size}, sha256 {model.sha256}",
+    }
+    return facts, "\n".join(f"{name}: {value}" for name, value in facts.items()), DONE
+
+
+def _run_text(output: str, summary: dict[str, Any]) -> str:
+    ok, failed = summary["ok"], summary["failed"]
+    lines = [f"{ok + failed:,} of {summary['manifest_rows']:,} images done: {ok:,} ok, {failed:,} failed"]
+    lines += [f"  {reason}: {failure['images']:,}" for reason, failure in summary["failures"].items()]
+    if not summary["complete"]:
+        lines.append("The run is incomplete; the same command goes on where it stopped.")
+    folder = storage.normalise(output)
+    lines.append(f"Report: {storage.join(folder, 'report.html')}")
+    return "\n".join(lines)
+
+
+def _release_text(content: dict[str, Any]) -> str:
+    records = sum(counts["ok"] for counts in content["counts"].values())
+    source = next(source for source, counts in content["counts"].items() if counts["ok"])
+    return (
+        f"Release: {content['folder']} ({records:,} records in {len(content['files'])} files)\n"
+        f'  datasets.load_dataset("{content["folder"]}", "{source}", split="train")'
+    )
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chexmask-u", description="Landmarks of chest radiographs, with uncertainty.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    manifests = _group(verbs, "manifest", "list images as a manifest")
+    _add(manifests, "folder", _manifest_folder, ManifestFolderSettings, positional=("uri",))
+    _add(verbs, "generate", _generate, GenerateSettings)
+    _add(verbs, "release", _release, ReleaseSettings, positional=("run",), required=("output",))
+    _add(verbs, "validate", _validate, ValidateSettings, positional=("release",))
+    _add(verbs, "info", _info, Settings, help="versions of this code, its libraries and its bundled weights")
+    return parser
+
+
+def _group(verbs: Any, name: str, help: str) -> Any:
+    return verbs.add_parser(name, help=help, description=help).add_subparsers(required=True, metavar="KIND")
+
+
+def _add(
+    verbs: Any,
+    name: str,
+    verb: Callable[[Any], tuple[dict[str, Any], str, int]],
+    settings_type: type[Settings],
+    positional: tuple[str, ...] = (),
+    required: tuple[str, ...] = (),
+    help: str | None = None,
+) -> None:
+    about = help or (settings_type.__doc__ or "").strip()
+    parser = verbs.add_parser(
+        name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    hints = typing.get_type_hints(settings_type)
+    for field in fields(settings_type):
+        options: dict[str, Any] = {"help": field.metadata["help"], "type": _scalar(hints[field.name])}
+        if field.metadata["choices"]:
+            options["choices"] = field.metadata["choices"]
+        if field.name in positional:
+            parser.add_argument(field.name, metavar=field.name.upper(), **options)
+        else:
+            flag = f"--{field.name.replace('_', '-')}"
+            # argparse would print "(default: None)" behind a help text that already says what happens.
+            default = argparse.SUPPRESS if field.default is None or field.name in required else field.default
+            parser.add_argument(flag, default=default, required=field.name in required, **options)
+    parser.add_argument("--json", action="store_true", help="end stdout with one line of JSON")
+    parser.set_defaults(verb=verb, settings_type=settings_type)
+
+
+def _scalar(hint: Any) -> Any:
+    """The type of one value: `int` of `int | None`."""
+    return next(part for part in (typing.get_args(hint) or (hint,)) if part is not type(None))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""numpy <-> Arrow columns of a batch, with nulls where a row failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from chexmask_u.anatomy import N_LANDMARKS
+
+
+def replace(batch: pa.Table, schema: pa.Schema, **columns: Any) -> pa.Table:
+    """`batch` with new columns, in the order and types of `schema`; columns that the schema lacks are dropped."""
+    arrays = [
+        _array(columns[field.name], field.type) if field.name in columns else batch[field.name].cast(field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def landmark_array(values: Sequence[NDArray[Any] | None]) -> pa.Array:
+    """One [120, 2] array or None per row -> fixed_size_list<fixed_size_list<float, 2>, 120>."""
+    return fixed_size(values, (N_LANDMARKS, 2))
+
+
+def fixed_size(values: Sequence[NDArray[Any] | None], shape: tuple[int, ...]) -> pa.Array:
+    """One array of `shape` or None per row -> nested fixed-size lists of float32."""
+    present = [value for value in values if value is not None]
+    filled = np.zeros((len(values), *shape), np.float32)
+    valid = np.array([value is not None for value in values], bool)
+    if present:
+        filled[valid] = np.asarray(present, np.float32)
+    array = pa.array(filled.ravel())
+    for size in reversed(shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return pa.FixedSizeListArray.from_arrays(array, shape[0], mask=pa.array(~valid))
+
+
+def to_landmarks(column: pa.ChunkedArray) -> Iterator[NDArray[np.float32] | None]:
+    """One float32 [120, 2] array, or None where the row failed, per row of a landmark column."""
+    for chunk in column.chunks:
+        # flatten() drops the slots of null rows, so rows are counted off rather than indexed.
+        values = chunk.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, N_LANDMARKS, 2)
+        present = iter(values)
+        for valid in chunk.is_valid().to_pylist():
+            yield np.asarray(next(present), np.float32) if valid else None
+
+
+def _array(values: Any, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values if values.type == type_ else values.cast(type_)
+    return pa.array(values, type_)

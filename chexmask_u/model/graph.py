@@ -1,0 +1,118 @@
+"""Graph operations on rings: Chebyshev convolution, up-sampling, and the image window lookup of a skip connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def ring_chebyshev(sizes: Sequence[int], order: int) -> Tensor:
+    """Chebyshev polynomials of the scaled Laplacian of disjoint rings.
+
+    On a ring the normalised Laplacian with lambda_max = 2, less the identity, is -(S + S^-1) / 2 with S the cyclic
+    shift, and T_k of it is (-1)^k (S^k + S^-k) / 2 (cos(k t) in the Fourier basis).
+
+    Returns:
+        float32 [nodes, nodes, order]; entry [i, j, k] weighs node j in order k of node i.
+    """
+    total = sum(sizes)
+    polynomials = torch.zeros(total, total, order)
+    start = 0
+    for size in sizes:
+        node = torch.arange(size)
+        for k in range(order):
+            for shifted in ((node + k) % size, (node - k) % size):
+                polynomials[start + node, start + shifted, k] += 0.5 * (-1) ** k
+        start += size
+    return polynomials
+
+
+def ring_upsampling(sizes: Sequence[int]) -> Tensor:
+    """Matrix float32 [2 n, n] that doubles each ring: even nodes copy, odd ones average their neighbours."""
+    total = sum(sizes)
+    matrix = torch.zeros(2 * total, total)
+    start = 0
+    for size in sizes:
+        node = torch.arange(size)
+        matrix[2 * (start + node), start + node] = 1.0
+        matrix[2 * (start + node) + 1, start + node] = 0.5
+        matrix[2 * (start + node) + 1, start + (node + 1) % size] = 0.5
+        start += size
+    return matrix
+
+
+class RingChebConv(nn.Module):
+    """Chebyshev graph convolution on disjoint rings, float [..., nodes, in] -> [..., nodes, out].
+
+    Parameters are named as in upstream's state dict: one matrix ``lins.<k>.weight`` per order and an optional ``bias``.
+    """
+
+    polynomials: Tensor
+
+    def __init__(
+        self, in_features: int, out_features: int, sizes: Sequence[int], order: int, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.lins = nn.ModuleList(nn.Linear(in_features, out_features, bias=False) for _ in range(order))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        nodes = sum(sizes)
+        # Columns run over (node, order), the layout in which one matrix product leaves all orders of a node.
+        mixing = ring_chebyshev(sizes, order).reshape(nodes, nodes * order)
+        self.register_buffer("polynomials", mixing, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = list(self.lins.parameters())
+        if len(weights) == 1:
+            return F.linear(x, weights[0], self.bias)
+        # Features first: they shrink to `out` per order, and node shifts commute with them.
+        per_order = F.linear(x, torch.cat(weights)).unflatten(-1, (len(weights), -1)).flatten(-3, -2)
+        mixed = self.polynomials @ per_order
+        return mixed if self.bias is None else mixed + self.bias
+
+
+def window_lookup(positions: Tensor, feature_map: Tensor) -> Tensor:
+    """Mean of a 3x3 window of a feature map around each position, as RoIAlign with 3x3 taps gives it.
+
+    The taps lie at p - 1, p and p + 1 of each axis, p being the position times the map's width or height. A tap below
+    -1 or above the size counts as zero; one between there and the map is clamped to the border (RoIAlign's rules).
+    Bilinear weights of the three taps of an axis fall on four neighbouring cells, so a window is 4x4 weighted cells.
+
+    Args:
+        positions: float [B, P, 2], x then y, unit square; may lie outside it.
+        feature_map: float [B, C, H, W], shared by all positions of an image.
+
+    Returns:
+        float [B, P, C].
+    """
+    batch, channels, height, width = feature_map.shape
+    columns, column_weights = _axis_cells(positions[..., 0], width)
+    rows, row_weights = _axis_cells(positions[..., 1], height)
+    image = torch.arange(batch, device=positions.device).view(batch, 1, 1, 1) * (height * width)
+    cells = image + rows.unsqueeze(-1) * width + columns.unsqueeze(-2)
+    weights = row_weights.unsqueeze(-1) * column_weights.unsqueeze(-2)
+    table = feature_map.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    looked_up = F.embedding_bag(
+        cells.reshape(-1, 16), table, mode="sum", per_sample_weights=weights.reshape(-1, 16).to(table.dtype)
+    )
+    return looked_up.view(batch, -1, channels)
+
+
+def _axis_cells(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Indices and weights, each [..., 4], of the cells that the three taps of one axis read."""
+    centre = position * size
+    # A diverged position must not overflow the integer index; beyond the border every tap is zero anyway.
+    centre = centre.nan_to_num(nan=-4.0).clamp(-4.0, size + 4.0)
+    low = centre.floor()
+    fraction = centre - low
+    offsets = torch.arange(-1, 2, device=position.device, dtype=position.dtype)
+    taps = centre.unsqueeze(-1) + offsets
+    inside = ((taps >= -1) & (taps <= size)).to(position.dtype) / 3
+    below = inside * (1 - fraction).unsqueeze(-1)
+    above = inside * fraction.unsqueeze(-1)
+    weights = F.pad(below, (0, 1)) + F.pad(above, (1, 0))
+    steps = torch.arange(-1, 3, device=position.device)
+    cells = (low.long().unsqueeze(-1) + steps).clamp(0, size - 1)
+    return cells, weights

@@ -1,0 +1,308 @@
+"""The graph: manifest -> read -> predict -> mask -> write, and the release after it. The only importer of Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from chexmask_u import manifest, record, release, storage, write
+from chexmask_u.mask import mask
+from chexmask_u.model.checkpoint import load_model
+from chexmask_u.predict import Predictor
+from chexmask_u.read import read
+from chexmask_u.settings import GenerateSettings, ReleaseSettings, SettingsError, ValidateSettings
+
+if TYPE_CHECKING:
+    pass
+
+# Rows per block: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
+ROWS_PER_BLOCK = 32
+
+# The decoder's matrices are too small for more threads to pay.
+CORES_PER_REPLICA = 8
+
+# A replica that dies more often than this does so for a reason; without a bound Ray restarts it for ever.
+MAX_RESTARTS = 3
+
+PROGRESS_SECONDS = 5.0
+
+
+class ClusterError(ValueError):
+    """A Ray cluster that cannot be used; the message is one line that names the remedy."""
+
+
+def generate(settings: GenerateSettings) -> dict[str, Any]:
+    """Make one record of every manifest row; an interrupted run goes on where it stopped.
+
+    Returns:
+        The summary that report.json holds.
+
+    Raises:
+        ManifestError, CheckpointError, StorageError, RunError, ClusterError: on bad input, before any image is read.
+    """
+    if settings.manifest is None or settings.output is None:
+        raise SettingsError("--manifest and --output are needed")
+    manifest_uri = storage.normalise(settings.manifest)
+    run = write.Run(storage.normalise(settings.output))
+    manifest.check_columns(manifest_uri)
+    model = load_model(settings.weights, sha256=settings.weights_sha256)
+    weights = {
+        "source": settings.weights,
+        "sha256": model.sha256,
+        "variant": model.variant,
+        "input_size": model.input_size,
+    }
+    del model
+    run.read_json("run.json")
+    with cluster(settings.address):
+        facts = on_worker(manifest.inspect, manifest_uri)
+        frozen = write.freeze(run, settings, facts, weights)
+        done = run.committed_rows()
+        start = time.monotonic()
+        if done < facts.rows:
+            _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
+        seconds = time.monotonic() - start
+        stored = run.committed_rows()
+        return on_worker(
+            write.write_report,
+            run,
+            {
+                "complete": stored == frozen["manifest"]["rows"],
+                "manifest_rows": facts.rows,
+                "already_done": done,
+                "seconds": seconds,
+                "images_per_second": (stored - done) / seconds if stored > done else 0.0,
+                "driver_peak_mib": peak_memory_mib(),
+            },
+        )
+
+
+def _run_graph(
+    settings: GenerateSettings, manifest_uri: str, run: write.Run, sha256: str, total: int, done: int
+) -> None:
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    checkpoint_fs, _ = storage.arrow_filesystem(run.checkpoint)
+    context.checkpoint_config = CheckpointConfig(
+        id_column="record_id",
+        checkpoint_path=run.checkpoint,
+        # With its default a finished run would start again from nothing.
+        delete_checkpoint_on_success=False,
+        override_filesystem=checkpoint_fs,
+    )
+    # Each filter actor takes a CPU that reading needs; one keeps up with any number of readers here.
+    context.checkpoint_config.checkpoint_actor_pool_max_size = 1
+    gpus = settings.device != "cpu" and (settings.device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0)
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    replicas = settings.replicas or (
+        max(1, int(ray.cluster_resources().get("GPU", 1))) if gpus else max(1, cores // CORES_PER_REPLICA)
+    )
+    manifest_fs, manifest_path = storage.arrow_filesystem(manifest_uri)
+    records_fs, records_path = storage.arrow_filesystem(run.records)
+    with progress(total, done) as count:
+        (
+            ray.data.read_parquet(manifest_path, filesystem=manifest_fs)
+            .map_batches(complete_columns, batch_format="pyarrow", batch_size=None)
+            .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+            .map_batches(partial(read, max_side=settings.max_side), batch_format="pyarrow", batch_size=None)
+            .map_batches(
+                Predictor,
+                fn_constructor_kwargs={
+                    "weights": settings.weights,
+                    "sha256": sha256,
+                    "samples": settings.samples,
+                    "seed": settings.seed,
+                    "device": settings.device,
+                    "threads": None if gpus else max(1, cores // replicas),
+                },
+                batch_format="pyarrow",
+                batch_size=settings.batch_size,
+                compute=ray.data.ActorPoolStrategy(size=replicas),
+                # A replica waits for its device, so it takes no CPU: readers and a resume's filter need them all.
+                num_cpus=0,
+                num_gpus=1 if gpus else 0,
+                max_restarts=MAX_RESTARTS,
+                max_task_retries=MAX_RESTARTS,
+                scheduling_strategy="SPREAD",
+            )
+            .map_batches(partial(_mask_and_count, count=count), batch_format="pyarrow", batch_size=None)
+            .write_parquet(
+                records_path,
+                filesystem=records_fs,
+                min_rows_per_file=settings.rows_per_file,
+                mode=ray.data.SaveMode.APPEND,
+                compression="zstd",
+            )
+        )
+
+
+def complete_columns(batch: pa.Table) -> pa.Table:
+    """Manifest rows with every column of `record.MANIFEST`, null where the manifest has none; others are dropped."""
+    columns = [
+        batch[field.name].cast(field.type) if field.name in batch.column_names else pa.nulls(len(batch), field.type)
+        for field in record.MANIFEST
+    ]
+    return pa.table(columns, schema=record.MANIFEST)
+
+
+def _mask_and_count(batch: pa.Table, count: Callable[[int], None]) -> pa.Table:
+    masked = mask(batch)
+    count(len(masked))
+    return masked
+
+
+def make_release(settings: ReleaseSettings) -> dict[str, Any]:
+    """Write one immutable, validated version of a complete run; returns what its release.json holds.
+
+    Raises:
+        ReleaseError, StorageError, ClusterError: if the run is not complete, or the version exists or is no version.
+    """
+    release.check_version(settings.version)
+    run = write.Run(storage.normalise(settings.run))
+    with cluster(settings.address):
+        plan = on_worker(release.plan, run, settings)
+        files = on_workers(release.write_shard, [(run, plan, shard) for shard in plan.shards])
+        return on_worker(release.finish, plan, files)
+
+
+def validate(settings: ValidateSettings) -> dict[str, Any]:
+    """Check every file of a release against its release.json and its own promises, without Ray."""
+    return release.validate(storage.normalise(settings.release))
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connect to the Ray cluster that is named or running; else start a local one on loopback and end it afterwards.
+
+    Raises:
+        ClusterError: if a named cluster does not answer.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or _running_cluster()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        # Ray binds to the host's own address otherwise; it reads this when it is imported.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address is None:
+            # Reading, a resume's filter and writing each hold a core at some time: fewer than two deadlock.
+            info = ray.init(
+                address="local",
+                num_cpus=max(2, os.cpu_count() or 1),
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            print(f"Ray: started on this machine, dashboard {info.dashboard_url or 'off'}", file=sys.stderr)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
+    except ConnectionError as error:
+        raise ClusterError(f"Ray cluster {address}: does not answer; start it, or leave out --address") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _running_cluster() -> str | None:
+    """Address of the cluster that `ray start` left a note of on this machine, if it still answers."""
+    try:
+        address = Path("/tmp/ray/ray_current_cluster").read_text().strip()
+        host, port = address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), timeout=2):
+            return address
+    except (OSError, ValueError):
+        return None
+
+
+def on_worker(function: Callable[..., Any], *args: Any) -> Any:
+    """Run one call on a worker, so that what it reads does not grow the driver."""
+    return on_workers(function, [args])[0]
+
+
+def on_workers(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Run calls on workers side by side; an exception is raised here as it was raised there."""
+    import ray
+
+    remote = ray.remote(num_cpus=1, max_retries=MAX_RESTARTS)(function)
+    try:
+        return list(ray.get([remote.remote(*args) for args in calls]))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause or error) from None
+
+
+@contextmanager
+def progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """Show images done, images/s and the time left, every few seconds; yields what workers call with a count."""
+    import ray
+    from tqdm import tqdm
+
+    @ray.remote(num_cpus=0)
+    class Counter:
+        def __init__(self) -> None:
+            self.value = 0
+
+        def add(self, count: int) -> None:
+            self.value += count
+
+        def get(self) -> int:
+            return self.value
+
+    counter = Counter.remote()  # type: ignore[attr-defined]
+    stop = threading.Event()
+    # Into a log a bar would write a line a second.
+    interval = 0.5 if sys.stderr.isatty() else PROGRESS_SECONDS
+    bar = tqdm(total=total, initial=done, unit="image", mininterval=0, miniters=1, desc="generate", file=sys.stderr)
+
+    def update() -> None:
+        # A retried block is counted twice here, so the bar is held at its end; the report counts records.
+        bar.update(min(done + ray.get(counter.get.remote(), timeout=60), total) - bar.n)
+
+    def watch() -> None:
+        while not stop.wait(interval):
+            try:
+                update()
+            except Exception:
+                # The cluster is going away; the run itself says why.
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield partial(_add, counter)
+        stop.set()
+        thread.join()
+        update()
+    finally:
+        stop.set()
+        bar.close()
+
+
+def _add(counter: Any, count: int) -> None:
+    counter.add.remote(count)
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,186 @@
+"""Encode a batch once, draw N latents per record, decode them, and reduce to mean and standard deviation."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from chexmask_u import record
+from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
+from chexmask_u.columns import fixed_size, landmark_array, replace
+from chexmask_u.model.checkpoint import load_model
+from chexmask_u.model.hybridgnet import HybridGNet
+
+# A mean landmark further outside the frame than its own side is no prediction of anything in the image.
+FAR_OUTSIDE = FRAME
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Landmarks float32 [B, 120, 2] in pixels of the 1024 frame and latents float32 [B, 64], as mean and std.
+
+    `landmarks_std` is the predictive uncertainty: the standard deviation over the draws (ddof = 0). `latent_std` is the
+    posterior's sigma.
+    """
+
+    landmarks_mean: NDArray[np.float32]
+    landmarks_std: NDArray[np.float32]
+    latent_mean: NDArray[np.float32]
+    latent_std: NDArray[np.float32]
+
+
+def latent_noise(record_id: str, n_samples: int, seed: int) -> NDArray[np.float32]:
+    """Standard normal noise float32 [n_samples, 64] that depends on (seed, record_id) alone.
+
+    A Philox counter stream keyed by a hash of both gives uniform numbers, of which the inverse normal distribution
+    makes normal ones; so the first ten draws of fifty are the ten of ten, on any device, worker or retry.
+    """
+    digest = hashlib.sha256(f"{seed}\n{record_id}".encode()).digest()
+    stream = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    bits = stream.random_raw(n_samples * LATENT_SIZE)
+    # 52 bits and a half step keep a uniform number strictly between 0 and 1 in float64.
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    normal = torch.special.ndtri(torch.from_numpy(uniform))
+    return normal.to(torch.float32).numpy().reshape(n_samples, LATENT_SIZE)
+
+
+def predict(
+    model: HybridGNet,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int = 50,
+    seed: int = 0,
+) -> Prediction:
+    """Landmarks and their uncertainty for a batch of prepared images.
+
+    Args:
+        model: from `load_model`.
+        images: uint8 [B, 1024, 1024], grey; resized to the model's input size where that differs.
+        record_ids: B names; with `seed` they fix the draws, whatever the batch.
+        n_samples: draws N per image (the paper and the published dataset use 50).
+        seed: any whole number.
+
+    Raises:
+        ValueError: if the shapes, the type or the number of names do not fit, or n_samples < 1.
+    """
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (FRAME, FRAME):
+        raise ValueError(f"images must be uint8 [B, {FRAME}, {FRAME}], not {images.dtype} {list(images.shape)}")
+    if len(record_ids) != len(images):
+        raise ValueError(f"{len(images)} images need as many record_ids, not {len(record_ids)}")
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, not {n_samples}")
+    if not len(images):
+        landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
+        return Prediction(landmarks, landmarks, latents, latents)
+    with torch.inference_mode():
+        grey = torch.from_numpy(images).to(model.device).unsqueeze(1).float() / 255
+        if model.input_size != FRAME:
+            size = (model.input_size, model.input_size)
+            grey = F.interpolate(grey, size, mode="area")
+        mean, log_var, features = model.encode(grey)
+        sigma = torch.exp(log_var / 2)
+        noise = np.stack([latent_noise(record_id, n_samples, seed) for record_id in record_ids])
+        z = mean.unsqueeze(1) + torch.from_numpy(noise).to(model.device) * sigma.unsqueeze(1)
+        drawn = model.decode(z, features) * FRAME
+        std, centre = torch.std_mean(drawn, dim=1, correction=0)
+        # One copy from the device for all four results.
+        flat = torch.cat([centre.flatten(1), std.flatten(1), mean, sigma], dim=1).cpu().numpy()
+    nodes = 2 * N_LANDMARKS
+    return Prediction(
+        landmarks_mean=flat[:, :nodes].reshape(-1, N_LANDMARKS, 2),
+        landmarks_std=flat[:, nodes : 2 * nodes].reshape(-1, N_LANDMARKS, 2),
+        latent_mean=flat[:, 2 * nodes : -LATENT_SIZE],
+        latent_std=flat[:, -LATENT_SIZE:],
+    )
+
+
+class Predictor:
+    """Step: `record.READ` -> `record.PREDICTED`; a class because the weights need a lifetime.
+
+    Args:
+        weights, sha256: as `load_model` takes them.
+        samples: draws per record.
+        seed: fixes the draws together with the record id.
+        device: "cpu", "cuda", or "auto" for CUDA where torch sees one.
+        threads: CPU threads that torch may use; None leaves torch's own choice.
+    """
+
+    def __init__(
+        self,
+        weights: str = "demo",
+        *,
+        sha256: str | None = None,
+        samples: int = 50,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = load_model(weights, device=device, sha256=sha256)
+        self.samples = samples
+        self.seed = seed
+        self.device = torch.cuda.get_device_name() if device.startswith("cuda") else device
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        start = time.perf_counter()
+        status, reason, error = (batch[name].to_pylist() for name in ("status", "reason", "error"))
+        record_ids = batch["record_id"].to_pylist()
+        rows = [row for row, value in enumerate(status) if value == record.OK]
+        images = [np.frombuffer(batch["image"][row].as_buffer(), np.uint8).reshape(FRAME, FRAME) for row in rows]
+        stacked = np.stack(images) if images else np.zeros((0, FRAME, FRAME), np.uint8)
+        prediction = predict(self.model, stacked, [record_ids[row] for row in rows], self.samples, self.seed)
+
+        results: dict[str, list[Any]] = {
+            name: [None] * len(status) for name in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std")
+        }
+        uncertainty: list[float | None] = [None] * len(status)
+        latent_uncertainty: list[float | None] = [None] * len(status)
+        for index, row in enumerate(rows):
+            problem = _implausible(prediction, index)
+            if problem:
+                status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", problem
+                continue
+            for name, values in results.items():
+                values[row] = getattr(prediction, name)[index]
+            uncertainty[row] = float(prediction.landmarks_std[index].mean())
+            latent_uncertainty[row] = float(prediction.latent_std[index].mean())
+        seconds = (time.perf_counter() - start) / max(1, len(rows))
+        predicted = set(rows)
+        return replace(
+            batch,
+            record.PREDICTED,
+            status=status,
+            reason=reason,
+            error=error,
+            landmarks_mean=landmark_array(results["landmarks_mean"]),
+            landmarks_std=landmark_array(results["landmarks_std"]),
+            uncertainty=uncertainty,
+            latent_mean=fixed_size(results["latent_mean"], (LATENT_SIZE,)),
+            latent_std=fixed_size(results["latent_std"], (LATENT_SIZE,)),
+            latent_uncertainty=latent_uncertainty,
+            device=[self.device if row in predicted else None for row in range(len(status))],
+            predict_seconds=[seconds if row in predicted else None for row in range(len(status))],
+        )
+
+
+def _implausible(prediction: Prediction, index: int) -> str | None:
+    """Why a record's numbers cannot be kept, or None."""
+    mean, std = prediction.landmarks_mean[index], prediction.landmarks_std[index]
+    latents = (prediction.latent_mean[index], prediction.latent_std[index])
+    if not all(np.isfinite(values).all() for values in (mean, std, *latents)):
+        return "a landmark or latent is not a finite number"
+    if mean.min() < -FAR_OUTSIDE or mean.max() > FRAME + FAR_OUTSIDE:
+        return f"landmarks span {mean.min():.0f} to {mean.max():.0f} px of the {FRAME} frame"
+    return None

@@ -1,0 +1,135 @@
+"""What flows: the Arrow schema of a row after each step, the values of its status, and the schema version.
+
+One row is one source image, from the manifest to the release. Each step adds columns and drops those it used up; a row
+that fails keeps its place, with status "failed", a reason from `REASONS` and nulls where results would be.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from chexmask_u.anatomy import LATENT_SIZE, N_LANDMARKS, ORGANS
+
+SCHEMA_VERSION = "1.0"
+
+OK = "ok"
+FAILED = "failed"
+
+REASONS: dict[str, str] = {
+    "missing": "no object at the URI",
+    "forbidden": "the storage refused access",
+    "storage": "the storage failed, after retries",
+    "empty": "the object holds no bytes",
+    "unsupported": "the bytes are no PNG or JPEG image",
+    "damaged": "the image is truncated or its data are corrupt",
+    "too_large": "the image declares more pixels than the limit",
+    "blank": "nothing is left of the image after its border is cropped",
+    "internal": "a step failed in a way that nobody foresaw",
+    "invalid_prediction": "the network gave values that are not finite",
+}
+"""Every reason a row can fail for, and what it means."""
+
+LANDMARK_ARRAY = pa.list_(pa.list_(pa.float32(), 2), N_LANDMARKS)
+"""x then y of the 120 landmarks; `datasets` reads it as an array of 120 x 2."""
+
+LATENT_ARRAY = pa.list_(pa.float32(), LATENT_SIZE)
+
+LETTERBOX = pa.struct(
+    [
+        ("crop_left", pa.int32()),
+        ("crop_top", pa.int32()),
+        ("crop_width", pa.int32()),
+        ("crop_height", pa.int32()),
+        ("pad_left", pa.int32()),
+        ("pad_top", pa.int32()),
+        ("scale", pa.float64()),
+    ]
+)
+"""How original pixels map to the 1024 frame: (pixel - crop + pad) * scale. See `chexmask_u.letterbox`."""
+
+MANIFEST = pa.schema(
+    [
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("dice_rca_mean", pa.float32()),
+        pa.field("dice_rca_max", pa.float32()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+    ]
+)
+"""One row per source image. Height and width are what the source's tables say, null where they say nothing."""
+
+REQUIRED_MANIFEST_COLUMNS = ("record_id", "uri", "source", "image_id")
+
+_STATUS = [
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("reason", pa.string()),
+    pa.field("error", pa.string()),
+]
+
+READ = pa.schema(
+    [
+        *MANIFEST,
+        *_STATUS,
+        pa.field("letterbox", LETTERBOX),
+        # uint8 [1024, 1024] row-major; bytes rather than a tensor column, so that a failed row can hold null.
+        pa.field("image", pa.large_binary()),
+        pa.field("read_seconds", pa.float32()),
+    ]
+)
+
+PREDICTED = pa.schema(
+    [
+        *(field for field in READ if field.name != "image"),
+        # Pixels of the 1024 frame until `mask` maps them to original pixels.
+        pa.field("landmarks_mean", LANDMARK_ARRAY),
+        pa.field("landmarks_std", LANDMARK_ARRAY),
+        pa.field("uncertainty", pa.float32()),
+        pa.field("latent_mean", LATENT_ARRAY),
+        pa.field("latent_std", LATENT_ARRAY),
+        pa.field("latent_uncertainty", pa.float32()),
+        pa.field("device", pa.string()),
+        pa.field("predict_seconds", pa.float32()),
+    ]
+)
+
+RECORD = pa.schema(
+    [
+        *PREDICTED,
+        *(pa.field(organ, pa.string()) for organ in ORGANS),
+        pa.field("mask_seconds", pa.float32()),
+    ]
+)
+"""A row as a run stores it: landmarks in original pixels, one run-length string per organ at original size."""
+
+LANDMARK_RELEASE = pa.schema(
+    [
+        RECORD.field(name)
+        for name in (
+            "record_id",
+            "source",
+            "image_id",
+            "height",
+            "width",
+            "landmarks_mean",
+            "landmarks_std",
+            "uncertainty",
+            "latent_mean",
+            "latent_std",
+            "latent_uncertainty",
+            "dice_rca_mean",
+            "dice_rca_max",
+            "letterbox",
+        )
+    ]
+)
+"""A row of a release's landmark config: small, typed, free of masks."""
+
+MASK_RELEASE = pa.schema([RECORD.field(name) for name in ("record_id", "height", "width", *ORGANS)])
+"""A row of a release's mask config, joined to the landmarks by record_id."""
+
+# Without the error's text, which may name a maintainer's storage.
+FAILURE_RELEASE = pa.schema([RECORD.field(name) for name in ("record_id", "source", "image_id", "reason")])
+"""A row of a release's list of images that gave no record."""

@@ -1,0 +1,313 @@
+"""A complete run -> one immutable, validated, versioned dataset folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from chexmask_u import card, manifest, record, storage
+from chexmask_u.columns import to_landmarks
+from chexmask_u.settings import ReleaseSettings
+from chexmask_u.write import Run
+
+MARKER = "release.json"
+
+# Run-length strings are long: smaller groups keep a group far below the 100 MB that the Hub's viewer can read.
+MASK_ROWS_PER_GROUP = 5_000
+
+_VERSION = re.compile(r"v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
+
+_SCHEMAS = {"landmarks": record.LANDMARK_RELEASE, "masks": record.MASK_RELEASE, "failures": record.FAILURE_RELEASE}
+
+
+class ReleaseError(ValueError):
+    """A run that cannot be released, or a release that is not whole; the message names the file or field."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a release: the rows of one kind and source whose ids lie in [first, last]."""
+
+    path: str
+    kind: str
+    config: str
+    source: str | None
+    first: str
+    last: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a release goes, what it says of itself, and its shards."""
+
+    folder: str
+    header: dict[str, Any]
+    shards: tuple[Shard, ...]
+    rows_per_group: int
+
+
+def check_version(version: str) -> None:
+    """Raise ReleaseError if a version is not written vX.Y.Z."""
+    if not _VERSION.fullmatch(version):
+        raise ReleaseError(f"--version {version}: must be vX.Y.Z, for instance v1.0.0")
+
+
+def plan(run: Run, settings: ReleaseSettings) -> Plan:
+    """Check that a run is complete and cut it into shards by sorted record id.
+
+    Only ids, sources and statuses are read; a worker does it, since memory grows with the ids.
+
+    Raises:
+        ReleaseError: if there is no such run, it is incomplete, its ids are not those of its manifest, more images
+            failed than allowed, or the version exists.
+    """
+    frozen = run.read_json("run.json")
+    if frozen is None:
+        raise ReleaseError(f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one")
+    folder = storage.join(storage.normalise(settings.output), settings.version)
+    fs, path = storage.filesystem(folder)
+    if fs.exists(storage.join(path, MARKER)):
+        raise ReleaseError(f"{folder}: this version exists and a release never changes; choose another --version")
+    for leftover in fs.find(path) if fs.exists(path) else []:
+        # An interrupted attempt; without its marker nobody takes it for a release.
+        if leftover.endswith(".parquet"):
+            fs.rm(leftover)
+    table = run.dataset().to_table(columns=["record_id", "source", "status", "reason"]).sort_by("record_id")
+    _check_ids(run, frozen, table)
+    failed = table.filter(pc.equal(table["status"], record.FAILED))
+    if settings.allow_failed is not None and len(failed) > settings.allow_failed:
+        raise ReleaseError(f"{run.url}: {len(failed)} images failed, more than --allow-failed {settings.allow_failed}")
+    ok = table.filter(pc.equal(table["status"], record.OK))
+    if not len(ok):
+        raise ReleaseError(f"{run.url}: no image succeeded, so there is nothing to release; see its report.html")
+    shards: list[Shard] = []
+    counts = {}
+    for source in sorted(pc.unique(table["source"]).to_pylist()):
+        ids = ok.filter(pc.equal(ok["source"], source))["record_id"]
+        of_source = pc.sum(pc.equal(table["source"], source)).as_py()
+        counts[source] = {"ok": len(ids), "failed": of_source - len(ids)}
+        for kind, config in (("landmarks", source), ("masks", f"{source}-masks")):
+            shards += _cut(kind, config, source, ids, settings.rows_per_shard)
+    shards += _cut("failures", "failures", None, failed["record_id"], settings.rows_per_shard)
+    weights = dict(frozen["weights"])
+    if storage.local_folder(weights["source"]) is not None:
+        # A maintainer's own folders are nobody's business; the digest says which weights they were.
+        weights["source"] = PurePosixPath(weights["source"]).name
+    header = {
+        "version": settings.version,
+        "schema_version": record.SCHEMA_VERSION,
+        "numbers": frozen["numbers"],
+        "weights": weights,
+        "manifest": {"sha256": frozen["manifest"]["sha256"], "rows": frozen["manifest"]["rows"]},
+        "versions": frozen["versions"],
+        "counts": counts,
+        "failures": _value_counts(failed["reason"]),
+    }
+    return Plan(folder, header, tuple(shards), settings.rows_per_shard)
+
+
+def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
+    """Write one shard; returns its path, config, rows, bytes and sha256.
+
+    Raises:
+        ReleaseError: if the run does not hold the rows that were planned.
+    """
+    wanted = (pc.field("record_id") >= shard.first) & (pc.field("record_id") <= shard.last)
+    wanted &= pc.field("status") == (record.FAILED if shard.kind == "failures" else record.OK)
+    if shard.source is not None:
+        wanted &= pc.field("source") == shard.source
+    schema = _SCHEMAS[shard.kind]
+    table = run.dataset().to_table(columns=schema.names, filter=wanted).sort_by("record_id")
+    if len(table) != shard.rows:
+        raise ReleaseError(
+            f"{run.url}: {shard.path} needs {shard.rows} records, found {len(table)}; is it still running?"
+        )
+    facts: dict[str, Any] = {"path": shard.path, "config": shard.config, "kind": shard.kind, "rows": shard.rows}
+    if shard.kind == "landmarks":
+        facts["outside"] = _outside(table)
+    sink = io.BytesIO()
+    rows_per_group = min(plan.rows_per_group, MASK_ROWS_PER_GROUP) if shard.kind == "masks" else plan.rows_per_group
+    pq.write_table(table.cast(schema), sink, compression="zstd", row_group_size=rows_per_group)
+    content = sink.getvalue()
+    fs, path = storage.filesystem(storage.join(plan.folder, shard.path))
+    fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    fs.pipe_file(path, content)
+    return facts | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def finish(plan: Plan, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the card and, once everything else is there and valid, the marker that makes the folder a release."""
+    fs, path = storage.filesystem(plan.folder)
+    content = plan.header | {"files": files}
+    readme = card.render(content).encode()
+    fs.pipe_file(storage.join(path, "README.md"), readme)
+    content["card"] = {"bytes": len(readme), "sha256": hashlib.sha256(readme).hexdigest()}
+    _check_content(plan.folder, content)
+    fs.pipe_file(storage.join(path, MARKER), (json.dumps(content, indent=2) + "\n").encode())
+    return content | {"folder": plan.folder}
+
+
+def validate(folder: str) -> dict[str, Any]:
+    """Check a release as a reader gets it: files, sizes, checksums, schemas, ids, counts and numbers.
+
+    Returns:
+        Its release.json.
+
+    Raises:
+        ReleaseError: naming the first file that is missing, changed, unknown, or does not hold what it should.
+    """
+    fs, path = storage.filesystem(folder)
+    try:
+        content: dict[str, Any] = json.loads(fs.cat_file(storage.join(path, MARKER)))
+        files = content["files"]
+    except FileNotFoundError as error:
+        raise ReleaseError(f"{folder}: is no release (no {MARKER}), or one that was never finished") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"{folder}/{MARKER}: is damaged ({storage.explain(error)})") from error
+    except Exception as error:
+        raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
+    known = {MARKER, "README.md", *(file["path"] for file in files)}
+    base = path.rstrip("/") + "/"
+    for name in sorted(file.removeprefix(base) for file in fs.find(path)):
+        if name not in known:
+            raise ReleaseError(f"{folder}/{name}: is no file of this release")
+    _check_bytes(folder, "README.md", content["card"])
+    for file in files:
+        _check_bytes(folder, file["path"], file)
+    _check_content(folder, content)
+    return content
+
+
+def _check_bytes(folder: str, name: str, expected: dict[str, Any]) -> None:
+    fs, path = storage.filesystem(storage.join(folder, name))
+    digest, size = hashlib.sha256(), 0
+    try:
+        with fs.open(path, "rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+                size += len(chunk)
+    except FileNotFoundError as error:
+        raise ReleaseError(f"{folder}/{name}: is missing") from error
+    if size != expected["bytes"]:
+        raise ReleaseError(f"{folder}/{name}: has {size} bytes, not {expected['bytes']}; it was truncated or edited")
+    if digest.hexdigest() != expected["sha256"]:
+        raise ReleaseError(f"{folder}/{name}: its sha256 is not that of {MARKER}; it was edited")
+
+
+def _check_content(folder: str, content: dict[str, Any]) -> None:
+    """Ids strictly increase within a config, so each is there once; masks have the ids of their landmarks."""
+    fs, path = storage.arrow_filesystem(folder)
+    ids: dict[str, Any] = {}
+    rows: dict[str, int] = {}
+    for config in dict.fromkeys(file["config"] for file in content["files"]):
+        last, digest, count = "", hashlib.sha256(), 0
+        for file in (file for file in content["files"] if file["config"] == config):
+            where = f"{folder}/{file['path']}"
+            before = count
+            for group in _groups(fs, storage.join(path, file["path"]), where, _SCHEMAS[file["kind"]]):
+                names = group["record_id"].to_pylist()
+                if [*sorted({last, *names})] != [last, *names]:
+                    raise ReleaseError(f"{where}: record ids are not sorted, or occur twice")
+                last = names[-1]
+                digest.update("\n".join([*names, ""]).encode())
+                count += len(names)
+                if file["kind"] == "landmarks":
+                    _check_numbers(where, group)
+            if count - before != file["rows"]:
+                raise ReleaseError(f"{where}: holds {count - before} rows, not {file['rows']}")
+        ids[config], rows[config] = digest.hexdigest(), count
+    for source, counts in content["counts"].items():
+        for config in (source, f"{source}-masks"):
+            if rows.get(config, 0) != counts["ok"]:
+                raise ReleaseError(f"{folder}: config {config} holds {rows.get(config, 0)} rows, not {counts['ok']}")
+        if ids.get(source) != ids.get(f"{source}-masks"):
+            raise ReleaseError(f"{folder}: masks of {source} are not of the same records as its landmarks")
+    failed = sum(counts["failed"] for counts in content["counts"].values())
+    if rows.get("failures", 0) != failed or failed != sum(content["failures"].values()):
+        raise ReleaseError(f"{folder}: lists {rows.get('failures', 0)} failures, not {failed}")
+    if sum(rows.get(source, 0) for source in content["counts"]) + failed != content["manifest"]["rows"]:
+        raise ReleaseError(f"{folder}: records and failures are not as many as the manifest's rows")
+
+
+def _groups(fs: Any, path: str, where: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    try:
+        with fs.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            if not file.schema_arrow.equals(schema):
+                raise ReleaseError(f"{where}: its columns are not those of schema {record.SCHEMA_VERSION}")
+            for index in range(file.num_row_groups):
+                yield file.read_row_group(index)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ReleaseError(f"{where}: cannot be read ({storage.explain(error)})") from error
+
+
+def _check_numbers(where: str, group: pa.Table) -> None:
+    for name in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std"):
+        values = group[name].combine_chunks()
+        while pa.types.is_fixed_size_list(values.type):
+            if values.null_count:
+                raise ReleaseError(f"{where}: {name} has nulls")
+            values = values.flatten()
+        numbers = values.to_numpy(zero_copy_only=False)
+        if not np.isfinite(numbers).all():
+            raise ReleaseError(f"{where}: {name} holds values that are not finite")
+        if name.endswith("_std") and numbers.min() < 0:
+            raise ReleaseError(f"{where}: {name} holds negative values")
+
+
+def _check_ids(run: Run, frozen: dict[str, Any], table: pa.Table) -> None:
+    """In = done + quarantined: the ids of the manifest are those of the records, each once."""
+    uri = frozen["manifest"]["uri"]
+    facts = manifest.inspect(uri)
+    if facts.sha256 != frozen["manifest"]["sha256"]:
+        raise ReleaseError(f"{uri}: the manifest changed since the run began; restore it, or run again")
+    fs, path = storage.arrow_filesystem(uri)
+    expected = pq.read_table(path, columns=["record_id"], filesystem=fs)["record_id"].cast(pa.string())
+    expected = expected.take(pc.sort_indices(expected)).combine_chunks()
+    actual = table["record_id"].combine_chunks()
+    if len(pc.unique(actual)) != len(actual):
+        raise ReleaseError(f"{run.url}: {len(actual) - len(pc.unique(actual))} records occur more than once")
+    missing = len(expected) - pc.sum(pc.is_in(expected, value_set=actual)).as_py()
+    if missing:
+        raise ReleaseError(
+            f"{run.url}: the run is incomplete, {missing} of {len(expected)} images have no record yet;"
+            " run the same `generate` command again"
+        )
+    if not actual.equals(expected):
+        raise ReleaseError(f"{run.url}: holds records that its manifest does not list")
+
+
+def _cut(kind: str, config: str, source: str | None, ids: pa.ChunkedArray, rows_per_shard: int) -> list[Shard]:
+    total = -(-len(ids) // rows_per_shard)
+    shards = []
+    for index in range(total):
+        part = ids.slice(index * rows_per_shard, rows_per_shard)
+        folder = source if source is not None else "failures"
+        name = f"{folder}/{kind}-{index:05d}-of-{total:05d}.parquet"
+        shards.append(Shard(name, kind, config, source, part[0].as_py(), part[-1].as_py(), len(part)))
+    return shards
+
+
+def _outside(table: pa.Table) -> int:
+    """Records with a mean landmark outside their image."""
+    sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
+    return sum(
+        bool(mean is not None and ((mean < 0) | (mean > np.array(size))).any())
+        for mean, size in zip(to_landmarks(table["landmarks_mean"]), sizes, strict=True)
+    )
+
+
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return dict(sorted((row["values"].as_py(), row["counts"].as_py()) for row in pc.value_counts(column)))

@@ -1,0 +1,91 @@
+"""URLs to filesystems: fsspec for single objects, pyarrow for Parquet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pyarrow.fs as pafs
+from fsspec.core import split_protocol
+
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
+
+# Schemes whose pyarrow filesystem is native; every other one goes through fsspec.
+_NATIVE_SCHEMES = ("s3", "gs", "gcs")
+
+
+class StorageError(ValueError):
+    """A URL that cannot be used; the message is one line that names the remedy."""
+
+
+def normalise(url: str) -> str:
+    """A URL as given, or an absolute local path, so that workers in other folders mean the same place."""
+    protocol, path = split_protocol(url)
+    if protocol in (None, "file", "local"):
+        return os.path.normpath(Path(path).expanduser().absolute())
+    check_scheme(url)
+    return url.rstrip("/")
+
+
+def check_scheme(url: str) -> None:
+    """Raise StorageError if nothing here can open the scheme of `url`."""
+    protocol, _ = split_protocol(url)
+    if protocol is None:
+        return
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError as error:
+        raise StorageError(
+            f"{url}: unknown scheme {protocol}://; use a local path, s3:// or another fsspec URL"
+        ) from error
+    except ImportError as error:
+        raise StorageError(f"{url}: {protocol}:// needs a package that is not installed ({error})") from error
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of a URL, without cached listings, and the path on it."""
+    check_scheme(url)
+    fs, path = fsspec.url_to_fs(url)
+    fs.invalidate_cache()
+    return fs, path
+
+
+def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a URL and the path on it."""
+    protocol, _ = split_protocol(url)
+    if protocol in (None, "file", "local"):
+        return pafs.LocalFileSystem(), normalise(url)
+    if protocol in _NATIVE_SCHEMES:
+        fs, path = pafs.FileSystem.from_uri(url)
+        return fs, path
+    fsspec_fs, path = filesystem(url)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs)), path
+
+
+def join(url: str, *parts: str) -> str:
+    """`url` with path components added."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def explain(error: BaseException) -> str:
+    """One line of an exception, with its type where the text alone would not tell."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text and text[0] else type(error).__name__
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether an exception says that the object is not there."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether an exception says that access was refused, or that no credentials were found."""
+    # botocore's own errors, told by name since other storages need no botocore.
+    return isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS
+
+
+def local_folder(url: str) -> Path | None:
+    """The local folder that a URL names, or None if it is on another storage."""
+    protocol, _ = split_protocol(url)
+    return Path(normalise(url)) if protocol in (None, "file", "local") else None

@@ -1,0 +1,163 @@
+"""One run on storage: its frozen settings, its Parquet parts, what is done, and its report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from bisect import bisect_right
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+
+from chexmask_u import __version__, record, report, storage
+from chexmask_u.manifest import ManifestFacts
+from chexmask_u.read import ReadError, read_image
+from chexmask_u.settings import GenerateSettings
+
+# How Ray marks a checkpoint whose part is still being written.
+_PENDING = ".pending.parquet"
+
+# Libraries whose version can move a number.
+VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pillow")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked; the message is one line that names the remedy."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run, on any storage."""
+
+    url: str
+
+    @property
+    def records(self) -> str:
+        """Parquet parts, `record.RECORD`."""
+        return storage.join(self.url, "records")
+
+    @property
+    def checkpoint(self) -> str:
+        """Ray Data's checkpoint: the ids whose records are committed."""
+        return storage.join(self.url, "checkpoint")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run, or None if it is not there."""
+        fs, path = storage.filesystem(storage.join(self.url, name))
+        try:
+            content: dict[str, Any] = json.loads(fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(f"{self.url}/{name}: is no JSON; choose another --output") from error
+        except Exception as error:
+            raise RunError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
+        return content
+
+    def write_text(self, name: str, text: str) -> None:
+        fs, path = storage.filesystem(self.url)
+        try:
+            fs.makedirs(path, exist_ok=True)
+            fs.pipe_file(storage.join(path, name), text.encode())
+        except Exception as error:
+            raise RunError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+
+    def committed_rows(self) -> int:
+        """How many records are committed, counted from file footers."""
+        fs, path = storage.arrow_filesystem(self.checkpoint)
+        files = [file for file in _parquet_files(fs, path) if not file.endswith(_PENDING)]
+        return int(pads.dataset(files, filesystem=fs, format="parquet").count_rows()) if files else 0
+
+    def dataset(self) -> pads.Dataset:
+        """The committed records, to be scanned; parts that a killed writer left behind are passed over."""
+        checkpoint_fs, checkpoint_path = storage.arrow_filesystem(self.checkpoint)
+        names = (PurePosixPath(file).name for file in _parquet_files(checkpoint_fs, checkpoint_path))
+        # Ray gives a part the name of the checkpoint that commits it, and a suffix.
+        committed = sorted(name.removesuffix(".parquet") for name in names if not name.endswith(_PENDING))
+        fs, path = storage.arrow_filesystem(self.records)
+        files = []
+        for file in _parquet_files(fs, path):
+            name = PurePosixPath(file).name
+            position = bisect_right(committed, name)
+            if position and name.startswith(committed[position - 1]):
+                files.append(file)
+        return pads.dataset(files, schema=record.RECORD, filesystem=fs, format="parquet")
+
+
+def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weights: dict[str, Any]) -> dict[str, Any]:
+    """Write run.json, or check that the run that is there has the same manifest, weights and numbers.
+
+    Raises:
+        RunError: if the output holds a run with others (each difference is named), or other files.
+    """
+    fresh: dict[str, Any] = {
+        "schema_version": record.SCHEMA_VERSION,
+        "settings": settings.asdict(),
+        "numbers": settings.numbers(),
+        "manifest": manifest.asdict(),
+        "weights": weights,
+        "versions": versions(),
+    }
+    stored = run.read_json("run.json")
+    if stored is None:
+        if run.committed_rows():
+            raise RunError(f"{run.url}: holds records but no run.json; choose another --output")
+        run.write_text("run.json", json.dumps(fresh, indent=2) + "\n")
+        return fresh
+    differences = [
+        f"{name} was {before}, now {now}"
+        for name, before, now in (
+            ("schema", stored.get("schema_version"), fresh["schema_version"]),
+            ("manifest sha256", stored.get("manifest", {}).get("sha256"), manifest.sha256),
+            ("weights sha256", stored.get("weights", {}).get("sha256"), weights["sha256"]),
+            *(
+                (f"--{key.replace('_', '-')}", stored.get("numbers", {}).get(key), value)
+                for key, value in fresh["numbers"].items()
+            ),
+        )
+        if before != now
+    ]
+    if differences:
+        raise RunError(
+            f"{run.url}: holds a run with other settings ({'; '.join(differences)}); choose another --output"
+        )
+    return stored
+
+
+def versions() -> dict[str, str]:
+    """Versions of this code and of what its numbers depend on."""
+    return {"chexmask_u": __version__, "python": platform.python_version()} | {
+        name: metadata.version(name) for name in VERSIONED
+    }
+
+
+def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    """Summarise the run's records and write report.json and report.html; `facts` are added to the summary.
+
+    It scans every record and reads the contact sheet's images again, so a worker does it and not the driver.
+    """
+    dataset = run.dataset()
+    summary = report.summarise(dataset) | facts
+    frozen = run.read_json("run.json") or {}
+    settings = frozen["settings"]
+    pictures = []
+    ranks = {chosen["record_id"]: chosen["rank"] for chosen in summary["contact_sheet"]}
+    for row in report.chosen_rows(dataset, list(ranks)).to_pylist():
+        try:
+            image = read_image(row["uri"], source=row["source"], max_side=settings["max_side"]).image
+        except ReadError:
+            # It was there when its record was made; a report is not worth failing for.
+            continue
+        pictures.append(report.to_picture(row, image, ranks[row["record_id"]]))
+    run.write_text("report.json", json.dumps(summary, indent=2) + "\n")
+    run.write_text("report.html", report.render_html(summary, frozen, pictures))
+    return summary
+
+
+def _parquet_files(fs: pafs.FileSystem, path: str) -> list[str]:
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    return sorted(info.path for info in fs.get_file_info(selector) if info.path.endswith(".parquet") and info.size)
