@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chexmask_u.anatomy import N_LANDMARKS
+from chexmask_u.anatomy import LATENT_SIZE, N_LANDMARKS
 
 
 def replace(batch: pa.Table, schema: pa.Schema, **columns: Any) -> pa.Table:
@@ -22,31 +22,37 @@ def replace(batch: pa.Table, schema: pa.Schema, **columns: Any) -> pa.Table:
 
 
 def landmark_array(values: Sequence[NDArray[Any] | None]) -> pa.Array:
-    """One [120, 2] array or None per row -> fixed_size_list<fixed_size_list<float, 2>, 120>."""
-    return fixed_size(values, (N_LANDMARKS, 2))
+    """One [120, 2] array or None per row -> `record.LANDMARK_ARRAY`."""
+    filled, valid = _filled(values, (N_LANDMARKS, 2))
+    points = pa.FixedSizeListArray.from_arrays(pa.array(filled[valid].ravel()), 2)
+    offsets = np.concatenate(([0], np.cumsum(valid))) * N_LANDMARKS
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), points, mask=pa.array(~valid))
 
 
-def fixed_size(values: Sequence[NDArray[Any] | None], shape: tuple[int, ...]) -> pa.Array:
-    """One array of `shape` or None per row -> nested fixed-size lists of float32."""
-    present = [value for value in values if value is not None]
-    filled = np.zeros((len(values), *shape), np.float32)
-    valid = np.array([value is not None for value in values], bool)
-    if present:
-        filled[valid] = np.asarray(present, np.float32)
-    array = pa.array(filled.ravel())
-    for size in reversed(shape[1:]):
-        array = pa.FixedSizeListArray.from_arrays(array, size)
-    return pa.FixedSizeListArray.from_arrays(array, shape[0], mask=pa.array(~valid))
+def latent_array(values: Sequence[NDArray[Any] | None]) -> pa.Array:
+    """One [64] array or None per row -> `record.LATENT_ARRAY`."""
+    filled, valid = _filled(values, (LATENT_SIZE,))
+    return pa.FixedSizeListArray.from_arrays(pa.array(filled.ravel()), LATENT_SIZE, mask=pa.array(~valid))
 
 
 def to_landmarks(column: pa.ChunkedArray) -> Iterator[NDArray[np.float32] | None]:
     """One float32 [120, 2] array, or None where the row failed, per row of a landmark column."""
     for chunk in column.chunks:
-        # flatten() drops the slots of null rows, so rows are counted off rather than indexed.
+        # flatten() leaves out the rows that are null, so rows are counted off rather than indexed.
         values = chunk.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, N_LANDMARKS, 2)
         present = iter(values)
         for valid in chunk.is_valid().to_pylist():
             yield np.asarray(next(present), np.float32) if valid else None
+
+
+def _filled(values: Sequence[NDArray[Any] | None], shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Rows stacked with zeros for None, float32 [B, *shape], and which of them are there, bool [B]."""
+    filled = np.zeros((len(values), *shape), np.float32)
+    valid = np.array([value is not None for value in values], bool)
+    for row, value in enumerate(values):
+        if value is not None:
+            filled[row] = value
+    return filled, valid
 
 
 def _array(values: Any, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:

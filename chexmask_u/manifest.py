@@ -148,6 +148,15 @@ def inspect(uri: str) -> ManifestFacts:
     return ManifestFacts(uri, digest.hexdigest(), table.num_rows, dict(sorted(sources.items())))
 
 
+def complete(batch: pa.Table) -> pa.Table:
+    """Manifest rows with every column of `record.MANIFEST`, null where the manifest has none; others are dropped."""
+    columns = [
+        batch[field.name].cast(field.type) if field.name in batch.column_names else pa.nulls(len(batch), field.type)
+        for field in record.MANIFEST
+    ]
+    return pa.table(columns, schema=record.MANIFEST)
+
+
 def check_source_name(name: str) -> None:
     """A source names a dataset config and a folder.
 

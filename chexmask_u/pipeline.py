@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from chexmask_u import manifest, record, release, storage, write
+from chexmask_u import manifest, release, storage, write
 from chexmask_u.mask import mask
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.predict import Predictor
@@ -33,8 +34,8 @@ ROWS_PER_BLOCK = 32
 # The decoder's matrices are too small for more threads to pay.
 CORES_PER_REPLICA = 8
 
-# A replica that dies more often than this does so for a reason; without a bound Ray restarts it for ever.
-MAX_RESTARTS = 3
+# A replica that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
+MAX_RESTARTS = 20
 
 PROGRESS_SECONDS = 5.0
 
@@ -65,10 +66,10 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         "input_size": model.input_size,
     }
     del model
-    run.read_json("run.json")
+    write.check_same(run, settings, weights, None)
     with cluster(settings.address):
         facts = on_worker(manifest.inspect, manifest_uri)
-        frozen = write.freeze(run, settings, facts, weights)
+        write.freeze(run, settings, facts, weights)
         done = run.committed_rows()
         start = time.monotonic()
         if done < facts.rows:
@@ -79,7 +80,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             write.write_report,
             run,
             {
-                "complete": stored == frozen["manifest"]["rows"],
+                "complete": stored == facts.rows,
                 "manifest_rows": facts.rows,
                 "already_done": done,
                 "seconds": seconds,
@@ -117,9 +118,9 @@ def _run_graph(
     with progress(total, done) as count:
         (
             ray.data.read_parquet(manifest_path, filesystem=manifest_fs)
-            .map_batches(complete_columns, batch_format="pyarrow", batch_size=None)
+            # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
             .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
-            .map_batches(partial(read, max_side=settings.max_side), batch_format="pyarrow", batch_size=None)
+            .map_batches(partial(_complete_and_read, max_side=settings.max_side), batch_format="pyarrow")
             .map_batches(
                 Predictor,
                 fn_constructor_kwargs={
@@ -140,7 +141,7 @@ def _run_graph(
                 max_task_retries=MAX_RESTARTS,
                 scheduling_strategy="SPREAD",
             )
-            .map_batches(partial(_mask_and_count, count=count), batch_format="pyarrow", batch_size=None)
+            .map_batches(partial(_mask_and_count, count=count), batch_format="pyarrow")
             .write_parquet(
                 records_path,
                 filesystem=records_fs,
@@ -151,13 +152,8 @@ def _run_graph(
         )
 
 
-def complete_columns(batch: pa.Table) -> pa.Table:
-    """Manifest rows with every column of `record.MANIFEST`, null where the manifest has none; others are dropped."""
-    columns = [
-        batch[field.name].cast(field.type) if field.name in batch.column_names else pa.nulls(len(batch), field.type)
-        for field in record.MANIFEST
-    ]
-    return pa.table(columns, schema=record.MANIFEST)
+def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
+    return read(manifest.complete(batch), max_side=max_side)
 
 
 def _mask_and_count(batch: pa.Table, count: Callable[[int], None]) -> pa.Table:
@@ -194,11 +190,17 @@ def cluster(address: str | None) -> Iterator[None]:
     """
     address = address or os.environ.get("RAY_ADDRESS") or _running_cluster()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Otherwise the driver prints a warning about a restart of actors that Ray Data arranges itself.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:
         # Ray binds to the host's own address otherwise; it reads this when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
+    import ray.data
 
+    # Its console log speaks of blocks and operators; the session's own log file keeps all of it.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     if ray.is_initialized():
         yield
         return

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 from chexmask_u import record
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
-from chexmask_u.columns import fixed_size, landmark_array, replace
+from chexmask_u.columns import landmark_array, latent_array, replace
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.model.hybridgnet import HybridGNet
 
-# A mean landmark further outside the frame than its own side is no prediction of anything in the image.
-FAR_OUTSIDE = FRAME
+# A mean landmark this many pixels outside the frame is a diverged network; nearer ones are kept and counted.
+FAR_OUTSIDE = 8 * FRAME
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ class Predictor:
             landmarks_mean=landmark_array(results["landmarks_mean"]),
             landmarks_std=landmark_array(results["landmarks_std"]),
             uncertainty=uncertainty,
-            latent_mean=fixed_size(results["latent_mean"], (LATENT_SIZE,)),
-            latent_std=fixed_size(results["latent_std"], (LATENT_SIZE,)),
+            latent_mean=latent_array(results["latent_mean"]),
+            latent_std=latent_array(results["latent_std"]),
             latent_uncertainty=latent_uncertainty,
             device=[self.device if row in predicted else None for row in range(len(status))],
             predict_seconds=[seconds if row in predicted else None for row in range(len(status))],

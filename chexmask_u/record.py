@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from chexmask_u.anatomy import LATENT_SIZE, N_LANDMARKS, ORGANS
+from chexmask_u.anatomy import LATENT_SIZE, ORGANS
 
 SCHEMA_VERSION = "1.0"
 
@@ -25,11 +25,13 @@ REASONS: dict[str, str] = {
     "too_large": "the image declares more pixels than the limit",
     "blank": "nothing is left of the image after its border is cropped",
     "internal": "a step failed in a way that nobody foresaw",
-    "invalid_prediction": "the network gave values that are not finite",
+    "invalid_prediction": "the network gave values that are not finite, or far outside the image",
 }
 """Every reason a row can fail for, and what it means."""
 
-LANDMARK_ARRAY = pa.list_(pa.list_(pa.float32(), 2), N_LANDMARKS)
+# The outer list is always 120 long but not of fixed size: of a sliced fixed-size list of fixed-size lists pyarrow 26
+# takes and filters wrong rows, without an error, and that is how anybody reads a part of a Parquet file.
+LANDMARK_ARRAY = pa.list_(pa.list_(pa.float32(), 2))
 """x then y of the 120 landmarks; `datasets` reads it as an array of 120 x 2."""
 
 LATENT_ARRAY = pa.list_(pa.float32(), LATENT_SIZE)

@@ -256,7 +256,7 @@ def _groups(fs: Any, path: str, where: str, schema: pa.Schema) -> Iterator[pa.Ta
 def _check_numbers(where: str, group: pa.Table) -> None:
     for name in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std"):
         values = group[name].combine_chunks()
-        while pa.types.is_fixed_size_list(values.type):
+        while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
             if values.null_count:
                 raise ReleaseError(f"{where}: {name} has nulls")
             values = values.flatten()

@@ -43,10 +43,15 @@ BINS_PER_OCTAVE = 12
 BIN_EDGES: NDArray[np.float64] = 2.0 ** (np.arange(-4 * BINS_PER_OCTAVE, 10 * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE)
 """Edges of the histograms of uncertainty, in pixels of the 1024 frame; the first and last bin take what lies beyond."""
 
-# Of a batch only the stds weigh anything (1 kB a row), so this bounds memory; Arrow's own default reads 2 million
-# rows ahead.
-_BATCH_ROWS = 8192
-_SCAN = {"batch_size": _BATCH_ROWS, "batch_readahead": 4, "fragment_readahead": 2}
+# Memory is what is read ahead: 657,592 rows in row groups of 25,292 peak at 0.8 GB, smaller ones at less (measured).
+_SCAN = {"batch_size": 8192, "batch_readahead": 1, "fragment_readahead": 4}
+# Full rows weigh 10 kB and more.
+_SCAN_FULL_ROWS = {
+    "batch_size": 1024,
+    "batch_readahead": 1,
+    "fragment_readahead": 1,
+    "fragment_scan_options": ds.ParquetFragmentScanOptions(pre_buffer=False),
+}
 
 _NOTHING = "\N{EN DASH}"
 _CHARTS_AT_MOST = 12
@@ -104,11 +109,8 @@ class _Tally:
         self.images += batch.num_rows
         ok = batch.filter(pc.equal(batch["status"], record.OK))
         self.ok += ok.num_rows
-        ok = ok.filter(pc.and_(pc.is_finite(ok["uncertainty"]), pc.is_valid(ok["landmarks_std"])))
-        std = pc.list_flatten(pc.list_flatten(ok["landmarks_std"])).to_numpy(zero_copy_only=False)
-        scale = ok["scale"].to_numpy(zero_copy_only=False)
-        node_std = std.reshape(-1, N_LANDMARKS, 2).mean(axis=2) * scale[:, None]
-        self.organ_std += [node_std[:, LANDMARKS[organ]].mean(axis=1).sum() for organ in ORGANS]
+        ok = ok.filter(pc.and_(pc.is_finite(ok["uncertainty"]), pc.is_finite(ok[ORGANS[0]])))
+        self.organ_std += [pc.sum(ok[organ]).as_py() or 0.0 for organ in ORGANS]
         self.latent_uncertainty += pc.sum(ok["latent_uncertainty"]).as_py() or 0.0
         self.uncertainty.append(ok["uncertainty"].to_numpy(zero_copy_only=False).astype(np.float32))
 
@@ -229,20 +231,19 @@ def chosen_rows(records: ds.Dataset, record_ids: Sequence[str]) -> pa.Table:
     Returns:
         Table of `record.RECORD`, at most one row per id.
     """
-    wanted = pc.field("record_id").isin(pa.array(record_ids, pa.string()))
+    wanted = pa.array(record_ids, pa.string())
     # A filter alone would read every column of every file, masks included: find the few files first.
-    places = records.to_table(columns=["record_id", "__filename"], filter=wanted)
+    places = records.to_table(columns=["__filename"], filter=pc.field("record_id").isin(wanted), **_SCAN)
     files = set(places["__filename"].to_pylist())
-    tables = [
-        fragment.to_table(schema=records.schema, columns=record.RECORD.names, filter=wanted, **_SCAN)
-        for fragment in records.get_fragments()
-        if fragment.path in files
-    ]
-    if not tables:
-        return record.RECORD.empty_table()
-    rows = pa.concat_tables(tables)
-    found = {record_id: row for row, record_id in reversed(list(enumerate(rows["record_id"].to_pylist())))}
-    return rows.take([found[record_id] for record_id in dict.fromkeys(record_ids) if record_id in found])
+    found: dict[str, dict[str, Any]] = {}
+    for fragment in records.get_fragments():
+        if fragment.path in files:
+            for batch in fragment.to_batches(schema=records.schema, columns=record.RECORD.names, **_SCAN_FULL_ROWS):
+                for row in pc.indices_nonzero(pc.is_in(batch["record_id"], wanted)).to_pylist():
+                    # Sliced for the reason that `_organ_std` gives, and copied to let go of the row group.
+                    found.setdefault(batch["record_id"][row].as_py(), batch.slice(row, 1).to_pylist()[0])
+    rows = [found[record_id] for record_id in dict.fromkeys(record_ids) if record_id in found]
+    return pa.Table.from_pylist(rows, schema=record.RECORD)
 
 
 def to_picture(row: Mapping[str, Any], image: NDArray[np.uint8], rank: Rank) -> Picture:
@@ -294,10 +295,29 @@ def render_html(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Se
 
 
 def _batches(records: ds.Dataset) -> Iterator[pa.RecordBatch]:
+    """The small columns of all rows, and each organ's mean std in pixels of the 1024 frame, NaN for failed rows."""
     names = ["record_id", "source", "status", "reason", "error", "device", "uncertainty", "latent_uncertainty"]
     names += ["landmarks_std", *(f"{stage}_seconds" for stage in STAGES)]
     columns = {name: pc.field(name) for name in names} | {"scale": pc.field("letterbox", "scale")}
-    yield from (batch for batch in records.to_batches(columns=columns, **_SCAN) if batch.num_rows)
+    for batch in records.to_batches(columns=columns, **_SCAN):
+        if batch.num_rows:
+            organ_std = _organ_std(batch)
+            batch = batch.drop_columns(["landmarks_std", "scale"])
+            for organ, means in zip(ORGANS, organ_std.T, strict=True):
+                batch = batch.append_column(organ, pa.array(means))
+            yield batch
+
+
+def _organ_std(batch: pa.RecordBatch) -> NDArray[np.float64]:
+    """Mean over nodes and axes: float64 [rows, 3], pixels of the 1024 frame; NaN for failed rows."""
+    # Not with `filter`: pyarrow 26 takes the wrong landmarks, or crashes, where a batch is a slice of a row group.
+    std = batch["landmarks_std"]
+    valid = std.is_valid().to_numpy(zero_copy_only=False)
+    # flatten() leaves the slots of null rows out.
+    node_std = std.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, N_LANDMARKS, 2).mean(axis=2)
+    means = np.full((batch.num_rows, len(ORGANS)), np.nan)
+    means[valid] = np.stack([node_std[:, LANDMARKS[organ]].mean(axis=1) for organ in ORGANS], axis=1)
+    return np.asarray(means * batch["scale"].to_numpy(zero_copy_only=False)[:, None], np.float64)
 
 
 def _counts(tally: _Tally) -> dict[str, int]:
@@ -435,8 +455,10 @@ def _histograms(uncertainty: Mapping[str, Any]) -> Markup | None:
     # Few images get wide bins: twice Rice's rule for the mean source, as the tails take half of the axis.
     aim = 4 * (counts.sum() / len(names)) ** (1 / 3)
     merged = next((m for m in (1, 2, 3, 4, 6) if (occupied[-1] - occupied[0] + 1) / m <= aim), 12)
-    first = occupied[0] // merged * merged
-    last = (occupied[-1] // merged + 1) * merged
+    # At least two octaves, so that the axis has a labelled tick.
+    margin = max(0, 2 * BINS_PER_OCTAVE - (occupied[-1] - occupied[0])) // 2
+    first = max(0, occupied[0] - margin) // merged * merged
+    last = (min(len(edges) - 2, occupied[-1] + margin) // merged + 1) * merged
     shares = counts[:, first:last].reshape(len(names), -1, merged).sum(axis=2) / counts.sum(axis=1, keepdims=True)
     edges = edges[first : last + 1 : merged]
 

@@ -88,13 +88,61 @@ class Run:
         return pads.dataset(files, schema=record.RECORD, filesystem=fs, format="parquet")
 
 
-def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weights: dict[str, Any]) -> dict[str, Any]:
-    """Write run.json, or check that the run that is there has the same manifest, weights and numbers.
+def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], manifest_sha256: str | None) -> bool:
+    """Check that the run which the folder holds, if any, has the same weights, numbers and manifest.
+
+    Args:
+        run: the folder.
+        settings: of the run that is to start or go on.
+        weights: what run.json is to say of them.
+        manifest_sha256: digest of the manifest, or None while it is not known.
+
+    Returns:
+        Whether the folder holds a run.
 
     Raises:
-        RunError: if the output holds a run with others (each difference is named), or other files.
+        RunError: naming each difference; or if the folder holds records without a run.json.
     """
-    fresh: dict[str, Any] = {
+    stored = run.read_json("run.json")
+    if stored is None:
+        if run.committed_rows():
+            raise RunError(f"{run.url}: holds records but no run.json; choose another --output")
+        return False
+    before = _identity(
+        stored.get("schema_version"), stored.get("weights", {}), stored.get("numbers", {}), stored.get("manifest", {})
+    )
+    now = _identity(record.SCHEMA_VERSION, weights, settings.numbers(), {"sha256": manifest_sha256})
+    differences = "; ".join(
+        f"{name} was {before.get(name)}, now {value}"
+        for name, value in now.items()
+        if value is not None and value != before.get(name)
+    )
+    if differences:
+        raise RunError(f"{run.url}: holds a run with other settings ({differences}); choose another --output")
+    return True
+
+
+def _identity(
+    schema_version: str | None, weights: dict[str, Any], numbers: dict[str, Any], manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """What may not change between the attempts of one run, by the name that a user knows it by."""
+    return {
+        "schema": schema_version,
+        "weights sha256": weights.get("sha256"),
+        "manifest sha256": manifest.get("sha256"),
+        **{f"--{name.replace('_', '-')}": value for name, value in numbers.items()},
+    }
+
+
+def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weights: dict[str, Any]) -> None:
+    """Write run.json, unless the folder holds the same run already.
+
+    Raises:
+        RunError: as `check_same` does.
+    """
+    if check_same(run, settings, weights, manifest.sha256):
+        return
+    frozen = {
         "schema_version": record.SCHEMA_VERSION,
         "settings": settings.asdict(),
         "numbers": settings.numbers(),
@@ -102,30 +150,7 @@ def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weight
         "weights": weights,
         "versions": versions(),
     }
-    stored = run.read_json("run.json")
-    if stored is None:
-        if run.committed_rows():
-            raise RunError(f"{run.url}: holds records but no run.json; choose another --output")
-        run.write_text("run.json", json.dumps(fresh, indent=2) + "\n")
-        return fresh
-    differences = [
-        f"{name} was {before}, now {now}"
-        for name, before, now in (
-            ("schema", stored.get("schema_version"), fresh["schema_version"]),
-            ("manifest sha256", stored.get("manifest", {}).get("sha256"), manifest.sha256),
-            ("weights sha256", stored.get("weights", {}).get("sha256"), weights["sha256"]),
-            *(
-                (f"--{key.replace('_', '-')}", stored.get("numbers", {}).get(key), value)
-                for key, value in fresh["numbers"].items()
-            ),
-        )
-        if before != now
-    ]
-    if differences:
-        raise RunError(
-            f"{run.url}: holds a run with other settings ({'; '.join(differences)}); choose another --output"
-        )
-    return stored
+    run.write_text("run.json", json.dumps(frozen, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,66 @@
+"""Fixtures: the golden vectors where they are, tiny weights, and one local Ray for the tests that need it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from chexmask_u.model.checkpoint import save_model
+from chexmask_u.model.hybridgnet import HybridGNet
+
+# Before anything imports Ray: stay on loopback and start nothing that talks to the world.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+SHARED = Path(os.environ.get("CHEXMASK_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"real data are not at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(params=["skip", "noskip"])
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a small input: fast, and as good as any where only the plumbing is looked at."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_model(HybridGNet(input_size=32, variant="skip"), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def radiograph() -> np.ndarray:
+    """uint8 [1024, 1024]: not a radiograph, but smooth, bright in places and different everywhere."""
+    y, x = np.mgrid[0:1024, 0:1024] / 1024
+    grey = 120 + 80 * np.sin(9 * x + 2 * y) * np.cos(5 * y) + 40 * ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.04)
+    return grey.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """One local Ray for the session, as `generate` starts it; `pipeline.cluster` uses one that is there."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
