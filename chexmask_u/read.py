@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import cv2
-import fsspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from chexmask_u import record, sources, storage
 from chexmask_u.columns import replace
@@ -24,7 +24,14 @@ from chexmask_u.letterbox import BlankImageError, Letterbox, prepare
 # Enough requests in flight to hide an object store's latency; decoding takes turns on the task's core anyway.
 FETCHERS = 8
 
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_FORMATS = {b"\x89PNG\r\n\x1a\n": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
+
+# The last chunk of every PNG, with its checksum.
+_PNG_END = b"IEND\xaeB`\x82"
+
+# In image data, FF is followed by 00 or a restart marker; anything else begins the next segment.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_END = b"\xff\xd9"
 
 
 class ReadError(Exception):
@@ -42,8 +49,10 @@ def fetch(uri: str) -> bytes:
         ReadError: "missing", "forbidden", "empty" or "storage".
     """
     try:
-        fs, path = fsspec.url_to_fs(uri)
+        fs, path = storage.resolve(uri)
         data: bytes = fs.cat_file(path)
+    except IsADirectoryError as error:
+        raise ReadError("missing", "there is a folder, not an object") from error
     except Exception as error:
         if storage.is_missing(error):
             raise ReadError("missing", "there is no such object") from error
@@ -68,7 +77,10 @@ def decode(data: bytes, *, max_side: int) -> NDArray[np.uint8]:
         ReadError: "unsupported", "damaged" or "too_large".
     """
     _check(data, max_side)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise ReadError("damaged", storage.explain(error)) from error
     if image is None or not image.size:
         raise ReadError("damaged", "the image data cannot be decoded")
     if image.dtype != np.uint8:
@@ -78,27 +90,34 @@ def decode(data: bytes, *, max_side: int) -> NDArray[np.uint8]:
 
 def _check(data: bytes, max_side: int) -> None:
     """Find what a decoder would not say: a bomb before it goes off, and data that end early or fail their checksum."""
+    kind = next((kind for start, kind in _FORMATS.items() if data.startswith(start)), None)
+    if kind is None:
+        raise ReadError("unsupported", f"not a PNG or JPEG image; it begins with {data[:8]!r}")
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as header:
+        # Not Image.open, which has a limit of its own that `max_side` could not lift.
+        with kind(io.BytesIO(data)) as header:
             width, height = header.size
             if max(width, height) > max_side:
                 raise ReadError("too_large", f"{width} x {height} pixels; the limit is {max_side} a side (--max-side)")
-            if header.format == "PNG":
+            if kind is PngImageFile:
                 header.verify()
     except ReadError:
         raise
-    except UnidentifiedImageError as error:
-        if data[:8] == b"\x89PNG\r\n\x1a\n" or data[:3] == b"\xff\xd8\xff":
-            raise ReadError("damaged", "the image header is damaged") from error
-        raise ReadError("unsupported", f"not a PNG or JPEG image; it begins with {data[:8]!r}") from error
-    except Image.DecompressionBombError as error:
-        raise ReadError("too_large", storage.explain(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+    except Exception as error:  # a damaged header makes its parser raise whatever it stumbles over
         raise ReadError("damaged", storage.explain(error)) from error
-    # OpenCV fills the missing rows of a truncated JPEG with grey and says nothing. Bytes FF DA occur only as a scan's
-    # start, so an end marker after the last one ends the image itself and not a thumbnail in its header.
-    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
-        raise ReadError("damaged", "the JPEG data end before the image does")
+    # Decoders fill the missing rows of a truncated JPEG with grey and say nothing.
+    if not (_PNG_END in data if kind is PngImageFile else _jpeg_ends(data)):
+        raise ReadError("damaged", "the data end before the image does")
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the segments of a JPEG lead to its end marker; a thumbnail within a segment has one of its own."""
+    position = len(b"\xff\xd8")
+    while marker := _JPEG_MARKER.search(data, position):
+        if marker[0] == _JPEG_END:
+            return True
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def normalise(url: str) -> str:
     """A URL as given, or an absolute local path, so that workers in other folders mean the same place."""
     protocol, path = split_protocol(url)
     if protocol in (None, "file", "local"):
-        return os.path.normpath(Path(path).expanduser().absolute())
+        # Not Path.expanduser, which raises where a name merely begins with "~".
+        return os.path.normpath(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
     check_scheme(url)
     return url.rstrip("/")
 
@@ -46,8 +47,17 @@ def check_scheme(url: str) -> None:
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URL, without cached listings, and the path on it."""
     check_scheme(url)
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = resolve(url)
     fs.invalidate_cache()
+    return fs, path
+
+
+def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of a URL, as it may be cached, and the path on it; a local path is taken literally."""
+    if split_protocol(url)[0] in (None, "file", "local"):
+        # fsspec itself would cut a path at "::", its mark of a chained URL.
+        return fsspec.filesystem("file"), normalise(url)
+    fs, path = fsspec.url_to_fs(url)
     return fs, path
 
 

@@ -37,7 +37,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of a small input: fast, and as good as any where only the plumbing is looked at."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(HybridGNet(input_size=32, variant="skip"), path)
+    save_model(HybridGNet(input_size=64, variant="skip"), path)
     return path
 
 

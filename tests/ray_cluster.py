@@ -17,8 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 120.0
+START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+
+# With loopback as the only network, `ray start` refuses to add a node to a head; without, it replaces 127.0.0.1 by the
+# host's own address. (At 127.0.0.2 both would do, but Ray then listens on every address of the host.)
+JOIN_ON_LOOPBACK = """
+from ray._private import ray_constants, services
+from ray.scripts.scripts import main
+ray_constants.ENABLE_RAY_CLUSTER = True
+services.get_node_ip_address = lambda *_: "127.0.0.1"
+main()
+"""
 
 # The `ray` of this interpreter, whatever PATH says.
 RAY = Path(sys.executable).with_name("ray")
@@ -55,6 +65,8 @@ def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int 
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # How Ray spells "on loopback only".
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Two nodes on a small machine that others use too: a busy disk or memory is no reason to refuse work.
         "RAY_local_fs_capacity_threshold": "1.0",
         "RAY_memory_monitor_refresh_ms": "0",
@@ -67,6 +79,8 @@ def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int 
         "--max-worker-port=0",
     ]
     head = [
+        str(RAY),
+        "start",
         "--head",
         f"--port={port}",
         "--dashboard-host=127.0.0.1",
@@ -79,6 +93,10 @@ def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int 
         *common,
     ]
     worker = [
+        sys.executable,
+        "-c",
+        JOIN_ON_LOOPBACK,
+        "start",
         f"--address=127.0.0.1:{port}",
         f"--dashboard-agent-listen-port={worker_agent}",
         f"--num-cpus={worker_cpus}",
@@ -88,9 +106,7 @@ def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int 
     cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment, folder)
     try:
         with ExitStack() as stack:
-            # This name is how Ray spells "loopback"; with it a node can only be a head. A node that joins a head on
-            # loopback takes that address by itself.
-            stack.enter_context(_node(head, {**environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, folder / "head"))
+            stack.enter_context(_node(head, environment, folder / "head"))
             stack.enter_context(_node(worker, environment, folder / "worker"))
             _wait_for_jobs(cluster)
             yield cluster
@@ -125,11 +141,9 @@ def stop_group(process: subprocess.Popen[Any]) -> None:
 
 
 @contextmanager
-def _node(arguments: Sequence[str], env: dict[str, str], log: Path) -> Iterator[None]:
+def _node(command: Sequence[str], env: dict[str, str], log: Path) -> Iterator[None]:
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [RAY, "start", *arguments], env=env, stdout=output, stderr=output, start_new_session=True, cwd="/"
-        )
+        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True, cwd="/")
     try:
         _wait_for(lambda: b"Ray runtime started" in log.read_bytes(), process, log)
         yield

@@ -133,7 +133,7 @@ def _input_size(state: dict[str, Tensor], source: str) -> int:
     if weight is None or weight.ndim != 2:
         raise CheckpointError(f"{source}: no encoder.fc_mu.weight matrix, so these are not HybridGNet weights")
     side = round((weight.shape[1] / CHANNELS[-1]) ** 0.5)
-    if side < 1 or CHANNELS[-1] * side**2 != weight.shape[1]:
+    if side < 2 or CHANNELS[-1] * side**2 != weight.shape[1]:
         raise CheckpointError(f"{source}: encoder.fc_mu.weight {list(weight.shape)} fits no square input")
     return side * DOWNSAMPLING
 

@@ -17,7 +17,7 @@ class HybridGNet(nn.Module):
     """Variational encoder and graph decoder of HybridGNet (Gaggion et al.), with upstream's parameter names.
 
     Args:
-        input_size: side S in pixels of the square images it takes; a positive multiple of 32.
+        input_size: side S in pixels of the square images it takes; a multiple of 32, at least 64.
         variant: "skip" with image-to-graph skip connections, "noskip" without.
 
     Raises:
@@ -29,8 +29,9 @@ class HybridGNet(nn.Module):
 
     def __init__(self, input_size: int = 1024, variant: Variant = "skip") -> None:
         super().__init__()
-        if input_size < DOWNSAMPLING or input_size % DOWNSAMPLING:
-            raise ValueError(f"input_size must be a positive multiple of {DOWNSAMPLING}, not {input_size}")
+        # At a single cell conv6 has no variance to be normalised by.
+        if input_size < 2 * DOWNSAMPLING or input_size % DOWNSAMPLING:
+            raise ValueError(f"input_size must be a multiple of {DOWNSAMPLING} from 64 on, not {input_size}")
         if variant not in ("skip", "noskip"):
             raise ValueError(f"variant must be 'skip' or 'noskip', not {variant!r}")
         self.input_size = input_size

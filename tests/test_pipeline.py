@@ -1,0 +1,183 @@
+"""A run over a folder: in = ok + failed, the numbers of each image, and runs that go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import chexmask_u as cu
+from chexmask_u import cli, pipeline, record, write
+from chexmask_u.manifest import list_folder
+from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
+
+DAMAGED = ("empty.png", "text.png", "cut.jpg")
+
+
+def draw_images(folder: Path, count: int, rng: np.random.Generator) -> None:
+    """Images of many sizes, and three that are damaged."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        height, width = rng.integers(40, 400, 2)
+        grey = cv2.resize(rng.integers(0, 256, (6, 6), dtype=np.uint8), (int(width), int(height)))
+        cv2.imwrite(str(folder / f"image-{index:04d}.{'png' if index % 2 else 'jpg'}"), grey)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("this is no image")
+    encoded = cv2.imencode(".jpg", np.full((200, 200), 90, np.uint8))[1].tobytes()
+    (folder / "cut.jpg").write_bytes(encoded[: len(encoded) // 2])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "images"
+    draw_images(folder, 40, np.random.default_rng(0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(images, tiny_weights, tmp_path_factory):
+    manifest = tmp_path_factory.mktemp("manifest") / "manifest.parquet"
+    list_folder(ManifestFolderSettings(uri=str(images), output=str(manifest)))
+    return GenerateSettings(
+        manifest=str(manifest),
+        output=str(tmp_path_factory.mktemp("runs") / "run"),
+        weights=str(tiny_weights),
+        samples=5,
+        rows_per_file=10,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(settings, local_ray):
+    return pipeline.generate(settings)
+
+
+def records(output: str | Path) -> dict[str, dict]:
+    table = write.Run(str(output)).dataset().to_table()
+    rows = table.to_pylist()
+    assert len({row["record_id"] for row in rows}) == len(rows), "a record is there twice"
+    return {row["record_id"]: row for row in rows}
+
+
+def test_every_image_is_one_record_and_the_damaged_ones_say_why(finished, settings):
+    rows = records(settings.output)
+    manifest = pq.read_table(settings.manifest)
+    assert rows.keys() == set(manifest["record_id"].to_pylist())
+    failed = {row["image_id"]: row["reason"] for row in rows.values() if row["status"] == record.FAILED}
+    assert failed == {"empty.png": "empty", "text.png": "unsupported", "cut.jpg": "damaged"}
+    assert all(rows[f"folder/{name}"]["error"] for name in DAMAGED)
+    assert (finished["ok"], finished["failed"], finished["complete"]) == (40, 3, True)
+    report = json.loads(Path(settings.output, "report.json").read_text())
+    assert report["ok"] + report["failed"] == report["manifest_rows"] == 43
+    assert "image-00" in Path(settings.output, "report.html").read_text()
+
+
+def test_records_are_what_predict_gives_for_each_image_alone(finished, settings, images):
+    """The steps, by hand, on one image at a time: other batches, other workers, same numbers, in original pixels."""
+    model = cu.load_model(settings.weights)
+    rows = records(settings.output)
+    for name in ("image-0000.jpg", "image-0013.png", "image-0039.png"):
+        read = cu.read_image(str(images / name))
+        predicted = cu.predict(model, read.image[None], [f"folder/{name}"], n_samples=5)
+        row = rows[f"folder/{name}"]
+        assert (row["height"], row["width"]) == cv2.imread(str(images / name), 0).shape
+        letterbox = cu.Letterbox.from_row(row["letterbox"])
+        frame = letterbox.to_frame(np.array(row["landmarks_mean"]))
+        np.testing.assert_allclose(frame, predicted.landmarks_mean[0], atol=0.01)
+        np.testing.assert_allclose(
+            np.array(row["landmarks_std"]) * letterbox.scale, predicted.landmarks_std[0], atol=0.01
+        )
+        for organ in cu.ORGANS:
+            mask = cu.organ_mask(np.array(row["landmarks_mean"]), organ, row["height"], row["width"])
+            assert row[organ] == cu.rle_encode(mask)
+
+
+def test_more_replicas_and_other_batches_give_the_same_records(finished, settings, tmp_path):
+    from dataclasses import replace
+
+    other = replace(settings, output=str(tmp_path / "run"), replicas=2, batch_size=3, rows_per_file=7)
+    pipeline.generate(other)
+    first, second = records(settings.output), records(other.output)
+    assert first.keys() == second.keys()
+    for record_id, row in first.items():
+        assert row["reason"] == second[record_id]["reason"]
+        if row["status"] == record.OK:
+            np.testing.assert_allclose(row["landmarks_mean"], second[record_id]["landmarks_mean"], atol=0.01)
+            np.testing.assert_allclose(row["landmarks_std"], second[record_id]["landmarks_std"], atol=0.01)
+
+
+def test_a_finished_run_is_not_run_again(finished, settings):
+    before = sorted(Path(settings.output, "records").iterdir())
+    summary = pipeline.generate(settings)
+    assert summary["already_done"] == 43
+    assert summary["complete"]
+    assert sorted(Path(settings.output, "records").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"samples": 6}, "--samples was 5, now 6"),
+        ({"seed": 1}, "--seed was 0, now 1"),
+        ({"weights": "demo"}, "weights sha256 was"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_and_left_alone(finished, settings, change, words, capsys):
+    options = settings.asdict() | change
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+    before = sorted(Path(settings.output).rglob("*"))
+    assert cli.main(["generate", *flags]) == cli.BAD_INPUT
+    message = capsys.readouterr().err.strip()
+    assert words in message
+    assert len(message.splitlines()) == 1
+    assert sorted(Path(settings.output).rglob("*")) == before
+
+
+def test_another_manifest_in_the_same_output_is_refused(finished, settings, tmp_path):
+    from dataclasses import replace
+
+    table = pq.read_table(settings.manifest)
+    pq.write_table(table.slice(0, 5), tmp_path / "fewer.parquet")
+    with pytest.raises(write.RunError, match="manifest sha256 was"):
+        pipeline.generate(replace(settings, manifest=str(tmp_path / "fewer.parquet")))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_interrupted_run_goes_on_where_it_stopped(number, code, tiny_weights, tmp_path):
+    """A driver of its own, stopped after its first part is committed; the same command then finishes the run."""
+    draw_images(tmp_path / "images", 300, np.random.default_rng(1))
+    list_folder(ManifestFolderSettings(uri=str(tmp_path / "images"), output=str(tmp_path / "m.parquet")))
+    run = write.Run(str(tmp_path / "run"))
+    command = [sys.executable, "-m", "chexmask_u.cli", "generate"]
+    command += ["--manifest", str(tmp_path / "m.parquet"), "--output", run.url, "--weights", str(tiny_weights)]
+    # Many draws make the run long enough to be stopped in the middle.
+    command += ["--samples", "200", "--rows-per-file", "32", "--json"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while run.committed_rows() == 0:
+        assert driver.poll() is None, driver.stderr.read().decode()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(number)
+    stderr = driver.communicate(timeout=60)[1].decode()
+    assert driver.returncode == code, stderr[-2000:]
+    done = run.committed_rows()
+    assert 0 < done < 303
+    if number == signal.SIGINT:
+        assert "the same command goes on where it stopped" in stderr
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    summary = json.loads(again.stdout.splitlines()[-1])
+    assert summary["already_done"] >= done
+    assert (summary["ok"], summary["failed"]) == (300, 3)
+    assert len(records(run.url)) == 303
