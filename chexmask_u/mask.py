@@ -14,6 +14,9 @@ from chexmask_u import anatomy, record
 from chexmask_u.columns import landmark_array, replace, to_landmarks
 from chexmask_u.letterbox import Letterbox
 
+# No image that OpenCV reads is larger; beyond, filling a contour takes seconds, and then overflows.
+FARTHEST = 2**20
+
 
 def organ_mask(landmarks: NDArray[Any], organ: str, height: int, width: int) -> NDArray[np.uint8]:
     """Filled contour of one organ, by OpenCV's rules, as the published masks are made.
@@ -27,7 +30,8 @@ def organ_mask(landmarks: NDArray[Any], organ: str, height: int, width: int) -> 
         uint8 {0, 1} [height, width].
 
     Raises:
-        ValueError: if the organ or the shape of the landmarks is not one of those, or a landmark is not finite.
+        ValueError: if the organ or the shape of the landmarks is not one of those, or a landmark is not finite, or
+            farther away than any image reaches.
     """
     mask = np.zeros((height, width), np.uint8)
     cv2.drawContours(mask, [_contour(landmarks, organ)], -1, 1, cv2.FILLED)
@@ -65,12 +69,13 @@ def rle_decode(rle: str, height: int, width: int) -> NDArray[np.uint8]:
     """
     try:
         numbers = np.array(rle.split(), np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"a run-length string holds whole numbers only, not {rle[:40]!r}") from error
     if len(numbers) % 2:
         raise ValueError(f"a run-length string holds pairs, not {len(numbers)} numbers")
     starts, lengths = numbers[0::2] - 1, numbers[1::2]
-    if len(numbers) and (starts.min() < 0 or lengths.min() < 1 or (starts + lengths).max() > height * width):
+    # Not starts + lengths, which may overflow.
+    if (starts < 0).any() or (lengths < 1).any() or (lengths > height * width - starts).any():
         raise ValueError(f"runs do not fit a mask of height {height} and width {width}")
     # +1 where a run starts and -1 where it stops sum to the mask.
     steps = np.zeros(height * width + 1, np.int32)
@@ -129,6 +134,8 @@ def _contour(landmarks: NDArray[Any], organ: str) -> NDArray[np.int32]:
     points = points[anatomy.LANDMARKS[organ]]
     if not np.isfinite(points).all():
         raise ValueError(f"a landmark of the {organ} is not finite")
+    if np.abs(points).max() > FARTHEST:
+        raise ValueError(f"a landmark of the {organ} is more than {FARTHEST} pixels away")
     return np.rint(points).astype(np.int32)
 
 

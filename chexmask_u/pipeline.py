@@ -204,6 +204,8 @@ def cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address is not None and not _answers(address):
+        raise ClusterError(f"Ray cluster {address}: does not answer; start it, or leave out --address and RAY_ADDRESS")
     try:
         if address is None:
             # Reading, a resume's filter and writing each hold a core at some time: fewer than two deadlock.
@@ -219,7 +221,7 @@ def cluster(address: str | None) -> Iterator[None]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
     except ConnectionError as error:
-        raise ClusterError(f"Ray cluster {address}: does not answer; start it, or leave out --address") from error
+        raise ClusterError(f"Ray cluster {address}: cannot be joined ({storage.explain(error)})") from error
     try:
         yield
     finally:
@@ -230,11 +232,21 @@ def _running_cluster() -> str | None:
     """Address of the cluster that `ray start` left a note of on this machine, if it still answers."""
     try:
         address = Path("/tmp/ray/ray_current_cluster").read_text().strip()
-        host, port = address.rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=2):
-            return address
-    except (OSError, ValueError):
+    except OSError:
         return None
+    return address if _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return True
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def on_worker(function: Callable[..., Any], *args: Any) -> Any:

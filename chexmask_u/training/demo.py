@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10_000, help="optimiser steps at most")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="training time at most, resumes included")
     parser.add_argument("--drawings", type=int, default=4000, help="drawings to train on")
-    parser.add_argument("--batch", type=int, default=8, help="images a step, shared equally among the sources")
+    parser.add_argument("--batch", type=int, default=8, help="images a step, half of them annotated where given")
     parser.add_argument("--every", type=int, default=1000, help="steps between states and validations")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
@@ -310,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cv2.setNumThreads(args.threads)
     del args.threads
     args.state = args.state or args.output.with_suffix(".pt")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     Training(Settings(**vars(args))).run()
 
 

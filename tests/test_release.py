@@ -1,0 +1,207 @@
+"""A release is one immutable, checked version of a complete run, and `datasets` opens it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import chexmask_u as cu
+from chexmask_u import pipeline, release, write
+from chexmask_u.manifest import list_folder
+from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings, ValidateSettings
+from tests.test_pipeline import draw_images
+
+
+@pytest.fixture(scope="module")
+def run(tiny_weights, tmp_path_factory, local_ray) -> str:
+    """A finished run over two sources, one image of three in each damaged."""
+    import pyarrow as pa
+
+    folder = tmp_path_factory.mktemp("release")
+    parts = []
+    for source, count in (("hospital-a", 30), ("hospital-b", 7)):
+        draw_images(folder / source, count, np.random.default_rng(count))
+        manifest = folder / f"{source}.parquet"
+        list_folder(ManifestFolderSettings(uri=str(folder / source), output=str(manifest), source=source))
+        parts.append(pq.read_table(manifest))
+    # Out of order, as a user's own manifest may be.
+    merged = pa.concat_tables(parts[::-1])
+    pq.write_table(merged.take(np.random.default_rng(0).permutation(len(merged))), folder / "manifest.parquet")
+    pipeline.generate(
+        GenerateSettings(
+            manifest=str(folder / "manifest.parquet"),
+            output=str(folder / "run"),
+            weights=str(tiny_weights),
+            samples=4,
+            rows_per_file=8,
+        )
+    )
+    return str(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def released(run, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("versions")
+    pipeline.make_release(ReleaseSettings(run=run, output=str(output), version="v1.0.0", rows_per_shard=12))
+    return output / "v1.0.0"
+
+
+@pytest.fixture
+def copy(released, tmp_path) -> Path:
+    return Path(shutil.copytree(released, tmp_path / "v1.0.0"))
+
+
+def test_datasets_opens_it_by_config_streaming_or_not(released, run, tmp_path):
+    rows = {row["record_id"]: row for row in write.Run(run).dataset().to_table().to_pylist()}
+    for source, count in (("hospital-a", 30), ("hospital-b", 7)):
+        eager = datasets.load_dataset(str(released), source, split="train", cache_dir=str(tmp_path)).with_format(
+            "numpy"
+        )
+        streamed = list(datasets.load_dataset(str(released), source, split="train", streaming=True))
+        assert len(eager) == len(streamed) == count
+        names = sorted(record_id for record_id in rows if record_id.startswith(f"{source}/image"))
+        assert list(eager["record_id"][:]) == names
+        assert eager[:]["landmarks_mean"].shape == (count, 120, 2)
+        for record, stream in zip(eager, streamed, strict=True):
+            expected = rows[record["record_id"]]
+            assert record["landmarks_mean"].shape == np.array(stream["landmarks_mean"]).shape == (120, 2)
+            np.testing.assert_array_equal(record["landmarks_mean"], np.array(expected["landmarks_mean"], np.float32))
+            np.testing.assert_array_equal(stream["landmarks_std"], expected["landmarks_std"])
+            assert stream["letterbox"] == expected["letterbox"]
+
+
+def test_masks_are_joined_by_record_id_and_decode(released, tmp_path):
+    landmarks = datasets.load_dataset(str(released), "hospital-a", split="train", cache_dir=str(tmp_path))
+    masks = datasets.load_dataset(str(released), "hospital-a-masks", split="train", cache_dir=str(tmp_path))
+    assert landmarks["record_id"][:] == masks["record_id"][:]
+    for record, mask in zip(landmarks, masks, strict=True):
+        size = (record["height"], record["width"])
+        for organ in cu.ORGANS:
+            expected = cu.organ_mask(np.array(record["landmarks_mean"]), organ, *size)
+            np.testing.assert_array_equal(cu.rle_decode(mask[organ], *size), expected)
+
+
+def test_failures_are_listed_with_their_reason_and_nothing_of_the_storage(released, run, tmp_path):
+    failures = datasets.load_dataset(str(released), "failures", split="train", cache_dir=str(tmp_path))
+    assert sorted(failures["reason"]) == ["damaged", "damaged", "empty", "empty", "unsupported", "unsupported"]
+    folder = str(Path(run).parent)
+    assert not [file for file in released.rglob("*") if file.is_file() and folder.encode() in file.read_bytes()]
+
+
+def test_the_same_run_gives_the_same_bytes(released, run, tmp_path):
+    pipeline.make_release(ReleaseSettings(run=run, output=str(tmp_path), version="v1.0.0", rows_per_shard=12))
+    files = sorted(file.relative_to(released) for file in released.rglob("*") if file.is_file())
+    assert len(files) == 11
+    for file in files:
+        assert (released / file).read_bytes() == (tmp_path / "v1.0.0" / file).read_bytes(), file
+
+
+def test_counts_add_up_and_validate_agrees(released):
+    content = pipeline.validate(ValidateSettings(release=str(released)))
+    assert content["counts"] == {"hospital-a": {"ok": 30, "failed": 3}, "hospital-b": {"ok": 7, "failed": 3}}
+    assert content["failures"] == {"damaged": 2, "empty": 2, "unsupported": 2}
+    assert content["manifest"]["rows"] == 43
+
+
+def test_a_version_never_changes(released, run):
+    settings = ReleaseSettings(run=run, output=str(released.parent), version="v1.0.0")
+    with pytest.raises(release.ReleaseError, match="exists and a release never changes"):
+        pipeline.make_release(settings)
+    with pytest.raises(release.ReleaseError, match=r"vX\.Y\.Z"):
+        pipeline.make_release(replace(settings, version="1.0"))
+
+
+def test_failed_images_can_be_made_to_stop_a_release(run, tmp_path):
+    settings = ReleaseSettings(run=run, output=str(tmp_path), allow_failed=5)
+    with pytest.raises(release.ReleaseError, match="6 images failed, more than --allow-failed 5"):
+        pipeline.make_release(settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_incomplete_run_is_not_released(run, tmp_path):
+    half = Path(shutil.copytree(run, tmp_path / "run"))
+    part = sorted((half / "checkpoint").glob("*.parquet"))[0]
+    lost = pq.read_metadata(part).num_rows
+    part.unlink()
+    with pytest.raises(release.ReleaseError, match=f"{lost} of 43 images have no record yet"):
+        pipeline.make_release(ReleaseSettings(run=str(half), output=str(tmp_path / "out")))
+
+
+def test_a_part_that_a_killed_writer_left_behind_is_not_released(run, tmp_path):
+    stray = Path(shutil.copytree(run, tmp_path / "run"))
+    part = sorted((stray / "records").glob("*.parquet"))[0]
+    shutil.copy(part, part.with_name("0000killed_000000-0.parquet"))
+    content = pipeline.make_release(ReleaseSettings(run=str(stray), output=str(tmp_path / "out")))
+    assert sum(counts["ok"] + counts["failed"] for counts in content["counts"].values()) == 43
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["hospital-a/landmarks-00001-of-00003.parquet", "hospital-b/masks-00000-of-00001.parquet"]
+)
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(Path.unlink, "is missing"), (truncate, "truncated or edited"), (flip, "sha256")],
+)
+def test_a_lost_cut_or_edited_file_is_named(copy, name, damage, words):
+    damage(copy / name)
+    with pytest.raises(release.ReleaseError, match=words) as caught:
+        pipeline.validate(ValidateSettings(release=str(copy)))
+    assert name in str(caught.value)
+
+
+def test_a_release_without_its_marker_is_none(copy):
+    (copy / release.MARKER).unlink()
+    with pytest.raises(release.ReleaseError, match="never finished"):
+        pipeline.validate(ValidateSettings(release=str(copy)))
+
+
+def test_a_file_that_does_not_belong_is_named(copy):
+    (copy / "hospital-a" / "patients.csv").write_text("name\n")
+    with pytest.raises(release.ReleaseError, match=r"patients\.csv"):
+        pipeline.validate(ValidateSettings(release=str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "words"),
+    [
+        ("record_id", lambda values: [values[0], *values[:-1]], "not sorted, or occur twice"),
+        ("landmarks_std", lambda values: [[[-1.0, 1.0]] * 120, *values[1:]], "negative"),
+        ("landmarks_mean", lambda values: [[[float("nan"), 1.0]] * 120, *values[1:]], "not finite"),
+    ],
+)
+def test_wrong_content_is_found_even_behind_right_checksums(copy, column, change, words):
+    """As if the release had been written wrongly, and not damaged later."""
+    import hashlib
+
+    import pyarrow as pa
+
+    name = "hospital-b/landmarks-00000-of-00001.parquet"
+    table = pq.read_table(copy / name)
+    field = table.schema.field(column)
+    values = pa.array(change(table[column].to_pylist()), field.type)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), field, values), copy / name)
+    marker = json.loads((copy / release.MARKER).read_text())
+    for file in marker["files"]:
+        if file["path"] == name:
+            file["bytes"] = (copy / name).stat().st_size
+            file["sha256"] = hashlib.sha256((copy / name).read_bytes()).hexdigest()
+    (copy / release.MARKER).write_text(json.dumps(marker))
+    with pytest.raises(release.ReleaseError, match=words):
+        pipeline.validate(ValidateSettings(release=str(copy)))
