@@ -71,16 +71,16 @@ def _generate(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
 
 def _demo(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
     prepared = demo.prepare(settings)
-    summary = pipeline.generate(prepared.generate)
-    text = _run_text(str(prepared.generate.output), summary)
-    if not summary["complete"]:
-        return summary, text, INCOMPLETE
-    if demo.is_released(prepared.release):
-        folder = storage.join(prepared.release.output, prepared.release.version)
-        text += f"\nRelease: {folder} (made before)"
-    else:
-        text += "\n" + _release_text(pipeline.make_release(prepared.release))
-    return summary, text, DONE
+    # One Ray for both verbs.
+    with pipeline.cluster(settings.address):
+        summary = pipeline.generate(prepared.generate)
+        text = _run_text(str(prepared.generate.output), summary)
+        if not summary["complete"]:
+            return summary, text, INCOMPLETE
+        if demo.is_released(prepared.release):
+            folder = storage.join(prepared.release.output, prepared.release.version)
+            return summary, f"{text}\nRelease: {folder} (made before)", DONE
+        return summary, f"{text}\n{_release_text(pipeline.make_release(prepared.release))}", DONE
 
 
 def _release(settings: ReleaseSettings) -> tuple[dict[str, Any], str, int]:

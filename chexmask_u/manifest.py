@@ -50,7 +50,8 @@ class Listing:
 def list_folder(settings: ManifestFolderSettings) -> Listing:
     """Write a manifest of every PNG and JPEG below a folder or URL prefix, sorted by record id.
 
-    An image's id is its path below the folder, and its record id is "source/image id".
+    An image's id is its path below the folder, and its record id is "source/image id". Hidden files and folders, as
+    macOS and notebooks leave them between images, are passed over.
 
     Raises:
         ManifestError: if the folder cannot be listed or holds no image, or the source's name is not one.
@@ -67,19 +68,24 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
         if storage.is_missing(error):
             raise ManifestError(f"{settings.uri}: no such folder") from error
         raise ManifestError(f"{settings.uri}: cannot be listed ({storage.explain(error)})") from error
+    if files == [path]:
+        raise ManifestError(f"{settings.uri}: is a file; give the folder that holds the images")
     base = path.rstrip("/") + "/"
-    images = sorted(file.removeprefix(base) for file in files if file.lower().endswith(IMAGE_SUFFIXES))
+    images = sorted(filter(_is_image, (file.removeprefix(base) for file in files)))
     if not images:
         raise ManifestError(f"{settings.uri}: holds no {', '.join(IMAGE_SUFFIXES)} file")
-    rows = pa.table(
-        {
-            "record_id": [f"{settings.source}/{image}" for image in images],
-            "uri": [storage.join(root, image) for image in images],
-            "source": [settings.source] * len(images),
-            "image_id": images,
-            **{name: pa.nulls(len(images)) for name in ("dice_rca_mean", "dice_rca_max", "height", "width")},
-        },
-    ).cast(record.MANIFEST)
+    try:
+        rows = pa.table(
+            {
+                "record_id": [f"{settings.source}/{image}" for image in images],
+                "uri": [storage.join(root, image) for image in images],
+                "source": [settings.source] * len(images),
+                "image_id": images,
+                **{name: pa.nulls(len(images)) for name in ("dice_rca_mean", "dice_rca_max", "height", "width")},
+            },
+        ).cast(record.MANIFEST)
+    except UnicodeEncodeError as error:
+        raise ManifestError(f"{settings.uri}: the file name {error.object!a} is not UTF-8; rename the file") from error
     output = storage.normalise(settings.output)
     output_fs, output_path = storage.arrow_filesystem(output)
     try:
@@ -110,6 +116,10 @@ def check_columns(uri: str) -> None:
             )
         if not (pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)):
             raise ManifestError(f"{uri}: column {name!r} must be string, not {schema.field(name).type}")
+    for name in set(record.MANIFEST.names) & set(schema.names) - set(record.REQUIRED_MANIFEST_COLUMNS):
+        type_ = schema.field(name).type
+        if not (pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_null(type_)):
+            raise ManifestError(f"{uri}: column {name!r} must be a number, not {type_}")
 
 
 def inspect(uri: str) -> ManifestFacts:
@@ -130,8 +140,8 @@ def inspect(uri: str) -> ManifestFacts:
     if not table.num_rows:
         raise ManifestError(f"{uri}: holds no rows")
     for name in record.REQUIRED_MANIFEST_COLUMNS:
-        if nulls := table[name].null_count:
-            raise ManifestError(f"{uri}: {nulls} rows have no {name}; every row needs one")
+        if empty := table.num_rows - (pc.sum(pc.not_equal(table[name], "")).as_py() or 0):
+            raise ManifestError(f"{uri}: {empty} rows have no {name}; every row needs one")
     counts = pc.value_counts(table["record_id"])
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
@@ -168,6 +178,11 @@ def check_source_name(name: str) -> None:
             f"source {name!r} cannot name a dataset config: use lower case letters, digits and dashes,"
             " other than 'failures' and names that end in '-masks'"
         )
+
+
+def _is_image(path: str) -> bool:
+    hidden = any(part.startswith(".") for part in path.split("/"))
+    return path.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
 def _one_per_scheme(uris: pa.ChunkedArray) -> Iterator[str]:

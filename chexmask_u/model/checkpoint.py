@@ -79,8 +79,6 @@ def locate(source: str) -> Path:
 
 def _download(source: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from requests.exceptions import RequestException
 
     match = _HUB_URI.fullmatch(source)
     if match is None:
@@ -93,30 +91,58 @@ def _download(source: str) -> Path:
             if file.path.endswith(WEIGHT_SUFFIXES)
             and (file.path == folder or file.path.startswith(f"{folder}/" if folder else ""))
         }
-        for suffix in WEIGHT_SUFFIXES:
-            candidates = sorted(path for path in files if path.endswith(suffix))
-            if candidates:
-                break
-        else:
-            raise CheckpointError(f"{source}: no {' or '.join(WEIGHT_SUFFIXES)} file there")
-        if len(candidates) > 1:
-            raise CheckpointError(f"{source}: several weight files, name one: {', '.join(candidates)}")
+    except Exception as error:  # the client lets errors of its HTTP library through, whichever that is
+        raise CheckpointError(f"{source}: {_hub_problem(error)}") from error
+    for suffix in WEIGHT_SUFFIXES:
+        candidates = sorted(path for path in files if path.endswith(suffix))
+        if candidates:
+            break
+    else:
+        raise CheckpointError(f"{source}: no {' or '.join(WEIGHT_SUFFIXES)} file there")
+    if len(candidates) > 1:
+        raise CheckpointError(f"{source}: several weight files, name one: {', '.join(candidates)}")
+    try:
         path = Path(hf_hub_download(repo, candidates[0], revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RequestException, OSError) as error:
-        raise CheckpointError(f"{source}: the Hub did not give it ({_one_line(error)})") from error
+    except Exception as error:
+        raise CheckpointError(f"{source}: {_hub_problem(error)}") from error
     lfs = getattr(files[candidates[0]], "lfs", None)
     if lfs is not None and _sha256(path) != lfs.sha256:
-        raise CheckpointError(f"{source}: the downloaded file differs from the Hub's sha256; delete {path} and retry")
+        # The client would link to its copy again; it keys it by the digest that the copy should have.
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise CheckpointError(f"{source}: the downloaded file differs from the Hub's sha256; it was removed, try again")
     return path
+
+
+def _hub_problem(error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "access must be asked for on the repository's page, and then `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such repository on the Hub, or it is private and needs `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return "the repository has no such revision"
+    return f"the Hub did not give it ({_one_line(error)}); check the connection, or name a local file"
 
 
 def _read_state(path: Path, source: str) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own message recommends to switch the protection off.
+        raise CheckpointError(
+            f"{source}: is damaged, or holds more than tensors and might run code; save the model's state_dict() alone"
+        ) from error
+    except Exception as error:  # a damaged file makes torch's unpickler raise whatever it stumbles over
         raise CheckpointError(f"{source}: not readable as {path.suffix} weights ({_one_line(error)})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{source}: holds no state dict (a mapping of names to tensors)")
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        held = f"a dict of {', '.join(map(str, list(state)[:4]))}" if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"{source}: holds {held}, not a state dict (names to tensors); save the model's state_dict() alone"
+        )
     return state
 
 
@@ -150,7 +176,7 @@ def _check_fit(state: dict[str, Tensor], model: HybridGNet, source: str) -> None
     problems += [
         f"{key} holds values that are not finite numbers"
         for key in expected.keys() & state.keys()
-        if not bool(torch.isfinite(state[key]).all())
+        if not bool(torch.isfinite(state[key].float()).all())
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:6])

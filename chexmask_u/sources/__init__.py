@@ -1,19 +1,24 @@
-"""The source datasets. One of the published ones is prepared as it was; any other name is the user's own."""
+"""The source datasets. One of the published ones is prepared as it was; any other name is the user's own.
+
+A published source is a module in this package that defines `SOURCE`; to add one, add its file.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 from chexmask_u.sources.base import Source
 
-PUBLISHED: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source("chestx-ray8", "ChestX-ray8"),
-        Source("chexpert", "CheXpert"),
-        Source("mimic-cxr-jpg", "MIMIC-CXR-JPG", crop_border=True),
-        Source("padchest", "PadChest", crop_border=True),
-        Source("vindr-cxr", "VinDr-CXR"),
-    )
-}
+
+def discover() -> dict[str, Source]:
+    """The `SOURCE` of every module in this package that defines one, by its name, sorted."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    found = [module.SOURCE for module in modules if hasattr(module, "SOURCE")]
+    return {source.name: source for source in sorted(found, key=lambda source: source.name)}
+
+
+PUBLISHED: dict[str, Source] = discover()
 
 
 def get(name: str) -> Source:
@@ -21,4 +26,4 @@ def get(name: str) -> Source:
     return PUBLISHED.get(name) or Source(name, name)
 
 
-__all__ = ["PUBLISHED", "Source", "get"]
+__all__ = ["PUBLISHED", "Source", "discover", "get"]

@@ -2,19 +2,85 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+Policy = Literal["open", "gated", "withheld"]
+"""Whether data derived from a source may be published openly, only behind a gate, or not at all."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A source's own table of its images: a CSV, possibly gzipped, with one row per image.
+
+    Attributes:
+        pattern: regular expression of the whole file name.
+        id_column: where the image's id stands, as in the CheXmask CSV.
+        view_column: where the projection stands.
+        frontal: the projections that the CheXmask data set took.
+        height_column, width_column: pixels of the file as distributed; None where the table does not say.
+    """
+
+    pattern: str
+    id_column: str
+    view_column: str
+    frontal: tuple[str, ...]
+    height_column: str | None = None
+    width_column: str | None = None
+
+
+def by_pattern(pattern: str) -> Callable[[str], str | None]:
+    """A function from a path below the images' root to the id that `pattern` captures as its first group."""
+    search = re.compile(pattern).search
+
+    def image_id(path: str) -> str | None:
+        found = search(path)
+        return found[1] if found else None
+
+    return image_id
+
+
+def _none(path: str) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source dataset: how its images are prepared, and how it is shown to readers.
+    """A source dataset: where its images lie, how they are named and prepared, and under which terms they stand.
 
     Attributes:
         name: the `source` of its records and the name of its dataset config; lower case, digits and dashes.
         title: how people call it.
         crop_border: whether preparation drops the black border first (design: fact 7 of the published method).
+        dicom: whether its files are DICOM.
+        citation: one line, with a DOI.
+        licence: name of its terms.
+        terms_url: where they are to be read.
+        policy: see `Policy`. The strictest unless a source says otherwise: nobody knows the terms of unknown data.
+        id_column: the CheXmask CSV's column that names the image.
+        expected_rows: rows of the whole CheXmask data set for this source; None where nothing is expected.
+        layout: where images lie below the distribution's root, in words for error messages.
+        image_id: the id of the image at a path ('/'-separated) below the root, or None if there is no frontal image of
+            this source, as far as the path tells.
+        row_id: the same id from the value of `id_column`.
+        table: the source's own table, or None where file names tell all.
+        side: pixels of every image's height and width, where all are square and alike.
     """
 
     name: str
     title: str
     crop_border: bool = False
+    dicom: bool = False
+    citation: str = ""
+    licence: str = ""
+    terms_url: str = ""
+    policy: Policy = "withheld"
+    id_column: str = ""
+    expected_rows: int | None = None
+    layout: str = ""
+    image_id: Callable[[str], str | None] = _none
+    row_id: Callable[[str], str] = str
+    table: Table | None = None
+    side: int | None = None

@@ -1,0 +1,28 @@
+"""PadChest: PNG files of the Hospital San Juan, whose views only the label table tells."""
+
+from __future__ import annotations
+
+from chexmask_u.sources.base import Source, Table, by_pattern
+
+SOURCE = Source(
+    name="padchest",
+    title="PadChest",
+    crop_border=True,
+    citation=(
+        "Bustos A, Pertusa A, Salinas J-M, de la Iglesia-Vayá M. PadChest: A large chest x-ray image dataset with"
+        " multi-label annotated reports. Medical Image Analysis 66:101797, 2020."
+        " https://doi.org/10.1016/j.media.2020.101797"
+    ),
+    licence="PadChest Dataset Research Use Agreement (research only)",
+    terms_url="https://bimcv.cipf.es/bimcv-projects/padchest/",
+    # Each user agrees to research use and may not pass the images on; who wants what derives from them accepts the
+    # same behind the gate.
+    policy="gated",
+    id_column="ImageID",
+    # By difference: 657,566 in all; the published analysis counts the 96,184 that have scores.
+    expected_rows=96_287,
+    layout="NAME.png, in one folder or in those of its archives, 0..54",
+    image_id=by_pattern(r"(?:^|/)([^./][^/]*\.png)$"),
+    # AP_horizontal is another class of the table: its PA and AP rows alone come to CheXmask's total, but for 10.
+    table=Table(r"PADCHEST_chest_x_ray_images_labels_160K.*\.csv(\.gz)?", "ImageID", "Projection", ("PA", "AP")),
+)

@@ -1,0 +1,23 @@
+"""VinDr-CXR: DICOM files of two hospitals in Hanoi, all of them frontal."""
+
+from __future__ import annotations
+
+from chexmask_u.sources.base import Source, by_pattern
+
+SOURCE = Source(
+    name="vindr-cxr",
+    title="VinDr-CXR",
+    dicom=True,
+    citation=(
+        "Nguyen HQ, Lam K, Le LT, et al. VinDr-CXR: An open dataset of chest X-rays with radiologist's annotations."
+        " Scientific Data 9:429, 2022. https://doi.org/10.1038/s41597-022-01498-w"
+    ),
+    licence="PhysioNet Credentialed Health Data License 1.5.0",
+    terms_url="https://physionet.org/content/vindr-cxr/",
+    # PhysioNet's guidance: what derives from credentialed data is shared on PhysioNet under the same agreement.
+    policy="withheld",
+    id_column="image_id",
+    expected_rows=18_000,
+    layout="train|test/IMAGE_ID.dicom",
+    image_id=by_pattern(r"(?:^|/)([^./][^/]*)\.dicom$"),
+)
