@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _BAD_INPUT as error:
         print(f"chexmask-u: {error}", file=sys.stderr)
         result, text, code = {"error": str(error)}, "", BAD_INPUT
+    except pipeline.RunStoppedError as error:
+        print(f"chexmask-u: the run stopped ({error}); the same command goes on where it did", file=sys.stderr)
+        result, text, code = {"error": str(error)}, "", INCOMPLETE
     except KeyboardInterrupt:
         print("chexmask-u: interrupted; the same command goes on where it stopped", file=sys.stderr)
         result, text, code = {"error": "interrupted"}, "", INCOMPLETE

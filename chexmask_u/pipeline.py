@@ -34,6 +34,10 @@ ROWS_PER_BLOCK = 32
 # The decoder's matrices are too small for more threads to pay.
 CORES_PER_REPLICA = 8
 
+# Cutting the manifest into blocks and a resume's filter each hold a core from beginning to end and hardly use it. On a
+# small machine nothing would be left for writing, and no record would be committed before the last one is read.
+WAITING_TASKS = 2
+
 # A replica that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
 MAX_RESTARTS = 20
 
@@ -42,6 +46,10 @@ PROGRESS_SECONDS = 5.0
 
 class ClusterError(ValueError):
     """A Ray cluster that cannot be used; the message is one line that names the remedy."""
+
+
+class RunStoppedError(RuntimeError):
+    """A run that ended before its end; what is done is kept, and the same command goes on with it."""
 
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:
@@ -67,12 +75,16 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     }
     del model
     write.check_same(run, settings, weights, None)
-    with cluster(settings.address):
+    with cluster(settings.address) as started_here:
+        if settings.device == "cuda" and not _gpus():
+            if started_here:
+                raise ClusterError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
+            print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
         facts = on_worker(manifest.inspect, manifest_uri)
         write.freeze(run, settings, facts, weights)
         done = run.committed_rows()
         finished = run.read_json("report.json")
-        if done == facts.rows and finished is not None:
+        if done == facts.rows and finished is not None and finished["complete"]:
             return finished | {"already_done": done}
         start = time.monotonic()
         if done < facts.rows:
@@ -111,14 +123,12 @@ def _run_graph(
     )
     # Each filter actor takes a CPU that reading needs; one keeps up with any number of readers here.
     context.checkpoint_config.checkpoint_actor_pool_max_size = 1
-    gpus = settings.device != "cpu" and (settings.device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0)
+    gpus = settings.device == "cuda" or (settings.device == "auto" and _gpus() > 0)
     cores = int(ray.cluster_resources().get("CPU", 1))
-    replicas = settings.replicas or (
-        max(1, int(ray.cluster_resources().get("GPU", 1))) if gpus else max(1, cores // CORES_PER_REPLICA)
-    )
+    replicas = settings.replicas or (max(1, _gpus()) if gpus else max(1, cores // CORES_PER_REPLICA))
     manifest_fs, manifest_path = storage.arrow_filesystem(manifest_uri)
     records_fs, records_path = storage.arrow_filesystem(run.records)
-    with progress(total, done) as count:
+    with progress(total, done) as count, _stopped_in_one_line():
         (
             ray.data.read_parquet(manifest_path, filesystem=manifest_fs)
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
@@ -127,7 +137,7 @@ def _run_graph(
             .map_batches(
                 Predictor,
                 fn_constructor_kwargs={
-                    "weights": settings.weights,
+                    "weights": _seen_from_workers(settings.weights),
                     "sha256": sha256,
                     "samples": settings.samples,
                     "seed": settings.seed,
@@ -153,6 +163,29 @@ def _run_graph(
                 compression="zstd",
             )
         )
+
+
+@contextmanager
+def _stopped_in_one_line() -> Iterator[None]:
+    """Raise RunStoppedError with the last line of a worker's traceback, all of which is in Ray's log."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise RunStoppedError(str(error).strip().splitlines()[-1].strip()) from error
+
+
+def _seen_from_workers(weights: str) -> str:
+    """Weights as a worker in another folder finds them."""
+    return weights if weights == "demo" or "://" in weights else storage.normalise(weights)
+
+
+def _gpus() -> int:
+    """GPUs of the cluster's nodes that are up."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
@@ -185,8 +218,11 @@ def validate(settings: ValidateSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None) -> Iterator[bool]:
     """Connect to the Ray cluster that is named or running; else start a local one on loopback and end it afterwards.
+
+    Yields:
+        Whether the cluster was started here.
 
     Raises:
         ClusterError: if a named cluster does not answer.
@@ -205,16 +241,15 @@ def cluster(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     if ray.is_initialized():
-        yield
+        yield False
         return
     if address is not None and not _answers(address):
         raise ClusterError(f"Ray cluster {address}: does not answer; start it, or leave out --address and RAY_ADDRESS")
     try:
         if address is None:
-            # Reading, a resume's filter and writing each hold a core at some time: fewer than two deadlock.
             info = ray.init(
                 address="local",
-                num_cpus=max(2, os.cpu_count() or 1),
+                num_cpus=(os.cpu_count() or 1) + WAITING_TASKS,
                 dashboard_host="127.0.0.1",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -226,7 +261,7 @@ def cluster(address: str | None) -> Iterator[None]:
     except ConnectionError as error:
         raise ClusterError(f"Ray cluster {address}: cannot be joined ({storage.explain(error)})") from error
     try:
-        yield
+        yield address is None
     finally:
         ray.shutdown()
 

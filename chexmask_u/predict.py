@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class Predictor:
         samples: draws per record.
         seed: fixes the draws together with the record id.
         device: "cpu", "cuda", or "auto" for CUDA where torch sees one.
-        threads: CPU threads that torch may use; None leaves torch's own choice.
+        threads: CPU threads that torch may use, at most the machine's cores; None leaves torch's own choice.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Predictor:
         threads: int | None = None,
     ) -> None:
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(min(threads, os.cpu_count() or 1))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_model(weights, device=device, sha256=sha256)
