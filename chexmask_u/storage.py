@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 import pyarrow.fs as pafs
@@ -67,7 +68,8 @@ def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     if protocol in (None, "file", "local"):
         return pafs.LocalFileSystem(), normalise(url)
     if protocol in _NATIVE_SCHEMES:
-        fs, path = pafs.FileSystem.from_uri(url)
+        # Keys are taken literally, as fsspec does; pyarrow would decode them, and cut them at "#".
+        fs, path = pafs.FileSystem.from_uri(f"{protocol}://{quote(split_protocol(url)[1])}")
         return fs, path
     fsspec_fs, path = filesystem(url)
     return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs)), path

@@ -15,7 +15,7 @@ import pytest
 from chexmask_u import record
 from chexmask_u.manifest import Listing, ManifestError, ManifestFacts, check_columns, complete, inspect, list_folder
 from chexmask_u.settings import ManifestFolderSettings
-from chexmask_u.storage import StorageError
+from chexmask_u.storage import StorageError, arrow_filesystem, filesystem
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -235,3 +235,14 @@ def test_images_on_a_storage_that_nothing_opens_are_refused(tmp_path: Path) -> N
     assert "s33://bucket/b.png" in message
     assert "unknown scheme s33://" in message
     assert "s3://" in message
+
+
+@pytest.mark.parametrize("key", ["a", "two words", "a#b", "a%20b", "100%", "what?", "ü/胸", "[x]*", "a+b", "a=1&b"])
+def test_keys_of_a_bucket_are_taken_literally(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    # Nothing is asked of this server: a client is made for it, and no more.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    # Parquet goes through one of them and images through the other.
+    for opener in (arrow_filesystem, filesystem):
+        assert opener(f"s3://bucket/{key}/m.parquet")[1] == f"bucket/{key}/m.parquet"
