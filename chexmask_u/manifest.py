@@ -142,6 +142,12 @@ def inspect(uri: str) -> ManifestFacts:
     for name in record.REQUIRED_MANIFEST_COLUMNS:
         if empty := table.num_rows - (pc.sum(pc.not_equal(table[name], "")).as_py() or 0):
             raise ManifestError(f"{uri}: {empty} rows have no {name}; every row needs one")
+    relative = table.filter(pc.invert(pc.match_substring_regex(table["uri"], r"^(/|[A-Za-z0-9+.-]+://)")))
+    if len(relative):
+        raise ManifestError(
+            f"{uri}: uri {relative['uri'][0].as_py()!r} is relative, and workers run in other folders;"
+            " write absolute paths or URLs"
+        )
     counts = pc.value_counts(table["record_id"])
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):

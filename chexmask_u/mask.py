@@ -10,12 +10,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chexmask_u import anatomy, record
+from chexmask_u import anatomy, record, storage
 from chexmask_u.columns import landmark_array, replace, to_landmarks
 from chexmask_u.letterbox import Letterbox
 
 # No image that OpenCV reads is larger; beyond, filling a contour takes seconds, and then overflows.
 FARTHEST = 2**20
+
+
+# What the step adds to a row or may change.
+_MASK_COLUMNS = ("status", "reason", "error", "landmarks_mean", "landmarks_std", *anatomy.ORGANS, "mask_seconds")
 
 
 def organ_mask(landmarks: NDArray[Any], organ: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -90,39 +94,32 @@ def mask(batch: pa.Table) -> pa.Table:
 
     Landmarks are rounded only here, after they were mapped, and only for the masks.
     """
-    columns: dict[str, list[Any]] = {organ: [] for organ in anatomy.ORGANS}
-    seconds: list[float] = []
-    means: list[NDArray[np.float64] | None] = []
-    stds: list[NDArray[np.float64] | None] = []
     rows = zip(
         to_landmarks(batch["landmarks_mean"]),
         to_landmarks(batch["landmarks_std"]),
-        batch.select(["letterbox", "height", "width"]).to_pylist(),
+        batch.select(["status", "reason", "error", "letterbox", "height", "width"]).to_pylist(),
         strict=True,
     )
-    for mean, std, row in rows:
-        start = time.perf_counter()
-        if mean is None or std is None:
-            means.append(None)
-            stds.append(None)
-            for organ in anatomy.ORGANS:
-                columns[organ].append(None)
-        else:
+    masked = [_mask_row(mean, std, row) for mean, std, row in rows]
+    columns = {name: [row[name] for row in masked] for name in _MASK_COLUMNS}
+    columns |= {name: landmark_array(columns[name]) for name in ("landmarks_mean", "landmarks_std")}
+    return replace(batch, record.RECORD, **columns)
+
+
+def _mask_row(mean: NDArray[Any] | None, std: NDArray[Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+    """The columns that the step adds or changes, of one row."""
+    start = time.perf_counter()
+    result = {name: row[name] for name in ("status", "reason", "error")}
+    result |= dict.fromkeys(("landmarks_mean", "landmarks_std", *anatomy.ORGANS))
+    if mean is not None and std is not None:
+        try:
             letterbox = Letterbox.from_row(row["letterbox"])
             original = letterbox.to_original(mean)
-            means.append(original)
-            stds.append(letterbox.spread_to_original(std))
-            for organ in anatomy.ORGANS:
-                columns[organ].append(organ_rle(original, organ, row["height"], row["width"]))
-        seconds.append(time.perf_counter() - start)
-    return replace(
-        batch,
-        record.RECORD,
-        landmarks_mean=landmark_array(means),
-        landmarks_std=landmark_array(stds),
-        mask_seconds=seconds,
-        **columns,
-    )
+            masks = {organ: organ_rle(original, organ, row["height"], row["width"]) for organ in anatomy.ORGANS}
+            result |= {"landmarks_mean": original, "landmarks_std": letterbox.spread_to_original(std)} | masks
+        except Exception as error:
+            result |= {"status": record.FAILED, "reason": "internal", "error": storage.explain(error)}
+    return result | {"mask_seconds": time.perf_counter() - start}
 
 
 def _contour(landmarks: NDArray[Any], organ: str) -> NDArray[np.int32]:

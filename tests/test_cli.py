@@ -97,13 +97,14 @@ def test_a_manifest_that_lacks_a_column_is_refused(tmp_path, capsys, columns, wo
     ("change", "words"),
     [
         ({"record_id": ["x/a", "x/a"]}, "record ids occur more than once, for instance 'x/a'"),
-        ({"uri": ["a.png", None]}, "1 rows have no uri"),
-        ({"uri": ["a.png", "gopher://x/a.png"]}, "unknown scheme gopher://"),
+        ({"uri": ["/a.png", None]}, "1 rows have no uri"),
+        ({"uri": ["/a.png", "gopher://x/a.png"]}, "unknown scheme gopher://"),
+        ({"uri": ["/a.png", "b.png"]}, "uri 'b.png' is relative"),
         ({"source": ["x", "Has Spaces"]}, "lower case letters, digits and dashes"),
     ],
 )
 def test_a_manifest_with_wrong_rows_is_refused(tmp_path, capsys, local_ray, change, words):
-    columns = {"record_id": ["x/a", "x/b"], "uri": ["a.png", "b.png"], "source": ["x", "x"], "image_id": ["a", "b"]}
+    columns = {"record_id": ["x/a", "x/b"], "uri": ["/a.png", "/b.png"], "source": ["x", "x"], "image_id": ["a", "b"]}
     pq.write_table(pa.table(columns | change), tmp_path / "m.parquet")
     flags = ["--manifest", str(tmp_path / "m.parquet"), "--output", str(tmp_path / "run")]
     assert words in refusal(capsys, "generate", *flags)

@@ -216,7 +216,8 @@ def test_numbers_must_be_numbers(tmp_path: Path, column: str) -> None:
 
 
 def test_ids_that_occur_twice_are_refused(tmp_path: Path) -> None:
-    uri = write(tmp_path / "m.parquet", **{name: list("abcab") for name in ("record_id", "uri", "image_id", "source")})
+    names = {name: list("abcab") for name in ("record_id", "image_id", "source")}
+    uri = write(tmp_path / "m.parquet", uri=[f"/{letter}" for letter in "abcab"], **names)
     message = refusal(check, uri)
     assert uri in message
     assert "2 record ids occur more than once" in message
