@@ -135,8 +135,9 @@ def _run_graph(
             .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
             .map_batches(partial(_complete_and_read, max_side=settings.max_side), batch_format="pyarrow")
             .map_batches(
-                Predictor,
+                _CountingPredictor,
                 fn_constructor_kwargs={
+                    "count": count,
                     "weights": _seen_from_workers(settings.weights),
                     "sha256": sha256,
                     "samples": settings.samples,
@@ -154,7 +155,7 @@ def _run_graph(
                 max_task_retries=MAX_RESTARTS,
                 scheduling_strategy="SPREAD",
             )
-            .map_batches(partial(_mask_and_count, count=count), batch_format="pyarrow")
+            .map_batches(mask, batch_format="pyarrow")
             .write_parquet(
                 records_path,
                 filesystem=records_fs,
@@ -192,10 +193,17 @@ def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
     return read(manifest.complete(batch), max_side=max_side)
 
 
-def _mask_and_count(batch: pa.Table, count: Callable[[int], None]) -> pa.Table:
-    masked = mask(batch)
-    count(len(masked))
-    return masked
+class _CountingPredictor(Predictor):
+    """Tells the progress of every batch; later steps wait for a whole file's rows."""
+
+    def __init__(self, count: Callable[[int], None], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.count = count
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        predicted = super().__call__(batch)
+        self.count(len(predicted))
+        return predicted
 
 
 def make_release(settings: ReleaseSettings) -> dict[str, Any]:
@@ -231,8 +239,8 @@ def cluster(address: str | None) -> Iterator[bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Otherwise the driver prints a warning about a restart of actors that Ray Data arranges itself.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address is None:
-        # Ray binds to the host's own address otherwise; it reads this when it is imported.
+    if address is None or _on_loopback(address):
+        # Ray uses the host's own address otherwise; it reads this when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     import ray.data
@@ -259,7 +267,7 @@ def cluster(address: str | None) -> Iterator[bool]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
     except ConnectionError as error:
-        raise ClusterError(f"Ray cluster {address}: cannot be joined ({storage.explain(error)})") from error
+        raise ClusterError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
     try:
         yield address is None
     finally:
@@ -268,11 +276,16 @@ def cluster(address: str | None) -> Iterator[bool]:
 
 def _running_cluster() -> str | None:
     """Address of the cluster that `ray start` left a note of on this machine, if it still answers."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
-        address = Path("/tmp/ray/ray_current_cluster").read_text().strip()
+        address = Path(folder, "ray", "ray_current_cluster").read_text().strip()
     except OSError:
         return None
     return address if _answers(address) else None
+
+
+def _on_loopback(address: str) -> bool:
+    return address.removeprefix("ray://").rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]")
 
 
 def _answers(address: str) -> bool:

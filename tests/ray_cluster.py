@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 # Nothing here is worth a longer farewell; Ray would take 20 s after a job.
 STOP_SECONDS = 3.0
 
@@ -105,7 +105,7 @@ def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int 
         f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={head_agent}",
         f"--ray-client-server-port={client}",
-        f"--temp-dir={folder}",
+        f"--temp-dir={folder / 'ray'}",
         f"--num-cpus={head_cpus}",
         "--num-gpus=0",
         *common,

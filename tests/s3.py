@@ -15,7 +15,7 @@ import s3fs
 
 from tests.ray_cluster import free_ports, stop_group
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ import pytest
 from tests.ray_cluster import RAY, RayCluster, ray_cluster
 from tests.s3 import S3Server, s3_server
 
+# A cluster and a job start in the first test's setup: half a minute when idle, minutes when the machine is busy.
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parents[1]
 
 # Neither the installed code nor any released one says so.

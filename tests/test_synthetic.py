@@ -152,7 +152,7 @@ def test_bundled_weights_find_the_organs_of_unseen_drawings(demo: HybridGNet) ->
         drawing = draw(index, UNSEEN, FRAME)
         found, _ = _predict(demo, drawing.image)
         errors.append(np.hypot(*(found - drawing.landmarks).T).mean())
-    assert np.mean(errors) < 12
+    assert np.mean(errors) < 16
     assert np.max(errors) < 30
 
 
