@@ -64,7 +64,7 @@ class RingChebConv(nn.Module):
         self.register_buffer("polynomials", mixing, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = list(self.lins.parameters())
+        weights: list[Tensor] = list(self.lins.parameters())
         if len(weights) == 1:
             return F.linear(x, weights[0], self.bias)
         # Features first: they shrink to `out` per order, and node shifts commute with them.
