@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from chexmask_u import __version__, demo, manifest, pipeline, storage, write
+from chexmask_u import __version__, demo, join, manifest, merge, pipeline, sources, storage, write
 from chexmask_u.model.checkpoint import CheckpointError, load_model
 from chexmask_u.release import ReleaseError
 from chexmask_u.settings import (
     GenerateSettings,
     ManifestFolderSettings,
+    ManifestMergeSettings,
+    ManifestSourceSettings,
     ReleaseSettings,
     Settings,
     SettingsError,
@@ -105,6 +107,25 @@ def _manifest_folder(settings: ManifestFolderSettings) -> tuple[dict[str, Any], 
     return vars(listing), text, DONE
 
 
+def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], str, int]:
+    report = join.build(settings)
+    expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
+    lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
+    lines += [f"  {kind}: {count:,} ({join.PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    lines.append(f"Problems: {report.problems}")
+    return report.asdict(), "\n".join(lines), DONE
+
+
+def _manifest_merge(settings: ManifestMergeSettings) -> tuple[dict[str, Any], str, int]:
+    report = merge.merge(settings)
+    lines = [f"{report.manifest}: {report.rows:,} rows"]
+    for source, rows in report.sources.items():
+        expected = sources.get(source).expected_rows
+        accepted = f" (accepted; {expected:,} expected)" if source in report.accepted and expected is not None else ""
+        lines.append(f"  {source}: {rows:,}{accepted}")
+    return report.asdict(), "\n".join(lines), DONE
+
+
 def _info(_: Settings) -> tuple[dict[str, Any], str, int]:
     model = load_model("demo")
     facts = write.versions() | {
@@ -143,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     manifests = _group(verbs, "manifest", "list images as a manifest")
     _add(manifests, "folder", _manifest_folder, ManifestFolderSettings, positional=("uri",))
+    for name, source in sources.PUBLISHED.items():
+        about = f"list {source.title}'s images, joined with their rows in a CheXmask CSV"
+        _add(manifests, name, _manifest_source, ManifestSourceSettings, required=("images",), help=about, source=name)
+    _add(manifests, "merge", _manifest_merge, ManifestMergeSettings, positional=("manifests",))
     _add(verbs, "generate", _generate, GenerateSettings)
     _add(verbs, "release", _release, ReleaseSettings, positional=("run",), required=("output",))
     _add(verbs, "validate", _validate, ValidateSettings, positional=("release",))
@@ -162,25 +187,38 @@ def _add(
     positional: tuple[str, ...] = (),
     required: tuple[str, ...] = (),
     help: str | None = None,
+    **fixed: str,
 ) -> None:
+    """Add a verb with a flag for each of its settings, other than those that are `fixed`."""
     about = help or (settings_type.__doc__ or "").strip()
     parser = verbs.add_parser(
         name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     hints = typing.get_type_hints(settings_type)
     for field in fields(settings_type):
+        if field.name in fixed:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        several = typing.get_origin(hints[field.name]) is tuple
         options: dict[str, Any] = {"help": field.metadata["help"], "type": _scalar(hints[field.name])}
         if field.metadata["choices"]:
             options["choices"] = field.metadata["choices"]
         if field.name in positional:
+            if several:
+                options["nargs"] = "+"
             parser.add_argument(field.name, metavar=field.name.upper(), **options)
+        elif hints[field.name] is bool:
+            # Absent, the dataclass's own default holds.
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=options["help"])
         else:
-            flag = f"--{field.name.replace('_', '-')}"
             # argparse would print "(default: None)" behind a help text that already says what happens.
-            default = argparse.SUPPRESS if field.default is None or field.name in required else field.default
+            unsaid = field.default is None or several or field.name in required
+            if several:
+                options["action"] = "append"
+            default = argparse.SUPPRESS if unsaid else field.default
             parser.add_argument(flag, default=default, required=field.name in required, **options)
     parser.add_argument("--json", action="store_true", help="end stdout with one line of JSON")
-    parser.set_defaults(verb=verb, settings_type=settings_type)
+    parser.set_defaults(verb=verb, settings_type=settings_type, **fixed)
 
 
 def _scalar(hint: Any) -> Any:

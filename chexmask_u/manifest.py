@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,11 +87,7 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
     except UnicodeEncodeError as error:
         raise ManifestError(f"{settings.uri}: the file name {error.object!a} is not UTF-8; rename the file") from error
     output = storage.normalise(settings.output)
-    output_fs, output_path = storage.arrow_filesystem(output)
-    try:
-        pq.write_table(rows, output_path, filesystem=output_fs)
-    except OSError as error:
-        raise ManifestError(f"{settings.output}: cannot be written ({storage.explain(error)})") from error
+    write([rows], output)
     return Listing(output, len(images), len(files) - len(images))
 
 
@@ -162,6 +158,24 @@ def inspect(uri: str) -> ManifestFacts:
         storage.check_scheme(example)
         _check_access(uri, example)
     return ManifestFacts(uri, digest.hexdigest(), table.num_rows, dict(sorted(sources.items())))
+
+
+def write(tables: Iterable[pa.Table], uri: str) -> int:
+    """Write manifest rows, one table after the other; returns their number.
+
+    Raises:
+        ManifestError: if the file cannot be written.
+    """
+    fs, path = storage.arrow_filesystem(uri)
+    rows = 0
+    try:
+        with pq.ParquetWriter(path, record.MANIFEST, filesystem=fs) as writer:
+            for table in tables:
+                writer.write_table(table)
+                rows += len(table)
+    except OSError as error:
+        raise ManifestError(f"{uri}: cannot be written ({storage.explain(error)})") from error
+    return rows
 
 
 def complete(batch: pa.Table) -> pa.Table:

@@ -28,7 +28,9 @@ class Settings:
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Self:
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        # argparse collects repeated values in lists.
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
     def _at_least(self, **minima: int) -> None:
         for name, minimum in minima.items():
@@ -50,9 +52,13 @@ class GenerateSettings(Settings):
     samples: int = setting(50, "draws N per image", numbers=True)
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
     max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True)
-    device: str = setting("auto", "where the network runs; auto: on GPUs if any are up", choices=("auto", "cpu", "cuda"))
+    device: str = setting(
+        "auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda")
+    )
     batch_size: int = setting(16, "images a replica of the network takes at once")
-    replicas: int | None = setting(None, "replicas of the network (default: one per GPU that is up, else per 8 CPU cores)")
+    replicas: int | None = setting(
+        None, "replicas of the network (default: one per GPU that is up, or per 8 cores)"
+    )
     rows_per_file: int = setting(256, "records in one Parquet part: the most work that a kill can undo, per writer")
     address: str | None = setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
 
@@ -69,6 +75,55 @@ class ManifestFolderSettings(Settings):
     uri: str = setting("", "folder or URL prefix to list")
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     source: str = setting("folder", "name of these images: their dataset config; lower case, digits and dashes")
+
+
+@dataclass(frozen=True)
+class ManifestSourceSettings(Settings):
+    """List one published source's images, joined with their rows in a CheXmask CSV."""
+
+    source: str = setting("", "name of the source")
+    images: str = setting("", "folder or URL prefix of the distribution as downloaded")
+    chexmask: str | None = setting(
+        None, "CheXmask CSV of the source, with scores and sizes (default: every frontal image, without scores)"
+    )
+    table: str | None = setting(
+        None, "the source's own table of its images (default: looked for below --images, by its official name)"
+    )
+    output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
+    problems: str | None = setting(None, "CSV file of what did not match (default: beside --output)")
+    preprocessed: bool = setting(False, "the CSV is a Preprocessed one: take its ids and scores, not its 1024 x 1024")
+    check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty")
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise SettingsError("--images is needed: the folder or URL prefix of the distribution")
+        if self.preprocessed and self.chexmask is None:
+            raise SettingsError("--preprocessed says what --chexmask is, which is not given")
+
+
+@dataclass(frozen=True)
+class ManifestMergeSettings(Settings):
+    """Join manifests into one and check its totals against those of the CheXmask data set."""
+
+    manifests: tuple[str, ...] = setting((), "manifests to join (local paths or URLs)")
+    output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
+    accept_rows: tuple[str, ...] = setting(
+        (), "SOURCE=N: accept N rows of a source instead of what is expected; may be repeated"
+    )
+    accept_less: bool = setting(False, "accept fewer rows than expected, of any source")
+
+    def __post_init__(self) -> None:
+        self.accepted_rows()
+
+    def accepted_rows(self) -> dict[str, int]:
+        """Rows to accept instead of those expected, by source."""
+        accepted = {}
+        for value in self.accept_rows:
+            source, equals, rows = value.partition("=")
+            if not (equals and source and rows.isdecimal()):
+                raise SettingsError(f"--accept-rows must be SOURCE=N, such as chexpert=187000, not {value!r}")
+            accepted[source] = int(rows)
+        return accepted
 
 
 @dataclass(frozen=True)

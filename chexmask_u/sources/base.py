@@ -21,6 +21,7 @@ class Table:
         view_column: where the projection stands.
         frontal: the projections that the CheXmask data set took.
         height_column, width_column: pixels of the file as distributed; None where the table does not say.
+        optional: whether all images are frontal anyway, so that they can be listed without the table.
     """
 
     pattern: str
@@ -29,6 +30,7 @@ class Table:
     frontal: tuple[str, ...]
     height_column: str | None = None
     width_column: str | None = None
+    optional: bool = False
 
 
 def by_pattern(pattern: str) -> Callable[[str], str | None]:

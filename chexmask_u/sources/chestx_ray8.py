@@ -21,6 +21,6 @@ SOURCE = Source(
     layout="images_001..images_012/images/00000001_000.png, or all files in one folder",
     image_id=by_pattern(r"(?:^|/)(\d{8}_\d{3}\.png)$"),
     # Its columns "OriginalImage[Width" and "Height]" are the radiograph's size before the NIH made the PNG file.
-    table=Table(r"Data_Entry_2017.*\.csv(\.gz)?", "Image Index", "View Position", ("PA", "AP")),
+    table=Table(r"Data_Entry_2017.*\.csv(\.gz)?", "Image Index", "View Position", ("PA", "AP"), optional=True),
     side=1024,
 )

@@ -14,7 +14,7 @@ _PATH = re.compile(
 
 
 def image_id(path: str) -> str | None:
-    """"train/patient00001/study1/view1_frontal.jpg" of a path with any prefix, such as CheXpert-v1.0-small."""
+    """Split, patient, study and view of a path with any prefix, such as CheXpert-v1.0-small."""
     found = _PATH.search(path)
     return f"{found['split'] or 'train'}/{found['rest']}" if found else None
 
