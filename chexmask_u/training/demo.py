@@ -265,7 +265,7 @@ class Training:
         self.optimiser.param_groups[0]["lr"] = learning_rate(self.progress)
         self.optimiser.zero_grad()
         loss = LOSS_SCALE * (error + kl_weight(self.progress) * divergence)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimiser.step()
         return error.item(), divergence.item()
