@@ -52,7 +52,8 @@ def organ_rle(landmarks: NDArray[Any], organ: str, height: int, width: int) -> s
     # A zero column on either side makes every run start and stop inside its own row.
     box = np.zeros((bottom - top, right - left + 2), np.uint8)
     cv2.drawContours(box[:, 1:-1], [contour - (left, top)], -1, 1, cv2.FILLED)
-    edges = np.flatnonzero(np.diff(box.ravel().astype(np.int8)))
+    pixels = box.ravel()
+    edges = np.flatnonzero(pixels[1:] != pixels[:-1])
     row, column = np.divmod(edges, box.shape[1])
     pixel = (row + top) * width + column + left
     return _rle_string(pixel[0::2], pixel[1::2])
@@ -60,8 +61,8 @@ def organ_rle(landmarks: NDArray[Any], organ: str, height: int, width: int) -> s
 
 def rle_encode(mask: NDArray[Any]) -> str:
     """Run-length string of a mask [H, W]: row-major, 1-based "start length start length ..."; "" if it is empty."""
-    flat = np.concatenate(([0], np.asarray(mask, bool).ravel().astype(np.int8), [0]))
-    edges = np.flatnonzero(np.diff(flat))
+    flat = np.concatenate(([False], np.asarray(mask, bool).ravel(), [False]))
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
     return _rle_string(edges[0::2], edges[1::2])
 
 

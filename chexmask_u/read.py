@@ -67,7 +67,7 @@ def fetch(uri: str) -> bytes:
 def decode(data: bytes, *, max_side: int) -> NDArray[np.uint8]:
     """Decode a PNG or JPEG to 8-bit grey.
 
-    Colour becomes grey and 8-bit values stay, by OpenCV's rules (as upstream reads them). 16-bit values are scaled from
+    Colour becomes grey and 8-bit values stay, by OpenCV's rules. 16-bit values are scaled from
     their minimum and maximum to 0-255, since files of 10, 12 and 16 significant bits look alike.
 
     Returns:

@@ -52,13 +52,9 @@ class GenerateSettings(Settings):
     samples: int = setting(50, "draws N per image", numbers=True)
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
     max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True)
-    device: str = setting(
-        "auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda")
-    )
+    device: str = setting("auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda"))
     batch_size: int = setting(16, "images a replica of the network takes at once")
-    replicas: int | None = setting(
-        None, "replicas of the network (default: one per GPU that is up, or per 8 cores)"
-    )
+    replicas: int | None = setting(None, "replicas of the network (default: one per GPU that is up, or per 8 cores)")
     rows_per_file: int = setting(256, "records in one Parquet part: the most work that a kill can undo, per writer")
     address: str | None = setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
 
