@@ -103,7 +103,7 @@ def _manifest_folder(settings: ManifestFolderSettings) -> tuple[dict[str, Any], 
     listing = manifest.list_folder(settings)
     text = f"{listing.manifest}: {listing.rows:,} images"
     if listing.passed_over:
-        text += f" ({listing.passed_over:,} files that are no PNG or JPEG were passed over)"
+        text += f"; other files, passed over (hidden, or neither PNG nor JPEG): {listing.passed_over:,}"
     return vars(listing), text, DONE
 
 

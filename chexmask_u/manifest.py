@@ -166,6 +166,8 @@ def write(tables: Iterable[pa.Table], uri: str) -> int:
     Raises:
         ManifestError: if the file cannot be written.
     """
+    if not uri.endswith(".parquet"):
+        raise ManifestError(f"{uri}: a manifest is a Parquet file; let --output end in .parquet")
     fs, path = storage.arrow_filesystem(uri)
     rows = 0
     try:
@@ -232,5 +234,5 @@ def _unreadable(uri: str, error: Exception) -> str:
     if storage.is_missing(error):
         return f"{uri}: no such manifest; `chexmask-u manifest folder URI --output {uri}` writes one"
     if isinstance(error, pa.ArrowInvalid):
-        return f"{uri}: is no Parquet file ({storage.explain(error)})"
+        return f"{uri}: is no Parquet file ({storage.explain(error)}); `chexmask-u manifest` writes one"
     return f"{uri}: cannot be read ({storage.explain(error)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -82,6 +83,8 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
         facts = on_worker(manifest.inspect, manifest_uri)
         write.freeze(run, settings, facts, weights)
+        if lost := on_worker(write.Run.redo_lost_parts, run):
+            print(f"{lost} parts of the run were lost or damaged; their images are done again", file=sys.stderr)
         done = run.committed_rows()
         finished = run.read_json("report.json")
         if done == facts.rows and finished is not None and finished["complete"]:
@@ -251,6 +254,7 @@ def cluster(address: str | None) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is not None and not _answers(address):
         raise ClusterError(f"Ray cluster {address}: does not answer; start it, or leave out --address and RAY_ADDRESS")
     try:
@@ -268,6 +272,9 @@ def cluster(address: str | None) -> Iterator[bool]:
             print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
     except ConnectionError as error:
         raise ClusterError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray takes the signal for itself, and would end the process with a stack of its own.
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield address is None
     finally:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,6 +23,9 @@ from chexmask_u.settings import ReleaseSettings
 from chexmask_u.write import Run
 
 MARKER = "release.json"
+
+# Names the attempt that writes the folder; it goes once the marker is there.
+ATTEMPT = "release.unfinished"
 
 # Run-length strings are long: smaller groups keep a group far below the 100 MB that the Hub's viewer can read.
 MASK_ROWS_PER_GROUP = 5_000
@@ -50,12 +54,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a release goes, what it says of itself, and its shards."""
+    """Where a release goes, what it says of itself, its shards, and the attempt that writes them."""
 
     folder: str
     header: dict[str, Any]
     shards: tuple[Shard, ...]
     rows_per_group: int
+    attempt: str
 
 
 def check_version(version: str) -> None:
@@ -67,7 +72,8 @@ def check_version(version: str) -> None:
 def plan(run: Run, settings: ReleaseSettings) -> Plan:
     """Check that a run is complete and cut it into shards by sorted record id.
 
-    Only ids, sources and statuses are read; a worker does it, since memory grows with the ids.
+    Only ids, sources and statuses are read; a worker does it, since memory grows with the ids. Nothing is written or
+    deleted before all is found right.
 
     Raises:
         ReleaseError: if there is no such run, it is incomplete, its ids are not those of its manifest, more images
@@ -80,10 +86,12 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
     fs, path = storage.filesystem(folder)
     if fs.exists(storage.join(path, MARKER)):
         raise ReleaseError(f"{folder}: this version exists and a release never changes; choose another --version")
-    for leftover in fs.find(path) if fs.exists(path) else []:
-        # An interrupted attempt; without its marker nobody takes it for a release.
-        if leftover.endswith(".parquet"):
-            fs.rm(leftover)
+    _check_folder(folder)
+    if lost := run.lost_parts():
+        raise ReleaseError(
+            f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
+            " run the same `generate` command again, which makes them anew"
+        )
     table = run.dataset().to_table(columns=["record_id", "source", "status", "reason"]).sort_by("record_id")
     _check_ids(run, frozen, table)
     failed = table.filter(pc.equal(table["status"], record.FAILED))
@@ -115,7 +123,42 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         "counts": counts,
         "failures": _value_counts(failed["reason"]),
     }
-    return Plan(folder, header, tuple(shards), settings.rows_per_shard)
+    return Plan(folder, header, tuple(shards), settings.rows_per_shard, _claim(folder))
+
+
+def _check_folder(folder: str) -> None:
+    """A version's folder is new, or was left behind by an attempt that never finished."""
+    fs, path = storage.filesystem(folder)
+    try:
+        files = [PurePosixPath(file).name for file in fs.find(path)] if fs.exists(path) else []
+    except OSError as error:
+        raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
+    if files and ATTEMPT not in files:
+        raise ReleaseError(f"{folder}: holds other files, and is no unfinished release; choose another --output")
+
+
+def _claim(folder: str) -> str:
+    """Empty the folder of what an unfinished attempt left, and say whose it is now; returns the attempt's name."""
+    fs, path = storage.filesystem(folder)
+    attempt = uuid.uuid4().hex
+    try:
+        for leftover in fs.find(path) if fs.exists(path) else []:
+            fs.rm(leftover)
+        fs.makedirs(path, exist_ok=True)
+        fs.pipe_file(storage.join(path, ATTEMPT), attempt.encode())
+    except OSError as error:
+        raise ReleaseError(f"{folder}: cannot be written ({storage.explain(error)})") from error
+    return attempt
+
+
+def _check_claim(plan: Plan) -> None:
+    fs, path = storage.filesystem(plan.folder)
+    try:
+        owner = fs.cat_file(storage.join(path, ATTEMPT)).decode()
+    except FileNotFoundError:
+        owner = None
+    if owner != plan.attempt or fs.exists(storage.join(path, MARKER)):
+        raise ReleaseError(f"{plan.folder}: another release of this version is under way; this one stops")
 
 
 def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
@@ -141,6 +184,7 @@ def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
     rows_per_group = min(plan.rows_per_group, MASK_ROWS_PER_GROUP) if shard.kind == "masks" else plan.rows_per_group
     pq.write_table(table.cast(schema), sink, compression="zstd", row_group_size=rows_per_group)
     content = sink.getvalue()
+    _check_claim(plan)
     fs, path = storage.filesystem(storage.join(plan.folder, shard.path))
     fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
     fs.pipe_file(path, content)
@@ -149,13 +193,16 @@ def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
 
 def finish(plan: Plan, files: list[dict[str, Any]]) -> dict[str, Any]:
     """Write the card and, once everything else is there and valid, the marker that makes the folder a release."""
+    _check_claim(plan)
     fs, path = storage.filesystem(plan.folder)
     content = plan.header | {"files": files}
     readme = card.render(content).encode()
     fs.pipe_file(storage.join(path, "README.md"), readme)
     content["card"] = {"bytes": len(readme), "sha256": hashlib.sha256(readme).hexdigest()}
     _check_content(plan.folder, content)
+    _check_claim(plan)
     fs.pipe_file(storage.join(path, MARKER), (json.dumps(content, indent=2) + "\n").encode())
+    fs.rm(storage.join(path, ATTEMPT))
     return content | {"folder": plan.folder}
 
 
@@ -178,7 +225,7 @@ def validate(folder: str) -> dict[str, Any]:
         raise ReleaseError(f"{folder}/{MARKER}: is damaged ({storage.explain(error)})") from error
     except Exception as error:
         raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
-    known = {MARKER, "README.md", *(file["path"] for file in files)}
+    known = {MARKER, ATTEMPT, "README.md", *(file["path"] for file in files)}
     base = path.rstrip("/") + "/"
     for name in sorted(file.removeprefix(base) for file in fs.find(path)):
         if name not in known:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import platform
 from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from chexmask_u import __version__, record, report, storage
 from chexmask_u.manifest import ManifestFacts
@@ -20,6 +23,9 @@ from chexmask_u.settings import GenerateSettings
 
 # How Ray marks a checkpoint whose part is still being written.
 _PENDING = ".pending.parquet"
+
+# Requests for file footers at the same time, which are all latency on an object store.
+_FOOTER_READERS = 32
 
 # Libraries whose version can move a number.
 VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pillow")
@@ -74,18 +80,53 @@ class Run:
 
     def dataset(self) -> pads.Dataset:
         """The committed records, to be scanned; parts that a killed writer left behind are passed over."""
-        checkpoint_fs, checkpoint_path = storage.arrow_filesystem(self.checkpoint)
-        names = (PurePosixPath(file).name for file in _parquet_files(checkpoint_fs, checkpoint_path))
-        # Ray gives a part the name of the checkpoint that commits it, and a suffix.
-        committed = sorted(name.removesuffix(".parquet") for name in names if not name.endswith(_PENDING))
+        fs, _ = storage.arrow_filesystem(self.records)
+        files = [file for part in self._parts().values() for file in part]
+        return pads.dataset(sorted(files), schema=record.RECORD, filesystem=fs, format="parquet")
+
+    def lost_parts(self) -> dict[str, list[str]]:
+        """Checkpoints whose part is gone, damaged or short, each with the files that are left of the part.
+
+        A disk or a person can lose a file that was committed; its checkpoint alone would still count it as done.
+        """
+        checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
+        records_fs, _ = storage.arrow_filesystem(self.records)
+
+        def is_whole(part: tuple[str, list[str]]) -> bool:
+            checkpoint, files = part
+            return _rows(checkpoint_fs, checkpoint) == sum(_rows(records_fs, file) for file in files)
+
+        parts = self._parts()
+        with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+            whole = pool.map(is_whole, parts.items())
+        return {part[0]: part[1] for part, fine in zip(parts.items(), whole, strict=True) if not fine}
+
+    def redo_lost_parts(self) -> int:
+        """Delete what is left of lost parts, and their checkpoints, so that their images are done again."""
+        checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
+        records_fs, _ = storage.arrow_filesystem(self.records)
+        lost = self.lost_parts()
+        for checkpoint, files in lost.items():
+            for file in files:
+                records_fs.delete_file(file)
+            # Last: without it nobody would look for the part's other files.
+            checkpoint_fs.delete_file(checkpoint)
+        return len(lost)
+
+    def _parts(self) -> dict[str, list[str]]:
+        """Files of records by the checkpoint that commits them: Ray gives them its name and a suffix."""
+        fs, path = storage.arrow_filesystem(self.checkpoint)
+        checkpoints = [file for file in _parquet_files(fs, path) if not file.endswith(_PENDING)]
+        by_name = {PurePosixPath(file).stem: file for file in checkpoints}
+        names = sorted(by_name)
+        parts: dict[str, list[str]] = {file: [] for file in checkpoints}
         fs, path = storage.arrow_filesystem(self.records)
-        files = []
         for file in _parquet_files(fs, path):
             name = PurePosixPath(file).name
-            position = bisect_right(committed, name)
-            if position and name.startswith(committed[position - 1]):
-                files.append(file)
-        return pads.dataset(files, schema=record.RECORD, filesystem=fs, format="parquet")
+            position = bisect_right(names, name)
+            if position and name.startswith(names[position - 1]):
+                parts[by_name[names[position - 1]]].append(file)
+        return parts
 
 
 def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], manifest_sha256: str | None) -> bool:
@@ -186,3 +227,12 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 def _parquet_files(fs: pafs.FileSystem, path: str) -> list[str]:
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
     return sorted(info.path for info in fs.get_file_info(selector) if info.path.endswith(".parquet") and info.size)
+
+
+def _rows(fs: pafs.FileSystem, file: str) -> int:
+    """Rows that a Parquet file's footer says it has; one that has no footer has lost them all."""
+    try:
+        with fs.open_input_file(file) as stream:
+            return int(pq.read_metadata(stream).num_rows)
+    except (OSError, pa.ArrowInvalid):
+        return 0

@@ -142,6 +142,60 @@ def test_a_part_that_a_killed_writer_left_behind_is_not_released(run, tmp_path):
     assert sum(counts["ok"] + counts["failed"] for counts in content["counts"].values()) == 43
 
 
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_part_that_is_lost_or_damaged_is_made_again(run, tmp_path, damage):
+    """A disk or a person can take a file that was committed: nothing may call it done, and `generate` heals it."""
+    hurt = Path(shutil.copytree(run, tmp_path / "run"))
+    part = sorted((hurt / "records").glob("*.parquet"))[1]
+    if damage == "lost":
+        part.unlink()
+    else:
+        truncate(part)
+    to_release = ReleaseSettings(run=str(hurt), output=str(tmp_path / "out"))
+    with pytest.raises(release.ReleaseError, match=r"lost or damaged.*same `generate` command"):
+        pipeline.make_release(to_release)
+    settings = json.loads((hurt / "run.json").read_text())["settings"] | {"output": str(hurt)}
+    summary = pipeline.generate(GenerateSettings(**settings))
+    assert summary["complete"]
+    assert 0 < 43 - summary["already_done"] <= 16
+    content = pipeline.make_release(to_release)
+    assert sum(counts["ok"] + counts["failed"] for counts in content["counts"].values()) == 43
+
+
+def test_other_peoples_files_are_left_alone(run, tmp_path):
+    (tmp_path / "v1.0.0" / "deep").mkdir(parents=True)
+    precious = [tmp_path / "v1.0.0" / "precious.parquet", tmp_path / "v1.0.0" / "deep" / "masks-00000-of-00001.parquet"]
+    for file in precious:
+        file.write_text("mine")
+    with pytest.raises(release.ReleaseError, match="holds other files"):
+        pipeline.make_release(ReleaseSettings(run=run, output=str(tmp_path)))
+    assert [file.read_text() for file in precious] == ["mine", "mine"]
+
+
+def test_an_unfinished_attempt_is_written_over(run, tmp_path):
+    settings = ReleaseSettings(run=run, output=str(tmp_path))
+    pipeline.make_release(settings)
+    (tmp_path / "v1.0.0" / release.MARKER).unlink()
+    (tmp_path / "v1.0.0" / release.ATTEMPT).write_text("killed")
+    pipeline.make_release(settings)
+    pipeline.validate(ValidateSettings(release=str(tmp_path / "v1.0.0")))
+
+
+def test_of_two_releases_of_one_version_one_stops(run, tmp_path):
+    settings = ReleaseSettings(run=run, output=str(tmp_path))
+    first = release.plan(write.Run(run), settings)
+    second = release.plan(write.Run(run), settings)
+    with pytest.raises(release.ReleaseError, match="another release of this version is under way"):
+        release.write_shard(write.Run(run), first, first.shards[0])
+    release.finish(second, [release.write_shard(write.Run(run), second, shard) for shard in second.shards])
+    pipeline.validate(ValidateSettings(release=str(tmp_path / "v1.0.0")))
+
+
+def test_an_output_that_cannot_be_written_is_named(run):
+    with pytest.raises(release.ReleaseError, match="cannot be written"):
+        pipeline.make_release(ReleaseSettings(run=run, output="/proc/releases"))
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
