@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,9 +25,6 @@ from chexmask_u.model.checkpoint import load_model
 from chexmask_u.predict import Predictor
 from chexmask_u.read import read
 from chexmask_u.settings import GenerateSettings, ReleaseSettings, SettingsError, ValidateSettings
-
-if TYPE_CHECKING:
-    pass
 
 # Rows per block: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
 ROWS_PER_BLOCK = 32
