@@ -183,22 +183,8 @@ class _Files:
 
 
 def _list_images(source: Source, url: str) -> _Files:
-    fs, path = storage.filesystem(url)
-    try:
-        found = fs.find(path)
-        if not found and not fs.exists(path):
-            raise FileNotFoundError
-    except Exception as error:
-        if storage.is_missing(error):
-            raise ManifestError(f"--images {url}: no such folder") from error
-        raise ManifestError(f"--images {url}: cannot be listed ({storage.explain(error)})") from error
-    base = path.rstrip("/") + "/"
     ids, paths, tables, others = [], [], [], []
-    for file in found:
-        if not file.startswith(base):
-            # The root is a file itself.
-            continue
-        below = file.removeprefix(base)
+    for below in manifest.files_below(url):
         image_id = source.image_id(below)
         if image_id is not None:
             ids.append(image_id)

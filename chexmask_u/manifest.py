@@ -59,19 +59,8 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
     """
     check_source_name(settings.source)
     root = storage.normalise(settings.uri)
-    fs, path = storage.filesystem(root)
-    try:
-        files = fs.find(path)
-        if not files and not fs.exists(path):
-            raise FileNotFoundError
-    except Exception as error:
-        if storage.is_missing(error):
-            raise ManifestError(f"{settings.uri}: no such folder") from error
-        raise ManifestError(f"{settings.uri}: cannot be listed ({storage.explain(error)})") from error
-    if files == [path]:
-        raise ManifestError(f"{settings.uri}: is a file; give the folder that holds the images")
-    base = path.rstrip("/") + "/"
-    images = sorted(filter(_is_image, (file.removeprefix(base) for file in files)))
+    files = files_below(root)
+    images = sorted(filter(_is_image, files))
     if not images:
         raise ManifestError(f"{settings.uri}: holds no {', '.join(IMAGE_SUFFIXES)} file")
     try:
@@ -89,6 +78,27 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
     output = storage.normalise(settings.output)
     write([rows], output)
     return Listing(output, len(images), len(files) - len(images))
+
+
+def files_below(url: str) -> list[str]:
+    """Paths, below it, of all files in a folder or under a URL prefix.
+
+    Raises:
+        ManifestError: if there is no such folder, or it cannot be listed.
+    """
+    fs, path = storage.filesystem(url)
+    try:
+        files = fs.find(path)
+        if not files and not fs.exists(path):
+            raise FileNotFoundError
+    except Exception as error:
+        if storage.is_missing(error):
+            raise ManifestError(f"{url}: no such folder") from error
+        raise ManifestError(f"{url}: cannot be listed ({storage.explain(error)})") from error
+    if files == [path]:
+        raise ManifestError(f"{url}: is a file; give the folder that holds the images")
+    base = path.rstrip("/") + "/"
+    return [file.removeprefix(base) for file in files]
 
 
 def check_columns(uri: str) -> None:

@@ -22,6 +22,16 @@ DIRT = {"missing_image": 1, "missing_row": 1, "duplicate_row": 1, "no_scores": 1
 """Problems that every source's CSV has; `write_layouts` with `dirty` makes them."""
 
 
+# As CheXmask published them.
+PUBLISHED_FILES = {
+    "chestx-ray8": "ChestX-Ray8.csv",
+    "chexpert": "CheXpert.csv",
+    "mimic-cxr-jpg": "MIMIC-CXR-JPG.csv",
+    "padchest": "Padchest.csv",
+    "vindr-cxr": "VinDr-CXR.csv",
+}
+
+
 @dataclass
 class Layout:
     """One source as downloaded.

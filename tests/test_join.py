@@ -19,19 +19,11 @@ from chexmask_u.join import build
 from chexmask_u.manifest import ManifestError
 from chexmask_u.merge import merge
 from chexmask_u.settings import ManifestMergeSettings, ManifestSourceSettings, SettingsError
-from tests.official_layouts import Layout, write_layouts
+from tests.official_layouts import PUBLISHED_FILES, Layout, write_layouts
 from tests.s3 import S3Server, s3_server
 
 SOURCES = tuple(sources.PUBLISHED)
 ROWS = 6
-
-PUBLISHED_FILES = {
-    "chestx-ray8": "ChestX-Ray8.csv",
-    "chexpert": "CheXpert.csv",
-    "mimic-cxr-jpg": "MIMIC-CXR-JPG.csv",
-    "padchest": "Padchest.csv",
-    "vindr-cxr": "VinDr-CXR.csv",
-}
 
 
 @pytest.fixture(scope="module")

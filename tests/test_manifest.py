@@ -130,7 +130,9 @@ def test_a_source_that_names_no_dataset_config_is_refused(tmp_path: Path, source
 def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     folder = fill(tmp_path / "images", "a.png")
     assert "cannot be written" in refusal(list_images, folder, tmp_path / "no" / "such" / "m.parquet")
-    assert "cannot be written" in refusal(list_images, folder, tmp_path)
+    (tmp_path / "folder.parquet").mkdir()
+    assert "cannot be written" in refusal(list_images, folder, tmp_path / "folder.parquet")
+    assert "let --output end in .parquet" in refusal(list_images, folder, tmp_path / "m.csv")
 
 
 def test_a_file_name_that_is_not_utf_8_is_named(tmp_path: Path) -> None:

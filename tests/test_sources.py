@@ -12,14 +12,7 @@ import pytest
 from chexmask_u import sources
 from chexmask_u.join import build
 from chexmask_u.settings import ManifestSourceSettings
-
-PUBLISHED_FILES = {
-    "chestx-ray8": "ChestX-Ray8.csv",
-    "chexpert": "CheXpert.csv",
-    "mimic-cxr-jpg": "MIMIC-CXR-JPG.csv",
-    "padchest": "Padchest.csv",
-    "vindr-cxr": "VinDr-CXR.csv",
-}
+from tests.official_layouts import PUBLISHED_FILES
 
 # Where each distribution has the image of an id that CheXmask published.
 OFFICIAL_PATHS = {
