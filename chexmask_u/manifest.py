@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.core import split_protocol
 
 from chexmask_u import record, storage
 from chexmask_u.settings import ManifestFolderSettings
@@ -228,7 +227,7 @@ def _one_per_scheme(uris: pa.ChunkedArray) -> Iterator[str]:
 
 def _check_access(manifest: str, example: str) -> None:
     """Missing credentials would fail every row after hours of nothing; a single missing image fails its row only."""
-    if split_protocol(example)[0] in ("file", "local"):
+    if storage.is_local(example):
         return
     try:
         fs, path = storage.filesystem(example)

@@ -130,10 +130,10 @@ def _check_folder(folder: str) -> None:
     """A version's folder is new, or was left behind by an attempt that never finished."""
     fs, path = storage.filesystem(folder)
     try:
-        files = [PurePosixPath(file).name for file in fs.find(path)] if fs.exists(path) else []
+        foreign = fs.exists(path) and fs.find(path) and not fs.exists(storage.join(path, ATTEMPT))
     except OSError as error:
         raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
-    if files and ATTEMPT not in files:
+    if foreign:
         raise ReleaseError(f"{folder}: holds other files, and is no unfinished release; choose another --output")
 
 

@@ -20,10 +20,15 @@ class StorageError(ValueError):
     """A URL that cannot be used; the message is one line that names the remedy."""
 
 
+def is_local(url: str) -> bool:
+    """Whether a URL or path names the local file system."""
+    return split_protocol(url)[0] in (None, "file", "local")
+
+
 def normalise(url: str) -> str:
     """A URL as given, or an absolute local path, so that workers in other folders mean the same place."""
-    protocol, path = split_protocol(url)
-    if protocol in (None, "file", "local"):
+    if is_local(url):
+        path = split_protocol(url)[1]
         # Not Path.expanduser, which raises where a name merely begins with "~".
         return os.path.normpath(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
     check_scheme(url)
@@ -55,7 +60,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URL, as it may be cached, and the path on it; a local path is taken literally."""
-    if split_protocol(url)[0] in (None, "file", "local"):
+    if is_local(url):
         # fsspec itself would cut a path at "::", its mark of a chained URL.
         return fsspec.filesystem("file"), normalise(url)
     fs, path = fsspec.url_to_fs(url)
@@ -64,12 +69,12 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a URL and the path on it."""
-    protocol, _ = split_protocol(url)
-    if protocol in (None, "file", "local"):
+    if is_local(url):
         return pafs.LocalFileSystem(), normalise(url)
+    protocol, key = split_protocol(url)
     if protocol in _NATIVE_SCHEMES:
         # Keys are taken literally, as fsspec does; pyarrow would decode them, and cut them at "#".
-        fs, path = pafs.FileSystem.from_uri(f"{protocol}://{quote(split_protocol(url)[1])}")
+        fs, path = pafs.FileSystem.from_uri(f"{protocol}://{quote(key)}")
         return fs, path
     fsspec_fs, path = filesystem(url)
     return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs)), path
@@ -99,5 +104,4 @@ def is_forbidden(error: BaseException) -> bool:
 
 def local_folder(url: str) -> Path | None:
     """The local folder that a URL names, or None if it is on another storage."""
-    protocol, _ = split_protocol(url)
-    return Path(normalise(url)) if protocol in (None, "file", "local") else None
+    return Path(normalise(url)) if is_local(url) else None

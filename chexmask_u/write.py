@@ -88,6 +88,9 @@ class Run:
         """Checkpoints whose part is gone, damaged or short, each with the files that are left of the part.
 
         A disk or a person can lose a file that was committed; its checkpoint alone would still count it as done.
+
+        Raises:
+            RunError: if the storage fails; a part is lost only where the storage answers and the part is not whole.
         """
         checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
         records_fs, _ = storage.arrow_filesystem(self.records)
@@ -97,8 +100,11 @@ class Run:
             return _rows(checkpoint_fs, checkpoint) == sum(_rows(records_fs, file) for file in files)
 
         parts = self._parts()
-        with ThreadPoolExecutor(_FOOTER_READERS) as pool:
-            whole = pool.map(is_whole, parts.items())
+        try:
+            with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+                whole = list(pool.map(is_whole, parts.items()))
+        except OSError as error:
+            raise RunError(f"{self.url}: cannot be read ({storage.explain(error)}); try again later") from error
         return {part[0]: part[1] for part, fine in zip(parts.items(), whole, strict=True) if not fine}
 
     def redo_lost_parts(self) -> int:
@@ -230,9 +236,20 @@ def _parquet_files(fs: pafs.FileSystem, path: str) -> list[str]:
 
 
 def _rows(fs: pafs.FileSystem, file: str) -> int:
-    """Rows that a Parquet file's footer says it has; one that has no footer has lost them all."""
+    """Rows that a Parquet file's footer says it has; one whose footer cannot be parsed has lost them all.
+
+    Raises:
+        OSError: if the storage fails, which says nothing of the file.
+    """
+    damaged = (OSError, pa.ArrowInvalid)
     try:
         with fs.open_input_file(file) as stream:
             return int(pq.read_metadata(stream).num_rows)
-    except (OSError, pa.ArrowInvalid):
+    except damaged:
+        # Damage and a failing storage can raise the same: what is read into memory first tells them apart.
+        with fs.open_input_file(file) as stream:
+            content = stream.read_buffer()
+    try:
+        return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
+    except damaged:
         return 0

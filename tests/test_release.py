@@ -9,8 +9,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 import chexmask_u as cu
 from chexmask_u import pipeline, release, write
@@ -160,6 +162,30 @@ def test_a_part_that_is_lost_or_damaged_is_made_again(run, tmp_path, damage):
     assert 0 < 43 - summary["already_done"] <= 16
     content = pipeline.make_release(to_release)
     assert sum(counts["ok"] + counts["failed"] for counts in content["counts"].values()) == 43
+
+
+class FailingStorage(LocalFileSystem):
+    """A disk that refuses to open files so many times, as a busy object store does."""
+
+    failures = 0
+
+    def _open(self, *args, **kwargs):
+        if self.failures:
+            self.failures -= 1
+            raise OSError("503 slow down")
+        return super()._open(*args, **kwargs)
+
+
+def test_a_storage_that_fails_is_not_taken_for_a_lost_part(run):
+    """What is lost is deleted and made again: an outage must not do that to good parts."""
+    part = str(sorted(Path(run, "records").glob("*.parquet"))[0])
+    failing = FailingStorage(skip_instance_cache=True)
+    fs = pafs.PyFileSystem(pafs.FSSpecHandler(failing))
+    failing.failures = 1
+    assert write._rows(fs, part) == pq.read_metadata(part).num_rows
+    failing.failures = 2
+    with pytest.raises(OSError, match="503"):
+        write._rows(fs, part)
 
 
 def test_other_peoples_files_are_left_alone(run, tmp_path):
