@@ -149,6 +149,7 @@ def test_a_part_that_is_lost_or_damaged_is_made_again(run, tmp_path, damage):
     """A disk or a person can take a file that was committed: nothing may call it done, and `generate` heals it."""
     hurt = Path(shutil.copytree(run, tmp_path / "run"))
     part = sorted((hurt / "records").glob("*.parquet"))[1]
+    rows = pq.read_metadata(part).num_rows
     if damage == "lost":
         part.unlink()
     else:
@@ -159,7 +160,7 @@ def test_a_part_that_is_lost_or_damaged_is_made_again(run, tmp_path, damage):
     settings = json.loads((hurt / "run.json").read_text())["settings"] | {"output": str(hurt)}
     summary = pipeline.generate(GenerateSettings(**settings))
     assert summary["complete"]
-    assert 0 < 43 - summary["already_done"] <= 16
+    assert rows <= 43 - summary["already_done"] < 43
     content = pipeline.make_release(to_release)
     assert sum(counts["ok"] + counts["failed"] for counts in content["counts"].values()) == 43
 
