@@ -6,7 +6,8 @@ from chexmask_u.mask import organ_mask, rle_decode, rle_encode
 from chexmask_u.model.checkpoint import CheckpointError, load_model
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.predict import Prediction, predict
-from chexmask_u.read import ReadError, ReadImage, read_image
+from chexmask_u.read import ReadImage, read_image
+from chexmask_u.record import ReadError
 from chexmask_u.version import __version__
 
 __all__ = [

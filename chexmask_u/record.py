@@ -29,6 +29,15 @@ REASONS: dict[str, str] = {
 }
 """Every reason a row can fail for, and what it means."""
 
+
+class ReadError(Exception):
+    """An image that gives no record, with a reason from `REASONS`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 # The outer list is always 120 long but not of fixed size: of a sliced fixed-size list of fixed-size lists pyarrow 26
 # takes and filters wrong rows, without an error, and that is how anybody reads a part of a Parquet file.
 LANDMARK_ARRAY = pa.list_(pa.list_(pa.float32(), 2))

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from chexmask_u import __version__, record, report, storage
 from chexmask_u.manifest import ManifestFacts
-from chexmask_u.read import ReadError, read_image
+from chexmask_u.read import read_image
+from chexmask_u.record import ReadError
 from chexmask_u.settings import GenerateSettings
 
 # How Ray marks a checkpoint whose part is still being written.

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
+from chexmask_u.decode import decode
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.model.hybridgnet import HybridGNet
-from chexmask_u.read import ReadError, decode
+from chexmask_u.record import ReadError
 from chexmask_u.sources.synthetic import draw, write_demo
 from chexmask_u.training import demo as trainer
 
