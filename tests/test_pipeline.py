@@ -151,12 +151,9 @@ def test_another_manifest_in_the_same_output_is_refused(finished, settings, tmp_
         pipeline.generate(replace(settings, manifest=str(tmp_path / "fewer.parquet")))
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_an_interrupted_run_goes_on_where_it_stopped(number, code, tiny_weights, tmp_path):
-    """A driver of its own, stopped after its first part is committed; the same command then finishes the run."""
-    draw_images(tmp_path / "images", 150, np.random.default_rng(1))
+def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(tiny_weights, tmp_path):
+    """Drivers of their own, each stopped after it committed a part; the same command then finishes the run."""
+    draw_images(tmp_path / "images", 240, np.random.default_rng(1))
     list_folder(ManifestFolderSettings(uri=str(tmp_path / "images"), output=str(tmp_path / "m.parquet")))
     run = write.Run(str(tmp_path / "run"))
     command = [sys.executable, "-m", "chexmask_u.cli", "generate"]
@@ -164,29 +161,31 @@ def test_an_interrupted_run_goes_on_where_it_stopped(number, code, tiny_weights,
     # Many draws make the run long enough to be stopped in the middle.
     command += ["--samples", "200", "--rows-per-file", "32", "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    driver = subprocess.Popen(
-        command,
-        env=environment,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        # A shell that started the tests in the background has them ignore it, and their children too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 200
-    while run.committed_rows() == 0:
-        assert driver.poll() is None, driver.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    driver.send_signal(number)
-    stderr = driver.communicate(timeout=60)[1].decode()
-    assert driver.returncode == code, stderr[-2000:]
-    done = run.committed_rows()
-    assert 0 < done < 153
-    if code == 1:
-        assert "the same command goes on where it stopped" in stderr
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert again.returncode == 0, again.stderr[-2000:]
-    summary = json.loads(again.stdout.splitlines()[-1])
+    done = 0
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1), (signal.SIGTERM, 1)):
+        driver = subprocess.Popen(
+            command,
+            env=environment,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            # A shell that started the tests in the background has them ignore it, and their children too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        deadline = time.monotonic() + 120
+        while run.committed_rows() == done:
+            assert driver.poll() is None, driver.stderr.read().decode()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.send_signal(number)
+        stderr = driver.communicate(timeout=30)[1].decode()
+        assert driver.returncode == code, stderr[-2000:]
+        assert done < run.committed_rows() < 243
+        done = run.committed_rows()
+        if code == 1:
+            assert "the same command goes on where it stopped" in stderr
+    last = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert last.returncode == 0, last.stderr[-2000:]
+    summary = json.loads(last.stdout.splitlines()[-1])
     assert summary["already_done"] >= done
-    assert (summary["ok"], summary["failed"]) == (150, 3)
-    assert len(records(run.url)) == 153
+    assert (summary["ok"], summary["failed"]) == (240, 3)
+    assert len(records(run.url)) == 243
