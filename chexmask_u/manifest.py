@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from chexmask_u import record, storage
 from chexmask_u.settings import ManifestFolderSettings
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -47,7 +47,7 @@ class Listing:
 
 
 def list_folder(settings: ManifestFolderSettings) -> Listing:
-    """Write a manifest of every PNG and JPEG below a folder or URL prefix, sorted by record id.
+    """Write a manifest of every PNG, JPEG and DICOM file below a folder or URL prefix, sorted by record id.
 
     An image's id is its path below the folder, and its record id is "source/image id". Hidden files and folders, as
     macOS and notebooks leave them between images, are passed over.
@@ -59,7 +59,7 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
     check_source_name(settings.source)
     root = storage.normalise(settings.uri)
     files = files_below(root)
-    images = sorted(filter(_is_image, files))
+    images = sorted(filter(is_image, files))
     if not images:
         raise ManifestError(f"{settings.uri}: holds no {', '.join(IMAGE_SUFFIXES)} file")
     try:
@@ -211,7 +211,8 @@ def check_source_name(name: str) -> None:
         )
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a path is that of an image, hidden ones aside, as far as its name tells."""
     hidden = any(part.startswith(".") for part in path.split("/"))
     return path.lower().endswith(IMAGE_SUFFIXES) and not hidden
 

@@ -144,4 +144,5 @@ def _rle_string(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> str:
     separate = starts[1:] != stops[:-1]
     starts = starts[np.concatenate(([True], separate))]
     stops = stops[np.concatenate((separate, [True]))]
-    return " ".join(map(str, np.column_stack([starts + 1, stops - starts]).ravel().tolist()))
+    # One format string takes half the time of joining as many.
+    return " ".join(["%d"] * (2 * len(starts))) % tuple(np.column_stack([starts + 1, stops - starts]).ravel().tolist())

@@ -6,9 +6,11 @@ that fails keeps its place, with status "failed", a reason from `REASONS` and nu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
-from chexmask_u.anatomy import LATENT_SIZE, ORGANS
+from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS
 
 SCHEMA_VERSION = "1.0"
 
@@ -20,9 +22,15 @@ REASONS: dict[str, str] = {
     "forbidden": "the storage refused access",
     "storage": "the storage failed, after retries",
     "empty": "the object holds no bytes",
-    "unsupported": "the bytes are no PNG or JPEG image",
+    "unsupported": "the bytes are no PNG, JPEG or DICOM image, or of a form that is not read",
+    "no_pixels": "the DICOM file holds no pixel data",
+    "not_radiograph": "the DICOM file holds more than one frame, colour, or pixels that are no whole numbers",
     "damaged": "the image is truncated or its data are corrupt",
-    "too_large": "the image declares more pixels than the limit",
+    "too_large": "the image declares more pixels, or its file holds more bytes, than the limit",
+    "crashed": "the image ended the process that decodes it, twice",
+    "timeout": "decoding took longer than its time limit",
+    "out_of_memory": "decoding or predicting this one image takes more memory than there is for it",
+    "size_mismatch": "the image does not have the height and width that the manifest says",
     "blank": "nothing is left of the image after its border is cropped",
     "internal": "a step failed in a way that nobody foresaw",
     "invalid_prediction": "the network gave values that are not finite, or far outside the image",
@@ -144,3 +152,63 @@ MASK_RELEASE = pa.schema([RECORD.field(name) for name in ("record_id", "height",
 # Without the error's text, which may name a maintainer's storage.
 FAILURE_RELEASE = pa.schema([RECORD.field(name) for name in ("record_id", "source", "image_id", "reason")])
 """A row of a release's list of images that gave no record."""
+
+RELEASED: dict[str, pa.Schema] = {
+    "landmarks": LANDMARK_RELEASE,
+    "masks": MASK_RELEASE,
+    "failures": FAILURE_RELEASE,
+}
+"""Schema of each kind of config that a release has."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a released column means, in words for its users.
+
+    Attributes:
+        meaning: one phrase.
+        unit: of its numbers; "" where it has none.
+        shape: of one row's value; () for a single value.
+    """
+
+    meaning: str
+    unit: str = ""
+    shape: tuple[int, ...] = ()
+
+
+_ORIGINAL = "pixels of the original image"
+_FRAME = f"pixels of the {FRAME} frame"
+
+COLUMNS: dict[str, Column] = {
+    "record_id": Column("key of the record in every config: source, slash, image id"),
+    "source": Column("dataset that the image is of"),
+    "image_id": Column("the source's own id of the image"),
+    "height": Column("of the original image as shown, after the orientation that EXIF data may ask for", "pixels"),
+    "width": Column("of the original image as shown", "pixels"),
+    "landmarks_mean": Column("mean of the draws; x then y of each landmark", _ORIGINAL, (N_LANDMARKS, 2)),
+    "landmarks_std": Column(
+        "standard deviation of the draws (ddof = 0), x then y: the predictive uncertainty", _ORIGINAL, (N_LANDMARKS, 2)
+    ),
+    "uncertainty": Column("mean over landmarks and axes of the standard deviation: compare images by this one", _FRAME),
+    "latent_mean": Column("mean of the latent posterior", "latent units", (LATENT_SIZE,)),
+    "latent_std": Column("sigma of the latent posterior", "latent units", (LATENT_SIZE,)),
+    "latent_uncertainty": Column("mean of latent_std", "latent units"),
+    "dice_rca_mean": Column(
+        "Dice RCA (Mean) of the image's CheXmask row: of the published mask, not of this one; null where it has none",
+        "0 to 1",
+    ),
+    "dice_rca_max": Column("Dice RCA (Max) of the same row", "0 to 1"),
+    "letterbox": Column(
+        "how the image became the 1024 frame: frame = (original - crop + pad) * scale, on each axis",
+        "original pixels; scale: frame pixels per original pixel",
+    ),
+    **{
+        organ: Column(
+            f"mask of the {organ.replace('_', ' ')}: row-major runs, 1-based 'start length start length ...'",
+            _ORIGINAL,
+        )
+        for organ in ORGANS
+    },
+    "reason": Column("why the image gave no record"),
+}
+"""What every column of a release means: the one place that knows their units."""

@@ -61,7 +61,8 @@ def refusal(action: Any, *arguments: Any, error: type[ValueError] = ManifestErro
 
 def test_every_image_below_a_folder_is_listed_once_and_in_order(tmp_path: Path) -> None:
     images = ["b/z.png", "b/a/deep/er/1.JPG", "A.jpeg", "a.PNG", "b.png", "10.Jpeg", "2.jpg", "looks.like.jpg.png"]
-    others = ["notes.txt", "png", "image.png.txt", "b/archive.zip", "scan.dcm", "jpg.d/readme"]
+    images += ["scan.dcm", "scan.DICOM", "scan.Dcm"]
+    others = ["notes.txt", "png", "image.png.txt", "b/archive.zip", "dcm", "jpg.d/readme"]
     hidden = [".DS_Store", "._a.png", ".cache/thumb.png", "b/.ipynb_checkpoints/z.png"]
     folder = fill(tmp_path / "images", *images, *others, *hidden)
     (folder / "empty.png").mkdir()

@@ -436,3 +436,50 @@ def test_names_are_taken_literally_in_manifest_and_read(tmp_path: Path, prefix: 
         assert (image_of(row) == content[row["image_id"]]).all(), row["image_id"]
     again = read_rows([f"{prefix}{folder}/{row['image_id']}" for row in rows])
     assert [row["image"] for row in again] == [row["image"] for row in rows]
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "remedy"),
+    [
+        (200, 300, None),
+        (None, 300, None),
+        (200, None, None),
+        (300, 200, "swap"),
+        (201, 300, "correct"),
+        (None, 299, "correct"),
+    ],
+)
+def test_an_image_of_another_size_than_the_manifest_says_fails(
+    tmp_path: Path, height: int | None, width: int | None, remedy: str | None
+) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(png_bytes(texture(200, 300)))
+    batch = manifest([str(path)])
+    for column, (name, value) in enumerate((("height", height), ("width", width)), start=6):
+        batch = batch.set_column(column, name, pa.array([value], pa.int32()))
+    (row,) = read(batch).to_pylist()
+    if remedy is None:
+        assert (row["status"], row["height"], row["width"]) == ("ok", 200, 300)
+        return
+    assert (row["status"], row["reason"], row["image"]) == ("failed", "size_mismatch", None)
+    assert "300 x 200" in row["error"]
+    assert f"{width or 300} x {height or 200}" in row["error"]
+    assert remedy in row["error"]
+    # As the manifest has it: that is what has to be looked up.
+    assert (row["height"], row["width"]) == (height, width)
+
+
+def test_a_checksum_fails_wherever_it_stands(tmp_path: Path) -> None:
+    png = png_bytes(texture(50, 60))
+    text = png_chunk(b"tEXt", b"Comment\0nothing")
+    header_end = 8 + 25
+    for data in (png[:header_end] + text + png[header_end:], png[:-12] + text + png[-12:]):
+        path = tmp_path / "image.png"
+        path.write_bytes(data)
+        assert read_file(path)["status"] == "ok"
+        path.write_bytes(data.replace(b"nothing", b"Nothing"))
+        row = read_file(path)
+        assert (row["reason"], "checksum" in row["error"]) == ("damaged", True)

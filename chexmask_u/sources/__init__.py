@@ -20,10 +20,18 @@ def discover() -> dict[str, Source]:
 
 PUBLISHED: dict[str, Source] = discover()
 
+DRAWN = Source(
+    "synthetic",
+    "Synthetic drawings",
+    licence="Apache-2.0: drawn by chexmask_u, of nobody",
+    policy="open",
+)
+"""What `generate` draws where it is given no images."""
+
 
 def get(name: str) -> Source:
     """The published source of that name, or a plain one: neither cropped nor known to anybody else."""
-    return PUBLISHED.get(name) or Source(name, name)
+    return PUBLISHED.get(name) or (DRAWN if name == DRAWN.name else Source(name, name))
 
 
 __all__ = ["PUBLISHED", "Source", "discover", "get"]

@@ -10,6 +10,19 @@ from typing import Literal
 Policy = Literal["open", "gated", "withheld"]
 """Whether data derived from a source may be published openly, only behind a gate, or not at all."""
 
+PHYSIONET_CITATION = (
+    "Goldberger A, Amaral L, Glass L, et al. PhysioBank, PhysioToolkit, and PhysioNet: Components of a new research"
+    " resource for complex physiologic signals. Circulation 101(23):e215-e220, 2000."
+    " https://doi.org/10.1161/01.CIR.101.23.e215"
+)
+"""What PhysioNet asks for beside the citation of each of its data sets."""
+
+PHYSIONET_ACCESS = (
+    "Become a credentialed PhysioNet user (training in human-subjects research included), sign the data set's data use"
+    " agreement there, and download the images. Access may not be shared, with online services either."
+)
+"""How the images of PhysioNet's credentialed data sets are got."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -57,11 +70,16 @@ class Source:
         title: how people call it.
         crop_border: whether preparation drops the black border first (design: fact 7 of the published method).
         dicom: whether its files are DICOM.
-        citation: one line, with a DOI.
+        dicom_standard: whether DICOM values are shown as the standard asks, or as VinDr-CXR's were; see `dicom.decode`.
+        citation: the data set's paper, one line, with a DOI.
+        also_cite: what else its providers ask users to cite, one line each.
         licence: name of its terms.
         terms_url: where they are to be read.
+        access: what a person must do to get the images, and may not do with them; full sentences.
         policy: see `Policy`. The strictest unless a source says otherwise: nobody knows the terms of unknown data.
         id_column: the CheXmask CSV's column that names the image.
+        csv_name: file name of its CheXmask CSV, without the suffix; the source's name where none was published.
+        max_first: whether that CSV has Dice RCA (Max) in front of Dice RCA (Mean).
         expected_rows: rows of the whole CheXmask data set for this source; None where nothing is expected.
         layout: where images lie below the distribution's root, in words for error messages.
         image_id: the id of the image at a path ('/'-separated) below the root, or None if there is no frontal image of
@@ -75,11 +93,16 @@ class Source:
     title: str
     crop_border: bool = False
     dicom: bool = False
+    dicom_standard: bool = True
     citation: str = ""
+    also_cite: tuple[str, ...] = ()
     licence: str = ""
     terms_url: str = ""
+    access: str = ""
     policy: Policy = "withheld"
-    id_column: str = ""
+    id_column: str = "image_id"
+    csv_name: str = ""
+    max_first: bool = False
     expected_rows: int | None = None
     layout: str = ""
     image_id: Callable[[str], str | None] = _none

@@ -14,9 +14,11 @@ SOURCE = Source(
     ),
     licence="no restriction of use; cite the paper, link the download site, acknowledge the NIH Clinical Center",
     terms_url="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+    access="Download them from the NIH Clinical Center, which provides the data; no account is needed.",
     # The provider restricts no use and asks for attribution only.
     policy="open",
     id_column="Image Index",
+    csv_name="ChestX-Ray8",
     expected_rows=112_120,
     layout="images_001..images_012/images/00000001_000.png, or all files in one folder",
     image_id=by_pattern(r"(?:^|/)(\d{8}_\d{3}\.png)$"),

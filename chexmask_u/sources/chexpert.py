@@ -33,10 +33,12 @@ SOURCE = Source(
     ),
     licence="Stanford University Dataset Research Use Agreement (non-commercial research)",
     terms_url="https://stanfordmlgroup.github.io/competitions/chexpert/",
+    access="Register with Stanford, accept the Research Use Agreement and download them; they may not be passed on.",
     # Each user signs for non-commercial research and may not pass the images on; who wants what derives from them
     # accepts the same behind the gate.
     policy="gated",
     id_column="Path",
+    csv_name="CheXpert",
     expected_rows=187_825,
     layout="train|valid/patient00001/study1/view1_frontal.jpg",
     image_id=image_id,

@@ -15,10 +15,13 @@ SOURCE = Source(
     ),
     licence="PadChest Dataset Research Use Agreement (research only)",
     terms_url="https://bimcv.cipf.es/bimcv-projects/padchest/",
+    access="Register with BIMCV, accept the Research Use Agreement and download them; they may not be passed on.",
     # Each user agrees to research use and may not pass the images on; who wants what derives from them accepts the
     # same behind the gate.
     policy="gated",
     id_column="ImageID",
+    csv_name="Padchest",
+    max_first=True,
     # By difference: 657,566 in all; the published analysis counts the 96,184 that have scores.
     expected_rows=96_287,
     layout="NAME.png, in one folder or in those of its archives, 0..54",

@@ -1,0 +1,1 @@
+"""Measurements of what a run pays for, each against the least that it could cost."""

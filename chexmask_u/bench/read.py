@@ -1,0 +1,131 @@
+"""Decoding and preparing one image on one core, per source format, against the bare library calls it must make."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.utils import pixel_array
+
+from chexmask_u.anatomy import FRAME
+from chexmask_u.bench.timing import Row, as_text, compare, one_thread
+from chexmask_u.read import read_bytes
+from chexmask_u.sources.synthetic import draw
+
+# What CheXpert, MIMIC-CXR-JPG, PadChest and VinDr-CXR are like.
+HEIGHT, WIDTH = 2500, 3000
+
+_MAX_SIDE = 10_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file as a source has it, and the library calls that nobody can do without to prepare it."""
+
+    name: str
+    source: str
+    data: bytes
+    bare: Callable[[bytes], object]
+
+
+def cases() -> list[Case]:
+    """One file of each kind, drawn and encoded here."""
+    small, large = draw(0, side=FRAME).image, draw(0, side=WIDTH).image[:HEIGHT]
+    noise = np.random.default_rng(0).normal(0, 6, large.shape)
+    twelve_bit = np.clip(large * 16.0 + noise, 0, 4095).astype(np.uint16)
+    size = f"{WIDTH} x {HEIGHT}"
+    return [
+        Case(f"JPEG, {FRAME} x {FRAME}", "chexpert", _encode(".jpg", small), _bare),
+        Case(f"JPEG, {size}", "chexpert", _encode(".jpg", large), _bare),
+        Case(f"JPEG, {size}, cropped", "mimic-cxr-jpg", _encode(".jpg", large), _bare_cropped),
+        Case(f"PNG, 8 bit, {FRAME} x {FRAME}", "chestx-ray8", _encode(".png", small), _bare),
+        Case(f"PNG, 16 bit, {size}, cropped", "padchest", _encode(".png", twelve_bit), _bare_cropped),
+        Case(f"DICOM, 12 bit, {size}", "vindr-cxr", _dicom(twelve_bit), _bare_dicom),
+        Case(f"DICOM, JPEG 2000, {size}", "vindr-cxr", _dicom(twelve_bit, uid.JPEG2000Lossless), _bare_dicom),
+    ]
+
+
+def measure(repeats: int = 15) -> list[Row]:
+    """A row per case: reading it, against the bare calls."""
+    with one_thread():
+        return [_measure(case, repeats) for case in cases()]
+
+
+def _measure(case: Case, repeats: int) -> Row:
+    return compare(
+        case.name,
+        lambda: read_bytes(case.data, source=case.source, max_side=_MAX_SIDE),
+        lambda: case.bare(case.data),
+        repeats=repeats,
+        clock=time.thread_time,
+    )
+
+
+def _encode(suffix: str, image: NDArray[Any]) -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def _dicom(pixels: NDArray[np.uint16], syntax: uid.UID = uid.ExplicitVRLittleEndian) -> bytes:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = uid.DigitalXRayImageStorageForPresentation
+    dataset.SOPInstanceUID = uid.generate_uid(entropy_srcs=["chexmask-u"])
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.SamplesPerPixel = 1
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.WindowCenter, dataset.WindowWidth = 2048, 3500
+    dataset.PixelData = pixels.tobytes()
+    if syntax.is_compressed:
+        dataset.compress(syntax, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    stream = io.BytesIO()
+    pydicom.dcmwrite(stream, dataset, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def _bare(data: bytes) -> object:
+    return _square(_decoded(data))
+
+
+def _bare_cropped(data: bytes) -> object:
+    image = _decoded(data)
+    left, top, width, height = cv2.boundingRect(cv2.threshold(image, 1, 255, cv2.THRESH_BINARY)[1])
+    return _square(image[top : top + height, left : left + width])
+
+
+def _decoded(data: bytes) -> NDArray[Any]:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    assert image is not None
+    if image.dtype == np.uint16:
+        image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
+    return np.asarray(image)
+
+
+def _bare_dicom(data: bytes) -> object:
+    """Decoding alone: VOI LUT and 8 bits, for which pydicom's calls take longer than all else, come on top of it."""
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    pixels = pixel_array(dataset, decoding_plugin="pylibjpeg" if compressed else "")
+    return _square(pixels)
+
+
+def _square(image: NDArray[Any]) -> object:
+    height, width = image.shape
+    above, beside = max(width - height, 0), max(height - width, 0)
+    around = (above // 2, above - above // 2, beside // 2, beside - beside // 2)
+    square = cv2.copyMakeBorder(image, *around, cv2.BORDER_CONSTANT, value=(0,))
+    return cv2.resize(square, (FRAME, FRAME), interpolation=cv2.INTER_LINEAR)
+
+
+if __name__ == "__main__":
+    print(as_text(measure()))
