@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,12 @@ from chexmask_u.manifest import ManifestError
 from chexmask_u.sources.base import Source, Table
 
 MEAN, MAX, HEIGHT, WIDTH = "Dice RCA (Mean)", "Dice RCA (Max)", "Height", "Width"
+
+# The newest files have the first two, older ones the third, without a spread.
+LANDMARKS_MEAN, LANDMARKS_STD, LANDMARKS = "Landmarks (Mean)", "Landmarks (Std)", "Landmarks"
+
+ORGAN_COLUMNS = {"left_lung": "Left Lung", "right_lung": "Right Lung", "heart": "Heart"}
+"""Column of an organ's run-length string, in the published order."""
 
 PREPROCESSED_SIDE = 1024
 
@@ -35,18 +42,24 @@ def read_rows(source: Source, uri: str, own: pa.Table | None, preprocessed: bool
     """
     columns = {source.id_column: pa.string(), **dict.fromkeys((MEAN, MAX, HEIGHT, WIDTH), pa.float64())}
     table = _read_csv(uri, columns, f"a CheXmask CSV of {source.title}")
-    ids = pa.chunked_array([pa.array([source.row_id(value.strip()) for value in table[0].to_pylist()], pa.string())])
-    scores = [_where(column, pc.is_finite(column)) for column in table.columns[1:3]]
-    sized = pc.and_(
-        *(pc.fill_null(pc.and_(pc.greater_equal(c, 1), pc.less(c, 1 << 31)), False) for c in table.columns[3:])
-    )
-    height, width = (_where(pc.round(column), sized).cast(pa.int32()) for column in table.columns[3:])
-    rows = pa.table({"id": ids, "mean": scores[0], "max": scores[1], "height": height, "width": width})
+    rows = clean(source, table)
     _check_resolution(source, uri, rows, own, preprocessed)
     if preprocessed:
         for name in ("height", "width"):
             rows = rows.set_column(rows.schema.get_field_index(name), name, pa.nulls(len(rows), pa.int32()))
     return rows
+
+
+def clean(source: Source, rows: pa.Table) -> pa.Table:
+    """Id, scores float64 (`mean`, `max`) and size int32 of published rows; null where they say nothing that can be."""
+    ids = pa.chunked_array(
+        [pa.array([source.row_id(value.strip()) for value in rows[source.id_column].to_pylist()], pa.string())]
+    )
+    mean, highest = (_where(rows[name], pc.is_finite(rows[name])) for name in (MEAN, MAX))
+    sides = [rows[name] for name in (HEIGHT, WIDTH)]
+    sized = pc.and_(*(pc.fill_null(pc.and_(pc.greater_equal(c, 1), pc.less(c, 1 << 31)), False) for c in sides))
+    height, width = (_where(pc.round(column), sized).cast(pa.int32()) for column in sides)
+    return pa.table({"id": ids, "mean": mean, "max": highest, "height": height, "width": width})
 
 
 def _where(column: pa.ChunkedArray, condition: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -99,20 +112,37 @@ def read_own_table(source: Source, table: Table, uri: str) -> pa.Table:
     return result
 
 
+def read_header(uri: str, what: str) -> str:
+    """The first line of a CSV that should be `what`.
+
+    Raises:
+        ManifestError
+    """
+    try:
+        fs, path = storage.arrow_filesystem(storage.normalise(uri))
+        with fs.open_input_stream(path, compression="detect") as stream:
+            start: bytes = stream.read(_HEADER_BYTES)
+    except Exception as error:
+        raise _unreadable(uri, error, what) from error
+    return start.decode("utf-8-sig", "replace").partition("\n")[0].rstrip("\r")
+
+
 def _read_csv(uri: str, columns: dict[str, pa.DataType], what: str) -> pa.Table:
+    """The named columns of a CSV; see `stream_rows`."""
+    return pa.Table.from_batches(stream_rows(uri, columns, what), schema=pa.schema(list(columns.items())))
+
+
+def stream_rows(uri: str, columns: dict[str, pa.DataType], what: str) -> Iterator[pa.RecordBatch]:
     """The named columns of a CSV (.gz and others are unpacked), block by block, so that the rest is never held.
 
     Raises:
         ManifestError
     """
     uri = storage.normalise(uri)
+    _check_header(uri, read_header(uri, what), list(columns), what)
     rows = 0
     try:
         fs, path = storage.arrow_filesystem(uri)
-        with fs.open_input_stream(path, compression="detect") as stream:
-            header = stream.read(_HEADER_BYTES)
-        _check_header(uri, header, list(columns), what)
-        batches = []
         with fs.open_input_stream(path, compression="detect") as stream:
             reader = pacsv.open_csv(
                 stream,
@@ -122,17 +152,18 @@ def _read_csv(uri: str, columns: dict[str, pa.DataType], what: str) -> pa.Table:
                 convert_options=pacsv.ConvertOptions(include_columns=list(columns), column_types=columns),
             )
             for batch in reader:
-                batches.append(batch)
+                yield batch
                 rows += len(batch)
-        return pa.Table.from_batches(batches, schema=pa.schema(list(columns.items())))
-    except ManifestError:
-        raise
     except pa.ArrowInvalid as error:
         raise ManifestError(f"{uri}: {_csv_fault(str(error), list(columns), rows)}; expected {what}") from error
     except Exception as error:
-        if storage.is_missing(error):
-            raise ManifestError(f"{uri}: no such file; expected {what}") from error
-        raise ManifestError(f"{uri}: cannot be read ({storage.explain(error)})") from error
+        raise _unreadable(uri, error, what) from error
+
+
+def _unreadable(uri: str, error: Exception, what: str) -> ManifestError:
+    if storage.is_missing(error):
+        return ManifestError(f"{uri}: no such file; expected {what}")
+    return ManifestError(f"{uri}: cannot be read ({storage.explain(error)})")
 
 
 def _csv_fault(error: str, columns: list[str], rows: int) -> str:
@@ -146,9 +177,8 @@ def _csv_fault(error: str, columns: list[str], rows: int) -> str:
     return f"{after} it is no CSV ({error.splitlines()[0][:80]})"
 
 
-def _check_header(uri: str, start: bytes, needed: list[str], what: str) -> None:
+def _check_header(uri: str, line: str, needed: list[str], what: str) -> None:
     """Name the mistake that a header shows: another source, another separator, no CSV at all."""
-    line = start.decode("utf-8-sig", "replace").partition("\n")[0].rstrip("\r")
     found = next(csv.reader(io.StringIO(line)), [])
     absent = [name for name in needed if name not in found]
     if not absent:
