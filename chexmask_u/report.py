@@ -119,21 +119,37 @@ class _Tally:
 
     def describe(self) -> dict[str, Any]:
         values = self.sorted_uncertainty()
-        counts, _ = np.histogram(np.clip(values, BIN_EDGES[0], BIN_EDGES[-1]), BIN_EDGES)
         some = bool(len(values))
         return {
-            "images": len(values),
-            "mean": float(values.mean(dtype=np.float64)) if some else None,
-            "min": float(values[0]) if some else None,
-            "max": float(values[-1]) if some else None,
-            "quantiles": {str(q): float(np.quantile(values, q)) if some else None for q in QUANTILES},
-            "histogram": counts.tolist(),
+            **distribution(values),
             "organ_std": {
                 organ: float(total / len(values)) if some else None
                 for organ, total in zip(ORGANS, self.organ_std, strict=True)
             },
             "latent_uncertainty_mean": float(self.latent_uncertainty / len(values)) if some else None,
         }
+
+
+def distribution(values: NDArray[np.float32]) -> dict[str, Any]:
+    """How the uncertainties of some images are distributed, ready for JSON; None where there is no image.
+
+    Args:
+        values: float32 [images], sorted, pixels of the 1024 frame.
+
+    Returns:
+        ``images``, ``mean``, ``min``, ``max``, ``quantiles`` (of `QUANTILES`, by their name) and ``histogram`` (counts
+        in the bins of `BIN_EDGES`).
+    """
+    counts, _ = np.histogram(np.clip(values, BIN_EDGES[0], BIN_EDGES[-1]), BIN_EDGES)
+    some = bool(len(values))
+    return {
+        "images": len(values),
+        "mean": float(values.mean(dtype=np.float64)) if some else None,
+        "min": float(values[0]) if some else None,
+        "max": float(values[-1]) if some else None,
+        "quantiles": {str(q): float(np.quantile(values, q)) if some else None for q in QUANTILES},
+        "histogram": counts.tolist(),
+    }
 
 
 def summarise(records: ds.Dataset) -> dict[str, Any]:
@@ -438,13 +454,23 @@ def _draw(picture: Picture, colour_bar: _ColourBar) -> dict[str, Any]:
     return {"picture": picture, "jpeg": base64.b64encode(jpeg.tobytes()).decode("ascii"), "rings": rings}
 
 
-# matplotlib writes literal colours; these stand for the page's own, which change with light, dark and paper.
-_PAGE_COLOURS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--line)", "#040404": "var(--bar)"}
-_INK, _MUTED, _LINE, _BAR = _PAGE_COLOURS
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a chart, as matplotlib takes them."""
+
+    ink: str
+    muted: str
+    line: str
+    bar: str
 
 
-def _histograms(uncertainty: Mapping[str, Any]) -> Markup | None:
-    """Inline SVG: one histogram per source above a shared axis; None where no record is ok."""
+def draw_histograms(uncertainty: Mapping[str, Any], palette: Palette) -> Figure | None:
+    """One histogram per source above a shared logarithmic axis, at most 12; None where no record is ok.
+
+    Args:
+        uncertainty: ``bin_edges``, and ``sources`` as `distribution` describes them.
+        palette: of the page that it is for.
+    """
     sources = {name: source for name, source in uncertainty["sources"].items() if source["images"]}
     if not sources:
         return None
@@ -462,42 +488,54 @@ def _histograms(uncertainty: Mapping[str, Any]) -> Markup | None:
     shares = counts[:, first:last].reshape(len(names), -1, merged).sum(axis=2) / counts.sum(axis=1, keepdims=True)
     edges = edges[first : last + 1 : merged]
 
+    figure = Figure(figsize=(9.6, 0.75 + 0.92 * len(names)))
+    figure.subplots_adjust(left=0.17, right=0.985, top=1 - 0.08 / len(names), bottom=0.62 / figure.get_figheight())
+    grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name, share in zip(grid, names, shares, strict=True):
+        median = sources[name]["quantiles"]["0.5"]
+        axes.stairs(share, edges, fill=True, color=palette.bar)
+        axes.axvline(max(median, edges[0]), color=palette.ink, linewidth=1.2)
+        axes.set_ylim(0, 1.22 * share.max())
+        axes.annotate(
+            f"median {median:.3g}",
+            (max(median, edges[0]), 1.2 * share.max()),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="top",
+            color=palette.ink,
+            fontsize=9,
+        )
+        label = name if len(name) <= _LABEL_LENGTH else f"{name[: _LABEL_LENGTH - 1]}…"
+        # A "$" in a source's name is no formula.
+        beside = ("figure fraction", "axes fraction")
+        axes.annotate(label, (0, 0.45), xycoords=beside, color=palette.ink, parse_math=False)
+        n_images = f"{sources[name]['images']:,} image{'s' * (sources[name]['images'] != 1)}"
+        axes.annotate(n_images, (0, 0.15), xycoords=beside, color=palette.muted, fontsize=9)
+        axes.set_yticks([])
+        axes.spines[["top", "left", "right"]].set_visible(False)
+        axes.spines["bottom"].set_color(palette.line)
+        axes.tick_params(axis="x", which="both", color=palette.line, length=0, labelcolor=palette.muted, labelsize=9)
+        axes.set_xscale("log")
+        axes.set_xlim(edges[0] / 1.05, edges[-1] * 1.05)
+    ticks = _ticks(edges[0] / 1.05, edges[-1] * 1.05)
+    grid[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    grid[-1].set_xticks([], minor=True)
+    grid[-1].tick_params(axis="x", length=4)
+    grid[-1].set_xlabel("uncertainty, pixels of the 1024 frame (logarithmic)", color=palette.muted, fontsize=9)
+    return figure
+
+
+# matplotlib writes literal colours; these stand for the page's own, which change with light, dark and paper.
+_PAGE_COLOURS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--line)", "#040404": "var(--bar)"}
+
+
+def _histograms(uncertainty: Mapping[str, Any]) -> Markup | None:
+    """`draw_histograms` as inline SVG."""
     # Texts stay texts, in the page's own font.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "chexmask-u"}):
-        figure = Figure(figsize=(9.6, 0.75 + 0.92 * len(names)))
-        figure.subplots_adjust(left=0.17, right=0.985, top=1 - 0.08 / len(names), bottom=0.62 / figure.get_figheight())
-        grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, name, share in zip(grid, names, shares, strict=True):
-            median = sources[name]["quantiles"]["0.5"]
-            axes.stairs(share, edges, fill=True, color=_BAR)
-            axes.axvline(max(median, edges[0]), color=_INK, linewidth=1.2)
-            axes.set_ylim(0, 1.22 * share.max())
-            axes.annotate(
-                f"median {median:.3g}",
-                (max(median, edges[0]), 1.2 * share.max()),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="top",
-                color=_INK,
-                fontsize=9,
-            )
-            label = name if len(name) <= _LABEL_LENGTH else f"{name[: _LABEL_LENGTH - 1]}…"
-            # A "$" in a source's name is no formula.
-            beside = ("figure fraction", "axes fraction")
-            axes.annotate(label, (0, 0.45), xycoords=beside, color=_INK, parse_math=False)
-            n_images = f"{sources[name]['images']:,} image{'s' * (sources[name]['images'] != 1)}"
-            axes.annotate(n_images, (0, 0.15), xycoords=beside, color=_MUTED, fontsize=9)
-            axes.set_yticks([])
-            axes.spines[["top", "left", "right"]].set_visible(False)
-            axes.spines["bottom"].set_color(_LINE)
-            axes.tick_params(axis="x", which="both", color=_LINE, length=0, labelcolor=_MUTED, labelsize=9)
-            axes.set_xscale("log")
-            axes.set_xlim(edges[0] / 1.05, edges[-1] * 1.05)
-        ticks = _ticks(edges[0] / 1.05, edges[-1] * 1.05)
-        grid[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        grid[-1].set_xticks([], minor=True)
-        grid[-1].tick_params(axis="x", length=4)
-        grid[-1].set_xlabel("uncertainty, pixels of the 1024 frame (logarithmic)", color=_MUTED, fontsize=9)
+        figure = draw_histograms(uncertainty, Palette(*_PAGE_COLOURS))
+        if figure is None:
+            return None
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
