@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
 from chexmask_u.model.hybridgnet import HybridGNet, Variant
 
@@ -45,7 +46,7 @@ def load_model(source: str = "demo", *, device: str | torch.device = "cpu", sha2
     if sha256 is not None and digest != sha256.lower():
         raise CheckpointError(f"{source}: sha256 is {digest}, expected {sha256}; fetch the weights again")
     state = _read_state(path, source)
-    model = HybridGNet(input_size=_input_size(state, source), variant=_variant(state))
+    model = build(_input_size(state, source), _variant(state))
     _check_fit(state, model, source)
     model.load_state_dict({_module_key(key): value.float() for key, value in state.items()})
     model.sha256 = digest
@@ -151,7 +152,9 @@ def _module_key(key: str) -> str:
 
 
 def _variant(state: dict[str, Tensor]) -> Variant:
-    return "skip" if any(key.startswith("SC_1.") for key in state) else "noskip"
+    if not any(key.startswith("SC_1.") for key in state):
+        return "noskip"
+    return "skip" if any(key.startswith("encoder.fc_logvar.") for key in state) else "dropout"
 
 
 def _input_size(state: dict[str, Tensor], source: str) -> int:
