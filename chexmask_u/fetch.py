@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 from chexmask_u import storage
 from chexmask_u.record import ReadError
 
+# For storages whose clients give up at once: HTTP, and buckets and shares that are mounted as folders.
+ATTEMPTS = 5
+BACKOFF_SECONDS = 0.5
 
-def fetch(uri: str) -> bytes:
-    """The bytes at a local path or fsspec URL.
+
+def fetch(uri: str, *, max_bytes: int) -> bytes:
+    """The bytes at a local path or fsspec URL; what may be a storage's passing trouble is tried again.
+
+    Args:
+        uri: where.
+        max_bytes: size of the largest object that is fetched; no more than that is ever asked for.
 
     Raises:
-        ReadError: "missing", "forbidden", "empty" or "storage".
+        ReadError: "missing", "forbidden", "empty", "too_large" or "storage".
     """
     try:
-        fs, path = storage.resolve(uri)
-        data: bytes = fs.cat_file(path)
+        data = _fetch(uri, max_bytes)
     except IsADirectoryError as error:
         raise ReadError("missing", "there is a folder, not an object") from error
     except Exception as error:
@@ -22,7 +32,28 @@ def fetch(uri: str) -> bytes:
             raise ReadError("missing", "there is no such object") from error
         if storage.is_forbidden(error):
             raise ReadError("forbidden", storage.explain(error)) from error
+        if storage.is_out_of_range(error):
+            # The answer to a range of an object that has no first byte.
+            raise ReadError("empty", "the object holds no bytes") from error
         raise ReadError("storage", storage.explain(error)) from error
     if not data:
         raise ReadError("empty", "the object holds no bytes")
+    if len(data) > max_bytes:
+        raise ReadError("too_large", f"more than {max_bytes} bytes, the limit for --max-side")
     return data
+
+
+def _fetch(uri: str, max_bytes: int) -> bytes:
+    fs, path = storage.resolve(uri)
+    attempts = 1 if storage.asks_again(fs) else ATTEMPTS
+    for attempt in range(1, attempts + 1):
+        try:
+            # A range is one request, which a size that is asked for first is not, and it bounds what comes.
+            data: bytes = fs.cat_file(path, start=0, end=max_bytes + 1)
+            return data
+        except Exception as error:
+            if attempt == attempts or not storage.is_transient(error):
+                raise
+        # Full jitter: fetchers that were turned away together do not come back together.
+        time.sleep(random.uniform(0, BACKOFF_SECONDS * 2**attempt))
+    raise AssertionError

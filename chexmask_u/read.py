@@ -12,15 +12,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chexmask_u import record, sources, storage
+from chexmask_u import record, sandbox, sources, storage
 from chexmask_u.columns import replace
 from chexmask_u.decode import decode
 from chexmask_u.fetch import fetch
 from chexmask_u.letterbox import BlankImageError, Letterbox, prepare
 from chexmask_u.record import ReadError
 
-# Enough requests in flight to hide an object store's latency; decoding takes turns on the task's core anyway.
+# Enough requests in flight to hide an object store's latency, while one image at a time is decoded.
 FETCHERS = 8
+
+# What the largest file may hold besides two bytes a pixel: headers, colour profiles, thumbnails.
+_HEADER_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,36 @@ def read_image(uri: str, *, source: str = "folder", max_side: int = 10_000) -> R
     Raises:
         ReadError: with the reason why not.
     """
-    image = decode(fetch(uri), max_side=max_side)
+    return read_bytes(fetch(uri, max_bytes=_max_bytes(max_side)), source=source, max_side=max_side)
+
+
+def read_bytes(data: bytes, *, source: str, max_side: int) -> ReadImage:
+    """Decode and prepare an image file's bytes as `source` is prepared.
+
+    Raises:
+        ReadError: with the reason why not.
+    """
+    recipe = sources.get(source)
+    image = decode(data, max_side=max_side, dicom_standard=recipe.dicom_standard)
     try:
-        prepared, letterbox = prepare(image, crop_border=sources.get(source).crop_border)
+        prepared, letterbox = prepare(image, crop_border=recipe.crop_border)
     except BlankImageError as error:
         raise ReadError("blank", str(error)) from error
     return ReadImage(prepared, image.shape[0], image.shape[1], letterbox)
 
 
 def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
-    """Step: `record.MANIFEST` -> `record.READ`; objects are fetched and decoded concurrently.
+    """Step: `record.MANIFEST` -> `record.READ`; objects are fetched concurrently and decoded in a child process.
+
+    Each fetcher waits with its object for the child, so no more objects than fetchers are in memory.
 
     Args:
         batch: manifest rows.
         max_side: longest side in pixels that is decoded; it bounds memory, since the image is padded to a square.
     """
     with ThreadPoolExecutor(min(FETCHERS, max(1, len(batch)))) as pool:
-        rows = list(
-            pool.map(partial(_read_row, max_side=max_side), *(batch[name].to_pylist() for name in ("uri", "source")))
-        )
+        told = (batch[name].to_pylist() for name in ("uri", "source", "height", "width"))
+        rows = list(pool.map(partial(_read_row, max_side=max_side), *told))
     known = batch.select(["height", "width"]).to_pylist()
     return replace(
         batch,
@@ -73,10 +87,15 @@ def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
     )
 
 
-def _read_row(uri: str, source: str, max_side: int) -> dict[str, Any]:
+def _read_row(uri: str, source: str, height: int | None, width: int | None, max_side: int) -> dict[str, Any]:
     start = time.perf_counter()
     try:
-        result = read_image(uri, source=source, max_side=max_side)
+        data = fetch(uri, max_bytes=_max_bytes(max_side))
+        result = sandbox.shared.read(data, source=source, max_side=max_side)
+        _check_size(result, height, width)
+    except sandbox.SandboxError:
+        # Without a decoder every image would fail; the run is to stop and say so.
+        raise
     except Exception as error:
         reason = error.reason if isinstance(error, ReadError) else "internal"
         message = str(error) if isinstance(error, ReadError) else storage.explain(error)
@@ -90,3 +109,25 @@ def _read_row(uri: str, source: str, max_side: int) -> dict[str, Any]:
             "image": result.image.tobytes(),
         }
     return row | {"read_seconds": time.perf_counter() - start}
+
+
+def _check_size(result: ReadImage, height: int | None, width: int | None) -> None:
+    """Raise ReadError unless the image has the size in pixels that its manifest row tells, where that tells one."""
+    found = (result.width, result.height)
+    told = (result.width if width is None else width, result.height if height is None else height)
+    if found == told:
+        return
+    if found == told[::-1]:
+        remedy = "height and width are swapped there: swap them"
+    else:
+        remedy = "put another image at the URI, correct height and width, or leave them empty"
+    raise ReadError(
+        "size_mismatch",
+        f"the image is {found[0]} x {found[1]} pixels (width x height),"
+        f" the manifest says {told[0]} x {told[1]}; {remedy}",
+    )
+
+
+def _max_bytes(max_side: int) -> int:
+    """Bytes of the largest file that is fetched: 16-bit grey of max_side x max_side, uncompressed."""
+    return 2 * max_side**2 + _HEADER_BYTES

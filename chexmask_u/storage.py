@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import fsspec
@@ -12,8 +16,40 @@ from fsspec.core import split_protocol
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
 
+_FORBIDDEN_STATUS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+# What AWS's own clients try again after.
+_TRANSIENT_STATUS = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+
+# aiohttp's, by name since other storages need no aiohttp.
+_LOST_CONNECTION = {"ClientConnectionError", "ClientPayloadError"}
+
+# How buckets and shares that are mounted as folders say it.
+_TRANSIENT_ERRNO = (errno.EIO, errno.ESTALE)
+
+_PERSISTENT_CLIENTS = {"s3", "gs", "abfs"}
+
 # Schemes whose pyarrow filesystem is native; every other one goes through fsspec.
 _NATIVE_SCHEMES = ("s3", "gs", "gcs")
+
+
+_USER_INFO = re.compile(r"(://)[^/\s@\"'<>]+@")
+
+# Of presigned URLs (AWS, Google, Azure) and of those that web servers make up.
+_SECRET_PARAMETER = re.compile(
+    r"([?&;][^=&;\s]*(?:sig|token|secret|passw|credential|key|auth|access)[^=&;\s]*=)[^&\s\"'<>)]*[^&\s\"'<>):,]",
+    re.IGNORECASE,
+)
+
+# How long a web server may be silent; S3's client waits as long.
+HTTP_SECONDS = 15.0
 
 
 class StorageError(ValueError):
@@ -63,8 +99,18 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_local(url):
         # fsspec itself would cut a path at "::", its mark of a chained URL.
         return fsspec.filesystem("file"), normalise(url)
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = fsspec.url_to_fs(url, **_options(url))
     return fs, path
+
+
+def _options(url: str) -> dict[str, Any]:
+    """What a filesystem's client is told beyond its defaults."""
+    if split_protocol(url)[0] not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    # Its own limit, of five minutes for the whole object, says nothing of a server that is silent.
+    return {"timeout": ClientTimeout(total=None, sock_connect=HTTP_SECONDS, sock_read=HTTP_SECONDS)}
 
 
 def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
@@ -86,9 +132,14 @@ def join(url: str, *parts: str) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """One line of an exception, with its type where the text alone would not tell."""
-    text = str(error).strip().splitlines()
+    """One line of an exception, with its type where the text alone would not tell, and without secrets."""
+    text = redact(str(error)).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text and text[0] else type(error).__name__
+
+
+def redact(text: str) -> str:
+    """A text without what its URLs may hold of credentials: user and password, signatures, tokens and keys."""
+    return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
 
 
 def is_missing(error: BaseException) -> bool:
@@ -99,7 +150,44 @@ def is_missing(error: BaseException) -> bool:
 def is_forbidden(error: BaseException) -> bool:
     """Whether an exception says that access was refused, or that no credentials were found."""
     # botocore's own errors, told by name since other storages need no botocore.
-    return isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS
+    return (
+        isinstance(error, PermissionError)
+        or type(error).__name__ in _NO_CREDENTIALS
+        or _http_status(error) in _FORBIDDEN_STATUS
+    )
+
+
+def is_out_of_range(error: BaseException) -> bool:
+    """Whether an exception says that the object ends before the range that was asked for begins."""
+    return _http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+
+
+def asks_again(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a filesystem's client itself repeats requests that a passing trouble made fail."""
+    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return not _PERSISTENT_CLIENTS.isdisjoint(names)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an exception is one after which trying again may help: a lost connection, a busy server, a timeout."""
+    return (
+        isinstance(error, TimeoutError | ConnectionError)
+        or not _LOST_CONNECTION.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+        or _http_status(error) in _TRANSIENT_STATUS
+        or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO)
+    )
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Status of the answer that an exception stands for, if there was one: aiohttp's, or botocore's below s3fs's."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):
+            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        status = getattr(one, "status", None)
+        if isinstance(status, int):
+            return status
+    return None
 
 
 def local_folder(url: str) -> Path | None:

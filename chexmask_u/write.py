@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
+import uuid
 from bisect import bisect_right
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -25,8 +29,17 @@ from chexmask_u.settings import GenerateSettings
 # How Ray marks a checkpoint whose part is still being written.
 _PENDING = ".pending.parquet"
 
+# Says who is writing the run: see `lock`.
+LOCK = "run.lock"
+
 # Requests for file footers at the same time, which are all latency on an object store.
 _FOOTER_READERS = 32
+
+# Parts that are rewritten at the same time; each is a few MB in memory.
+_REWRITERS = 8
+
+# Of every part.
+COMPRESSION = "zstd"
 
 # Libraries whose version can move a number.
 VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pillow")
@@ -73,6 +86,18 @@ class Run:
         except Exception as error:
             raise RunError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
 
+    def strangers(self) -> list[str]:
+        """Names in the folder, other than hidden ones and the owner file, sorted."""
+        fs, path = storage.filesystem(self.url)
+        try:
+            found = fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise RunError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
+        names = {PurePosixPath(one).name for one in found if one.rstrip("/") != path.rstrip("/")}
+        return sorted(name for name in names if not name.startswith((".", LOCK)))
+
     def committed_rows(self) -> int:
         """How many records are committed, counted from file footers."""
         fs, path = storage.arrow_filesystem(self.checkpoint)
@@ -110,8 +135,14 @@ class Run:
 
     def redo_lost_parts(self) -> int:
         """Delete what is left of lost parts, and their checkpoints, so that their images are done again."""
-        checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
+        checkpoint_fs, checkpoint_path = storage.arrow_filesystem(self.checkpoint)
         records_fs, _ = storage.arrow_filesystem(self.records)
+        checkpoints = set(_parquet_files(checkpoint_fs, checkpoint_path))
+        for file in checkpoints:
+            # Object stores rename by a copy and a deletion. Killed between the two, a part is both committed and not,
+            # and Ray would delete its records; they are whole, or the part is a lost one.
+            if file.endswith(_PENDING) and file.removesuffix(_PENDING) + ".parquet" in checkpoints:
+                checkpoint_fs.delete_file(file)
         lost = self.lost_parts()
         for checkpoint, files in lost.items():
             for file in files:
@@ -119,6 +150,52 @@ class Run:
             # Last: without it nobody would look for the part's other files.
             checkpoint_fs.delete_file(checkpoint)
         return len(lost)
+
+    def retry(self, reasons: Collection[str]) -> int:
+        """Take out of the run the rows that failed for these reasons, so that they are done again.
+
+        A part with such rows is replaced by one without, under a new name, by Ray's own two steps: a part counts only
+        while its checkpoint is not pending, and Ray deletes pending parts. The old one is made pending before the new
+        one is committed; so a kill in between leaves rows to be done again, and never one that is there twice or gone.
+
+        Returns:
+            How many rows.
+
+        Raises:
+            RunError: if the storage fails; what was done so far stays done.
+        """
+        wanted = pa.array(sorted(reasons), pa.string())
+        parts = self._parts()
+        try:
+            with ThreadPoolExecutor(_REWRITERS) as pool:
+                return sum(pool.map(partial(self._without, wanted), parts.keys(), parts.values()))
+        except OSError as error:
+            raise RunError(f"{self.url}: cannot be rewritten ({storage.explain(error)}); try again later") from error
+
+    def _without(self, reasons: pa.Array, checkpoint: str, files: list[str]) -> int:
+        """Replace a part by one without the rows of these reasons; returns how many there were."""
+        checkpoint_fs, checkpoint_path = storage.arrow_filesystem(self.checkpoint)
+        records_fs, records_path = storage.arrow_filesystem(self.records)
+        part = pads.dataset(files, schema=record.RECORD, filesystem=records_fs, format="parquet")
+        taken = pc.field("reason").isin(reasons)
+        count = int(part.count_rows(filter=taken))
+        if not count:
+            return 0
+        kept = part.to_table(filter=~taken)
+        name = uuid.uuid4().hex
+        new = storage.join(checkpoint_path, name)
+        old = checkpoint.removesuffix(".parquet")
+        if len(kept):
+            pq.write_table(kept.select(["record_id"]), new + _PENDING, filesystem=checkpoint_fs)
+            target = storage.join(records_path, f"{name}.parquet")
+            pq.write_table(kept, target, filesystem=records_fs, compression=COMPRESSION)
+        checkpoint_fs.move(checkpoint, old + _PENDING)
+        if len(kept):
+            checkpoint_fs.move(new + _PENDING, new + ".parquet")
+        for file in files:
+            records_fs.delete_file(file)
+        checkpoint_fs.delete_file(old + _PENDING)
+        return count
 
     def _parts(self) -> dict[str, list[str]]:
         """Files of records by the checkpoint that commits them: Ray gives them its name and a suffix."""
@@ -149,12 +226,15 @@ def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], ma
         Whether the folder holds a run.
 
     Raises:
-        RunError: naming each difference; or if the folder holds records without a run.json.
+        RunError: naming each difference; or if the folder holds something else than a run.
     """
     stored = run.read_json("run.json")
     if stored is None:
-        if run.committed_rows():
-            raise RunError(f"{run.url}: holds records but no run.json; choose another --output")
+        if strangers := run.strangers():
+            raise RunError(
+                f"{run.url}: is not empty and holds no run (no run.json; there is {strangers[0]!r}); "
+                "choose another --output or a new folder in it"
+            )
         return False
     before = _identity(
         stored.get("schema_version"), stored.get("weights", {}), stored.get("numbers", {}), stored.get("manifest", {})
@@ -198,7 +278,8 @@ def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weight
         "weights": weights,
         "versions": versions(),
     }
-    run.write_text("run.json", json.dumps(frozen, indent=2) + "\n")
+    # Nothing reads its URLs again, and people show it to others.
+    run.write_text("run.json", storage.redact(json.dumps(frozen, indent=2)) + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -226,7 +307,7 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
             # It was there when its record was made; a report is not worth failing for.
             continue
         pictures.append(report.to_picture(row, image, ranks[row["record_id"]]))
-    run.write_text("report.json", json.dumps(summary, indent=2) + "\n")
+    run.write_text("report.json", storage.redact(json.dumps(summary, indent=2)) + "\n")
     run.write_text("report.html", report.render_html(summary, frozen, pictures))
     return summary
 
