@@ -44,7 +44,7 @@ def prepare(settings: GenerateSettings) -> Demo:
 
 def is_released(settings: ReleaseSettings) -> bool:
     """Whether an earlier demo got as far as its release."""
-    fs, path = storage.filesystem(storage.join(settings.output, settings.version, release.MARKER))
+    fs, path = storage.filesystem(storage.join(settings.output, VERSION, release.MARKER))
     return bool(fs.exists(path))
 
 

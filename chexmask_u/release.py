@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from chexmask_u import card, manifest, record, storage
+from chexmask_u import card, manifest, record, storage, versions
 from chexmask_u.columns import to_landmarks
+from chexmask_u.report import distribution
 from chexmask_u.settings import ReleaseSettings
 from chexmask_u.write import Run
 
@@ -30,9 +30,8 @@ ATTEMPT = "release.unfinished"
 # Run-length strings are long: smaller groups keep a group far below the 100 MB that the Hub's viewer can read.
 MASK_ROWS_PER_GROUP = 5_000
 
-_VERSION = re.compile(r"v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
-
-_SCHEMAS = {"landmarks": record.LANDMARK_RELEASE, "masks": record.MASK_RELEASE, "failures": record.FAILURE_RELEASE}
+# Masks of so many rows are some 100 MB.
+READ_ROWS = 1_000
 
 
 class ReleaseError(ValueError):
@@ -54,18 +53,34 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a release goes, what it says of itself, its shards, and the attempt that writes them."""
+    """Where a release goes, what it says of itself, its shards, and the attempt that writes them.
+
+    Attributes:
+        folder, attempt: "" as long as the version is not settled.
+        header: what release.json is to say, but for its files.
+        shards: the files with records.
+        rows_per_group: rows in one row group.
+        excluded: sources of the run that are left out.
+        before: release.json of the newest version in the same place, or None.
+    """
 
     folder: str
     header: dict[str, Any]
     shards: tuple[Shard, ...]
     rows_per_group: int
     attempt: str
+    excluded: tuple[str, ...] = ()
+    before: dict[str, Any] | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the version is known; if not, it hangs on the shards' bytes, see `settle`."""
+        return bool(self.attempt)
 
 
 def check_version(version: str) -> None:
     """Raise ReleaseError if a version is not written vX.Y.Z."""
-    if not _VERSION.fullmatch(version):
+    if not versions.is_version(version):
         raise ReleaseError(f"--version {version}: must be vX.Y.Z, for instance v1.0.0")
 
 
@@ -75,18 +90,18 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
     Only ids, sources and statuses are read; a worker does it, since memory grows with the ids. Nothing is written or
     deleted before all is found right.
 
+    Returns:
+        The plan; its version is settled unless this may be the newest version over again, with other words around it.
+
     Raises:
         ReleaseError: if there is no such run, it is incomplete, its ids are not those of its manifest, more images
-            failed than allowed, or the version exists.
+            failed than allowed, or the version exists or is not the one that follows.
     """
     frozen = run.read_json("run.json")
     if frozen is None:
         raise ReleaseError(f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one")
-    folder = storage.join(storage.normalise(settings.output), settings.version)
-    fs, path = storage.filesystem(folder)
-    if fs.exists(storage.join(path, MARKER)):
-        raise ReleaseError(f"{folder}: this version exists and a release never changes; choose another --version")
-    _check_folder(folder)
+    if settings.version is not None:
+        _check_folder(storage.join(storage.normalise(settings.output), settings.version))
     if lost := run.lost_parts():
         raise ReleaseError(
             f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
@@ -94,6 +109,10 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         )
     table = run.dataset().to_table(columns=["record_id", "source", "status", "reason"]).sort_by("record_id")
     _check_ids(run, frozen, table)
+    if unknown := set(settings.exclude) - set(pc.unique(table["source"]).to_pylist()):
+        raise ReleaseError(f"{run.url}: holds no source {min(unknown)}, which --exclude names")
+    manifest_rows = len(table)
+    table = table.filter(pc.invert(pc.is_in(table["source"], value_set=pa.array(settings.exclude, pa.string()))))
     failed = table.filter(pc.equal(table["status"], record.FAILED))
     if settings.allow_failed is not None and len(failed) > settings.allow_failed:
         raise ReleaseError(f"{run.url}: {len(failed)} images failed, more than --allow-failed {settings.allow_failed}")
@@ -114,7 +133,6 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         # A maintainer's own folders are nobody's business; the digest says which weights they were.
         weights["source"] = PurePosixPath(weights["source"]).name
     header = {
-        "version": settings.version,
         "schema_version": record.SCHEMA_VERSION,
         "numbers": frozen["numbers"],
         "weights": weights,
@@ -122,14 +140,83 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         "versions": frozen["versions"],
         "counts": counts,
         "failures": _value_counts(failed["reason"]),
+        # Rows of the manifest whose sources are left out; which ones they are is nobody's business.
+        "excluded_rows": manifest_rows - len(table),
     }
-    return Plan(folder, header, tuple(shards), settings.rows_per_shard, _claim(folder))
+    before = newest(storage.normalise(settings.output))
+    draft = Plan("", header, tuple(shards), settings.rows_per_shard, "", settings.exclude, before)
+    return draft if before is not None and _may_have_the_numbers_of(before, draft) else settle(draft, settings)
+
+
+def settle(plan: Plan, settings: ReleaseSettings, files: list[dict[str, Any]] | None = None) -> Plan:
+    """Choose the version that follows the newest one, or check the given one, and take its folder.
+
+    Args:
+        plan: what is to be released.
+        settings: of the release.
+        files: what `describe_shard` says of each shard; None if the numbers are known to be new.
+
+    Raises:
+        ReleaseError: if another version follows, nothing changed, or the version exists.
+    """
+    version = settings.version or versions.FIRST
+    if (before := plan.before) is not None:
+        now = plan.header | {"files": files or []}
+        change = versions.change(before, now)
+        if files is not None and _is_same(before, now):
+            raise ReleaseError(
+                f"{settings.run}: is released already, as {before['version']} in {settings.output}; nothing changed"
+            )
+        follows = versions.after(before["version"], change)
+        if settings.version not in (None, follows):
+            raise ReleaseError(
+                f"--version {settings.version}: after {before['version']} comes {follows}, since"
+                f" {versions.MEANING[change]}; leave --version out, or choose another --output"
+            )
+        version = follows
+    folder = storage.join(storage.normalise(settings.output), version)
+    _check_folder(folder)
+    return replace(plan, folder=folder, header={"version": version, **plan.header}, attempt=_claim(folder))
+
+
+def newest(output: str) -> dict[str, Any] | None:
+    """The release.json of the highest finished version in a folder of releases, or None."""
+    fs, path = storage.filesystem(output)
+    try:
+        names = [PurePosixPath(name.rstrip("/")).name for name in fs.ls(path, detail=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ReleaseError(f"{output}: cannot be listed ({storage.explain(error)})") from error
+    for version in sorted(filter(versions.is_version, names), key=versions.parse, reverse=True):
+        if fs.exists(storage.join(path, version, MARKER)):
+            return read_marker(storage.join(output, version))
+    return None
+
+
+def _may_have_the_numbers_of(before: dict[str, Any], plan: Plan) -> bool:
+    """Whether everything that the numbers come from, as far as is known, is as it was."""
+    shards = {(shard.path, shard.rows) for shard in plan.shards if shard.kind != "failures"}
+    return bool(
+        before["schema_version"] == plan.header["schema_version"]
+        and before["weights"]["sha256"] == plan.header["weights"]["sha256"]
+        and before["numbers"] == plan.header["numbers"]
+        and shards == {(file["path"], file["rows"]) for file in before["files"] if file["kind"] != "failures"}
+    )
+
+
+def _is_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a release would be the one before, to the last byte of its pages."""
+    again = {"version": before["version"], **now}
+    return again | {"pages": _describe(card.pages(again))} == before
 
 
 def _check_folder(folder: str) -> None:
     """A version's folder is new, or was left behind by an attempt that never finished."""
     fs, path = storage.filesystem(folder)
     try:
+        if fs.exists(storage.join(path, MARKER)):
+            raise ReleaseError(f"{folder}: this version exists and a release never changes; choose another --version")
         foreign = fs.exists(path) and fs.find(path) and not fs.exists(storage.join(path, ATTEMPT))
     except OSError as error:
         raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
@@ -167,11 +254,27 @@ def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
     Raises:
         ReleaseError: if the run does not hold the rows that were planned.
     """
+    facts, content = _encode(run, plan, shard)
+    _check_claim(plan)
+    fs, path = storage.filesystem(storage.join(plan.folder, shard.path))
+    fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    fs.pipe_file(path, content)
+    return facts
+
+
+def describe_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
+    """What `write_shard` would return, without writing."""
+    return _encode(run, plan, shard)[0]
+
+
+def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[dict[str, Any], bytes]:
+    """What release.json says of a shard, and its bytes."""
     wanted = (pc.field("record_id") >= shard.first) & (pc.field("record_id") <= shard.last)
     wanted &= pc.field("status") == (record.FAILED if shard.kind == "failures" else record.OK)
     if shard.source is not None:
         wanted &= pc.field("source") == shard.source
-    schema = _SCHEMAS[shard.kind]
+    wanted &= ~pc.field("source").isin(pa.array(plan.excluded, pa.string()))
+    schema = record.RELEASED[shard.kind]
     table = run.dataset().to_table(columns=schema.names, filter=wanted).sort_by("record_id")
     if len(table) != shard.rows:
         raise ReleaseError(
@@ -180,25 +283,24 @@ def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": shard.path, "config": shard.config, "kind": shard.kind, "rows": shard.rows}
     if shard.kind == "landmarks":
         facts["outside"] = _outside(table)
+        facts["uncertainty"] = _histogram(table["uncertainty"])
     sink = io.BytesIO()
     rows_per_group = min(plan.rows_per_group, MASK_ROWS_PER_GROUP) if shard.kind == "masks" else plan.rows_per_group
     pq.write_table(table.cast(schema), sink, compression="zstd", row_group_size=rows_per_group)
     content = sink.getvalue()
-    _check_claim(plan)
-    fs, path = storage.filesystem(storage.join(plan.folder, shard.path))
-    fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
-    fs.pipe_file(path, content)
-    return facts | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    facts["arrow_bytes"] = _arrow_bytes(content)
+    return facts | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}, content
 
 
 def finish(plan: Plan, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write the card and, once everything else is there and valid, the marker that makes the folder a release."""
+    """Write the pages and, once everything else is there and valid, the marker that makes the folder a release."""
     _check_claim(plan)
     fs, path = storage.filesystem(plan.folder)
     content = plan.header | {"files": files}
-    readme = card.render(content).encode()
-    fs.pipe_file(storage.join(path, "README.md"), readme)
-    content["card"] = {"bytes": len(readme), "sha256": hashlib.sha256(readme).hexdigest()}
+    pages = card.pages(content)
+    for name, page in pages.items():
+        fs.pipe_file(storage.join(path, name), page)
+    content["pages"] = _describe(pages)
     _check_content(plan.folder, content)
     _check_claim(plan)
     fs.pipe_file(storage.join(path, MARKER), (json.dumps(content, indent=2) + "\n").encode())
@@ -215,26 +317,49 @@ def validate(folder: str) -> dict[str, Any]:
     Raises:
         ReleaseError: naming the first file that is missing, changed, unknown, or does not hold what it should.
     """
+    content = read_marker(folder)
+    files = content["files"]
+    fs, path = storage.filesystem(folder)
+    # The last is the Hub's own, for releases that lie there.
+    known = {MARKER, ATTEMPT, ".gitattributes", *names(content)}
+    base = path.rstrip("/") + "/"
+    for name in sorted(file.removeprefix(base) for file in fs.find(path)):
+        if name not in known:
+            raise ReleaseError(f"{folder}/{name}: is no file of this release")
+    for name, page in content["pages"].items():
+        _check_bytes(folder, name, page)
+    for file in files:
+        _check_bytes(folder, file["path"], file)
+    _check_content(folder, content)
+    return content
+
+
+def names(content: Mapping[str, Any]) -> list[str]:
+    """Paths of all files of a release, but for its release.json."""
+    return [*content["pages"], *(file["path"] for file in content["files"])]
+
+
+def read_marker(folder: str) -> dict[str, Any]:
+    """The release.json of a release.
+
+    Raises:
+        ReleaseError: if there is none, or it is damaged.
+    """
     fs, path = storage.filesystem(folder)
     try:
         content: dict[str, Any] = json.loads(fs.cat_file(storage.join(path, MARKER)))
-        files = content["files"]
-    except FileNotFoundError as error:
+        content["files"], content["pages"]
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ReleaseError(f"{folder}: is no release (no {MARKER}), or one that was never finished") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ReleaseError(f"{folder}/{MARKER}: is damaged ({storage.explain(error)})") from error
     except Exception as error:
         raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
-    known = {MARKER, ATTEMPT, "README.md", *(file["path"] for file in files)}
-    base = path.rstrip("/") + "/"
-    for name in sorted(file.removeprefix(base) for file in fs.find(path)):
-        if name not in known:
-            raise ReleaseError(f"{folder}/{name}: is no file of this release")
-    _check_bytes(folder, "README.md", content["card"])
-    for file in files:
-        _check_bytes(folder, file["path"], file)
-    _check_content(folder, content)
     return content
+
+
+def _describe(pages: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    return {name: {"bytes": len(page), "sha256": hashlib.sha256(page).hexdigest()} for name, page in pages.items()}
 
 
 def _check_bytes(folder: str, name: str, expected: dict[str, Any]) -> None:
@@ -263,7 +388,7 @@ def _check_content(folder: str, content: dict[str, Any]) -> None:
         for file in (file for file in content["files"] if file["config"] == config):
             where = f"{folder}/{file['path']}"
             before = count
-            for group in _groups(fs, storage.join(path, file["path"]), where, _SCHEMAS[file["kind"]]):
+            for group in read_rows(fs, storage.join(path, file["path"]), where, file["kind"]):
                 names = group["record_id"].to_pylist()
                 if [*sorted({last, *names})] != [last, *names]:
                     raise ReleaseError(f"{where}: record ids are not sorted, or occur twice")
@@ -284,18 +409,24 @@ def _check_content(folder: str, content: dict[str, Any]) -> None:
     failed = sum(counts["failed"] for counts in content["counts"].values())
     if rows.get("failures", 0) != failed or failed != sum(content["failures"].values()):
         raise ReleaseError(f"{folder}: lists {rows.get('failures', 0)} failures, not {failed}")
-    if sum(rows.get(source, 0) for source in content["counts"]) + failed != content["manifest"]["rows"]:
+    released = sum(rows.get(source, 0) for source in content["counts"]) + failed
+    if released + content["excluded_rows"] != content["manifest"]["rows"]:
         raise ReleaseError(f"{folder}: records and failures are not as many as the manifest's rows")
 
 
-def _groups(fs: Any, path: str, where: str, schema: pa.Schema) -> Iterator[pa.Table]:
+def read_rows(fs: Any, path: str, where: str, kind: str) -> Iterator[pa.Table]:
+    """Rows of one shard of that kind, `READ_ROWS` at a time; `where` names the file in errors.
+
+    Raises:
+        ReleaseError: if the file is missing, damaged, or has other columns.
+    """
     try:
         with fs.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
-            if not file.schema_arrow.equals(schema):
+            if not file.schema_arrow.equals(record.RELEASED[kind]):
                 raise ReleaseError(f"{where}: its columns are not those of schema {record.SCHEMA_VERSION}")
-            for index in range(file.num_row_groups):
-                yield file.read_row_group(index)
+            for batch in file.iter_batches(batch_size=READ_ROWS):
+                yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowInvalid) as error:
         raise ReleaseError(f"{where}: cannot be read ({storage.explain(error)})") from error
 
@@ -354,6 +485,24 @@ def _outside(table: pa.Table) -> int:
         bool(mean is not None and ((mean < 0) | (mean > np.array(size))).any())
         for mean, size in zip(to_landmarks(table["landmarks_mean"]), sizes, strict=True)
     )
+
+
+def _histogram(uncertainty: pa.ChunkedArray) -> dict[str, int]:
+    """Records by bin: bin k holds uncertainties from `report.BIN_EDGES`[k] on, in pixels of the 1024 frame."""
+    counts = distribution(np.sort(uncertainty.to_numpy()))["histogram"]
+    return {str(index): count for index, count in enumerate(counts) if count}
+
+
+def _arrow_bytes(parquet: bytes) -> int:
+    """Size in memory of a Parquet file's rows, as `datasets` counts it: by row group, in its own types."""
+    # It takes seconds to import, and only a release needs it.
+    from datasets import Features
+    from datasets.table import table_cast
+
+    file = pq.ParquetFile(io.BytesIO(parquet))
+    schema = Features.from_arrow_schema(file.schema_arrow).arrow_schema
+    groups = (file.read_row_group(index) for index in range(file.num_row_groups))
+    return sum(int(table_cast(group, schema).nbytes) for group in groups)
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
