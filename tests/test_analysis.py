@@ -16,7 +16,7 @@ import chexmask_u as cu
 from chexmask_u.letterbox import prepare
 from chexmask_u.mask import organ_rle
 from chexmask_u.sources import synthetic
-from tests.releases import draw, letterbox
+from tests.chosen_releases import draw, letterbox
 
 matplotlib.use("Agg")
 

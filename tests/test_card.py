@@ -25,7 +25,7 @@ from chexmask_u import card as cards
 from chexmask_u import pipeline, record, release, sources
 from chexmask_u.report import BIN_EDGES
 from chexmask_u.settings import ValidateSettings
-from tests import released as drawn
+from tests import real_release as drawn
 
 matplotlib.use("Agg")
 

@@ -17,14 +17,14 @@ from chexmask_u import cli, diff, release
 from chexmask_u.anatomy import LANDMARKS, ORGANS
 from chexmask_u.letterbox import Letterbox
 from chexmask_u.settings import DiffSettings
-from tests import hub, small_release
-from tests.small_release import Records, record_id
+from tests import hub, invented_runs
+from tests.invented_runs import Records, record_id
 
 
 def release_of(folder: Path, seed: int = 0, **sources: Records) -> str:
     named = {name.replace("_", "-"): kind for name, kind in sources.items()}
-    run = small_release.make_run(folder / "run", named, seed=seed)
-    small_release.make_release(run, str(folder), rows_per_shard=10)
+    run = invented_runs.make_run(folder / "run", named, seed=seed)
+    invented_runs.make_release(run, str(folder), rows_per_shard=10)
     return str(folder / "v1.0.0")
 
 

@@ -23,8 +23,8 @@ from chexmask_u.export import ExportError, ExportReport, chexmask, export
 from chexmask_u.export.output import whole_files
 from chexmask_u.release import MARKER, ReleaseError
 from chexmask_u.settings import ExportSettings, SettingsError
+from tests.chosen_releases import Record, draw, letterbox, write_release
 from tests.official_layouts import PUBLISHED_FILES
-from tests.releases import Record, draw, letterbox, write_release
 from tests.s3 import s3_server
 
 # pycocotools' own.

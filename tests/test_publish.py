@@ -24,8 +24,8 @@ import pytest
 
 from chexmask_u import cli, record, release, sources
 from chexmask_u import publish as publishing
-from tests import hub, small_release
-from tests.small_release import Records
+from tests import hub, invented_runs
+from tests.invented_runs import Records
 
 REPO = "org/masks"
 
@@ -37,10 +37,10 @@ def releases(tmp_path_factory) -> Path:
     first = {"synthetic": Records(range(30), {30: "damaged"}), "chestx-ray8": Records(range(7), size=(300, 200))}
     second = first | {"synthetic": Records(range(1, 12), {30: "damaged"})}
     for number, kinds in enumerate((first, second)):
-        run = small_release.make_run(folder / f"run{number}", kinds, seed=number)
-        small_release.make_release(run, str(folder), rows_per_shard=10)
-    run = small_release.make_run(folder / "run2", second | {"synthetic": Records(range(1, 12), {30: "empty"})}, seed=1)
-    small_release.make_release(run, str(folder), rows_per_shard=10)
+        run = invented_runs.make_run(folder / f"run{number}", kinds, seed=number)
+        invented_runs.make_release(run, str(folder), rows_per_shard=10)
+    run = invented_runs.make_run(folder / "run2", second | {"synthetic": Records(range(1, 12), {30: "empty"})}, seed=1)
+    invented_runs.make_release(run, str(folder), rows_per_shard=10)
     return folder
 
 
@@ -281,8 +281,8 @@ def test_a_commit_of_somebody_else_in_between_is_not_overwritten(server, publish
 
 def test_a_tag_is_never_moved_or_used_again(server, publish, releases, tmp_path):
     publish(releases / "v1.0.0")
-    other = small_release.make_run(tmp_path / "run", {"synthetic": Records(range(3))}, seed=5)
-    small_release.make_release(other, str(tmp_path))
+    other = invented_runs.make_run(tmp_path / "run", {"synthetic": Records(range(3))}, seed=5)
+    invented_runs.make_release(other, str(tmp_path))
     before = len(server.requests)
     said = publish(tmp_path / "v1.0.0")
     assert said.code == cli.BAD_INPUT
@@ -295,8 +295,8 @@ def test_versions_go_up_by_what_changed(server, publish, releases, tmp_path):
     publish(releases / "v1.1.0")
     assert "publish versions in their order" in publish(releases / "v1.0.0").line
     # Other numbers under what is only the next patch: the folder it was released to knew of nothing before it.
-    run = small_release.make_run(tmp_path / "run", {"synthetic": Records(range(3))}, seed=5)
-    small_release.make_release(run, str(tmp_path), version="v1.1.1")
+    run = invented_runs.make_run(tmp_path / "run", {"synthetic": Records(range(3))}, seed=5)
+    invented_runs.make_release(run, str(tmp_path), version="v1.1.1")
     said = publish(tmp_path / "v1.1.1")
     assert "what follows is at least v1.2.0, since its records or their numbers differ" in said.line
     assert server.datasets[REPO].tags.keys() == {"v1.1.0"}
@@ -408,8 +408,8 @@ def test_a_repository_with_other_things_in_it_is_left_alone(server, publish, v1)
 
 
 def release_of(folder: Path, *names: str) -> Path:
-    run = small_release.make_run(folder / "run", {name: Records(range(3)) for name in names})
-    small_release.make_release(run, str(folder))
+    run = invented_runs.make_run(folder / "run", {name: Records(range(3)) for name in names})
+    invented_runs.make_release(run, str(folder))
     return folder / "v1.0.0"
 
 
@@ -429,7 +429,7 @@ def test_what_physionet_gives_under_agreement_never_goes_to_the_hub(server, publ
     assert not server.requests
     assert publish(folder, "--dry-run", *flags).code == cli.BAD_INPUT
     # What the first refusal proposes does it.
-    small_release.make_release(str(tmp_path / "run"), str(tmp_path / "rest"), exclude=(name,))
+    invented_runs.make_release(str(tmp_path / "run"), str(tmp_path / "rest"), exclude=(name,))
     assert publish(tmp_path / "rest" / "v1.0.0", *flags).code == cli.DONE
     assert not any(name in path for path in server.datasets[REPO].files)
 
@@ -448,8 +448,8 @@ def test_a_gated_source_goes_behind_a_gate_only(server, publish, tmp_path, exist
     dataset = server.datasets[REPO]
     assert (dataset.private, dataset.gated) == (False, "manual")
     # The gate stays, so later versions need not ask for it.
-    small = small_release.make_run(tmp_path / "run2", {"chexpert": Records(range(3))}, seed=1)
-    small_release.make_release(small, str(tmp_path))
+    small = invented_runs.make_run(tmp_path / "run2", {"chexpert": Records(range(3))}, seed=1)
+    invented_runs.make_release(small, str(tmp_path))
     assert publish(tmp_path / "v1.1.0").code == cli.DONE
 
 

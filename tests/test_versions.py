@@ -9,30 +9,30 @@ from pathlib import Path
 import pytest
 
 from chexmask_u import record, release, versions
-from tests import small_release
-from tests.small_release import Records
+from tests import invented_runs
+from tests.invented_runs import Records
 
 KINDS = {"a": Records(range(12), {12: "damaged"}), "b": Records(range(3))}
 
 
 @pytest.fixture
 def run(tmp_path) -> str:
-    return small_release.make_run(tmp_path / "run", KINDS)
+    return invented_runs.make_run(tmp_path / "run", KINDS)
 
 
 @pytest.fixture
 def output(tmp_path, run) -> Path:
     """Holds v1.0.0 of the run."""
-    small_release.make_release(run, str(tmp_path / "releases"), rows_per_shard=5)
+    invented_runs.make_release(run, str(tmp_path / "releases"), rows_per_shard=5)
     return tmp_path / "releases"
 
 
 def release_again(run: str, output: Path, **settings) -> str:
-    return small_release.make_release(run, str(output), **({"rows_per_shard": 5} | settings))["version"]
+    return invented_runs.make_release(run, str(output), **({"rows_per_shard": 5} | settings))["version"]
 
 
 def other_run(folder: Path, seed: int = 0, **kinds: Records) -> str:
-    return small_release.make_run(folder / "other", KINDS | kinds, seed=seed)
+    return invented_runs.make_run(folder / "other", KINDS | kinds, seed=seed)
 
 
 def test_the_first_version_is_v1_0_0_or_what_one_says(run, tmp_path):
@@ -99,7 +99,7 @@ def test_the_same_run_is_not_released_twice(output, run):
 
 
 def test_sources_can_be_left_out(run, tmp_path):
-    content = small_release.make_release(run, str(tmp_path / "x"), exclude=("a",))
+    content = invented_runs.make_release(run, str(tmp_path / "x"), exclude=("a",))
     assert content["counts"] == {"b": {"ok": 3, "failed": 0}}
     assert content["excluded_rows"] == 13
     assert content["failures"] == {}
@@ -111,14 +111,14 @@ def test_sources_can_be_left_out(run, tmp_path):
 
 def test_a_source_left_out_must_be_there_and_not_be_the_last(run, tmp_path):
     with pytest.raises(release.ReleaseError, match="holds no source c, which --exclude names"):
-        small_release.make_release(run, str(tmp_path / "x"), exclude=("c",))
+        invented_runs.make_release(run, str(tmp_path / "x"), exclude=("c",))
     with pytest.raises(release.ReleaseError, match="nothing to release"):
-        small_release.make_release(run, str(tmp_path / "x"), exclude=("a", "b"))
+        invented_runs.make_release(run, str(tmp_path / "x"), exclude=("a", "b"))
     assert not (tmp_path / "x").exists()
 
 
 def test_rows_that_are_missing_are_not_taken_for_left_out_ones(run, tmp_path):
-    small_release.make_release(run, str(tmp_path / "x"), exclude=("a",))
+    invented_runs.make_release(run, str(tmp_path / "x"), exclude=("a",))
     marker = tmp_path / "x" / "v1.0.0" / release.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"excluded_rows": 12}))
     with pytest.raises(release.ReleaseError, match="not as many as the manifest's rows"):
