@@ -13,31 +13,65 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from chexmask_u import __version__, demo, join, manifest, merge, pipeline, sources, storage, write
+from chexmask_u import (
+    __version__,
+    demo,
+    diff,
+    evaluate,
+    export,
+    join,
+    lock,
+    manifest,
+    merge,
+    pipeline,
+    plan,
+    sources,
+    storage,
+    write,
+)
 from chexmask_u.model.checkpoint import CheckpointError, load_model
+from chexmask_u.publish import PublishError, PublishStoppedError, publish
 from chexmask_u.release import ReleaseError
 from chexmask_u.settings import (
+    BenchSettings,
+    DiffSettings,
+    EvaluateSettings,
+    ExportSettings,
     GenerateSettings,
     ManifestFolderSettings,
     ManifestMergeSettings,
     ManifestSourceSettings,
+    PlanSettings,
+    PublishSettings,
     ReleaseSettings,
     Settings,
     SettingsError,
+    TrainSettings,
     ValidateSettings,
 )
+from chexmask_u.training import distributed
+from chexmask_u.training.annotations import AnnotationError
+from chexmask_u.training.examples import ExamplesError
+from chexmask_u.training.run import TrainingError
 
 DONE, INCOMPLETE, BAD_INPUT = 0, 1, 2
 
 _BAD_INPUT = (
     manifest.ManifestError,
+    AnnotationError,
     CheckpointError,
+    diff.DiffError,
+    ExamplesError,
+    export.ExportError,
     pipeline.ClusterError,
+    plan.PlanError,
+    PublishError,
     ReleaseError,
     SettingsError,
     storage.StorageError,
+    TrainingError,
     write.RunError,
 )
 
@@ -52,19 +86,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result, text, code = verb(settings_type.from_mapping(options))
     except _BAD_INPUT as error:
-        print(f"chexmask-u: {error}", file=sys.stderr)
+        _say(f"chexmask-u: {error}", file=sys.stderr)
         result, text, code = {"error": str(error)}, "", BAD_INPUT
-    except pipeline.RunStoppedError as error:
-        print(f"chexmask-u: the run stopped ({error}); the same command goes on where it did", file=sys.stderr)
+    except (pipeline.RunStoppedError, lock.TakenOverError) as error:
+        _say(f"chexmask-u: the run stopped ({error}); the same command goes on where it did", file=sys.stderr)
+        result, text, code = {"error": str(error)}, "", INCOMPLETE
+    except PublishStoppedError as error:
+        _say(f"chexmask-u: {error}; run the same command again, it sends what is missing", file=sys.stderr)
         result, text, code = {"error": str(error)}, "", INCOMPLETE
     except KeyboardInterrupt:
         print("chexmask-u: interrupted; the same command goes on where it stopped", file=sys.stderr)
         result, text, code = {"error": "interrupted"}, "", INCOMPLETE
     if text:
-        print(text)
+        _say(text)
     if as_json:
-        print(json.dumps(result))
+        _say(json.dumps(result))
     return code
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Print, without the secrets that a URL among the settings may hold."""
+    print(storage.redact(text), file=file)
 
 
 def _generate(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
@@ -83,7 +125,7 @@ def _demo(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
         if not summary["complete"]:
             return summary, text, INCOMPLETE
         if demo.is_released(prepared.release):
-            folder = storage.join(prepared.release.output, prepared.release.version)
+            folder = storage.join(prepared.release.output, demo.VERSION)
             return summary, f"{text}\nRelease: {folder} (made before)", DONE
         return summary, f"{text}\n{_release_text(pipeline.make_release(prepared.release))}", DONE
 
@@ -99,11 +141,65 @@ def _validate(settings: ValidateSettings) -> tuple[dict[str, Any], str, int]:
     return content, f"{settings.release}: valid, {records:,} records in {len(content['files'])} files", DONE
 
 
+def _export(settings: ExportSettings) -> tuple[dict[str, Any], str, int]:
+    report = export.export(settings)
+    lines = [f"{report.output}: {sum(report.rows.values()):,} records"]
+    for source, files in report.files.items():
+        before = " (made before)" if source in report.made_before else ""
+        lines += [f"  {file}: {report.rows[source]:,}{before}" for file in files]
+    return report.asdict(), "\n".join(lines), DONE
+
+
+def _publish(settings: PublishSettings) -> tuple[dict[str, Any], str, int]:
+    result = publish(settings)
+    if not settings.dry_run:
+        text = f"{result['repo']} {result['version']}: {result['status']}, {result['url']}/tree/{result['version']}"
+        seen = [*(["private: only its members can load it"] if result["private"] else [])]
+        seen += [f"gated: {result['gated']}"] if result["gated"] else []
+        return result, "\n  ".join([text, *seen]), DONE
+    lines = [f"{result['repo']}: {result['status']}; commit {result['message']!r}, tag {result['version']}"]
+    if not result["asked"]:
+        lines.append("  (the Hub does not answer, so what is there already is not known)")
+    lines += [f"  terms of {source}: {policy}" for source, policy in result["terms"].items()]
+    for file in result["files"]:
+        lines.append(f"  {'send' if file['send'] else 'is there':8}  {file['bytes']:>14,}  {file['path']}")
+    lines += [f"  {'delete':8}  {'':14}  {path}" for path in result["delete"]]
+    sent = sum(file["bytes"] for file in result["files"] if file["send"])
+    lines.append(f"{sent:,} of {result['bytes']:,} bytes would be sent")
+    if result["refused"]:
+        print(f"chexmask-u: {result['refused']}", file=sys.stderr)
+    return result, "\n".join(lines), BAD_INPUT if result["refused"] else DONE
+
+
+def _diff(settings: DiffSettings) -> tuple[dict[str, Any], str, int]:
+    report = diff.diff(settings)
+    return report, diff.text(report), DONE
+
+
+def _train(settings: TrainSettings) -> tuple[dict[str, Any], str, int]:
+    result = distributed.train(settings)
+    if result.get("diverged"):
+        return result, f"Training stopped: {result['diverged']['message']}", INCOMPLETE
+    folder = storage.normalise(settings.output)
+    before = " (made before)" if result.get("already_done") else ""
+    lines = [
+        f"Weights: {storage.join(folder, result['weights'])}, epoch {result['epoch']} of {result['epochs']}{before}",
+        evaluate.table(result["scores"]),
+        f"Card: {storage.join(folder, 'README.md')}",
+    ]
+    return result, "\n".join(lines), DONE
+
+
+def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str, int]:
+    result = evaluate.evaluate(settings)
+    return result.summary, f"{settings.weights}: {evaluate.table(result.summary)}", DONE
+
+
 def _manifest_folder(settings: ManifestFolderSettings) -> tuple[dict[str, Any], str, int]:
     listing = manifest.list_folder(settings)
     text = f"{listing.manifest}: {listing.rows:,} images"
     if listing.passed_over:
-        text += f"; other files, passed over (hidden, or neither PNG nor JPEG): {listing.passed_over:,}"
+        text += f"; other files, passed over (hidden, or not named as PNG, JPEG or DICOM): {listing.passed_over:,}"
     return vars(listing), text, DONE
 
 
@@ -124,6 +220,19 @@ def _manifest_merge(settings: ManifestMergeSettings) -> tuple[dict[str, Any], st
         accepted = f" (accepted; {expected:,} expected)" if source in report.accepted and expected is not None else ""
         lines.append(f"  {source}: {rows:,}{accepted}")
     return report.asdict(), "\n".join(lines), DONE
+
+
+def _bench(settings: BenchSettings) -> tuple[dict[str, Any], str, int]:
+    # It draws and encodes images, for which it loads what no other verb does.
+    from chexmask_u.bench import report as bench
+
+    result = bench.run(settings)
+    return result, bench.render(result), INCOMPLETE if settings.check and not result["passed"] else DONE
+
+
+def _plan(settings: PlanSettings) -> tuple[dict[str, Any], str, int]:
+    result = plan.run(settings)
+    return result, plan.render(result), DONE
 
 
 def _info(_: Settings) -> tuple[dict[str, Any], str, int]:
@@ -171,6 +280,13 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "generate", _generate, GenerateSettings)
     _add(verbs, "release", _release, ReleaseSettings, positional=("run",), required=("output",))
     _add(verbs, "validate", _validate, ValidateSettings, positional=("release",))
+    _add(verbs, "export", _export, ExportSettings, positional=("release",), required=("output", "format"))
+    _add(verbs, "publish", _publish, PublishSettings, positional=("release",), required=("repo",))
+    _add(verbs, "diff", _diff, DiffSettings, positional=("before", "after"))
+    _add(verbs, "train", _train, TrainSettings, required=("output",))
+    _add(verbs, "evaluate", _evaluate, EvaluateSettings)
+    _add(verbs, "bench", _bench, BenchSettings)
+    _add(verbs, "plan", _plan, PlanSettings, required=("manifest",))
     _add(verbs, "info", _info, Settings, help="versions of this code, its libraries and its bundled weights")
     return parser
 

@@ -13,13 +13,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from chexmask_u import manifest, release, storage, write
+from chexmask_u import lock, manifest, release, storage, write
+from chexmask_u.anatomy import FRAME
 from chexmask_u.mask import mask
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.predict import Predictor
@@ -29,6 +31,11 @@ from chexmask_u.settings import GenerateSettings, ReleaseSettings, SettingsError
 # Rows per block: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
 ROWS_PER_BLOCK = 32
 
+# Readers would run ahead of the network until Ray's store is full: gigabytes of images, which a kill undoes. Ray shares
+# this out between its steps, and leaves reading about half of it: a block per core.
+BLOCKS_IN_STORE_PER_CORE = 2
+BLOCK_BYTES = ROWS_PER_BLOCK * FRAME**2
+
 # The decoder's matrices are too small for more threads to pay.
 CORES_PER_REPLICA = 8
 
@@ -36,10 +43,30 @@ CORES_PER_REPLICA = 8
 # small machine nothing would be left for writing, and no record would be committed before the last one is read.
 WAITING_TASKS = 2
 
-# A replica that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
+# A replica or task that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
 MAX_RESTARTS = 20
 
 PROGRESS_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a run gets of the cluster as it is now.
+
+    Attributes:
+        machines, cores: of the nodes that are up.
+        gpus: of those nodes; 0 where the network is to run on CPUs.
+        on_gpus: whether the network is to run on GPUs, which may not be up yet.
+        replicas: of the network.
+        threads: of each replica; None leaves torch's own choice.
+    """
+
+    machines: int
+    cores: int
+    gpus: int
+    on_gpus: bool
+    replicas: int
+    threads: int | None
 
 
 class ClusterError(ValueError):
@@ -73,22 +100,28 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     }
     del model
     write.check_same(run, settings, weights, None)
-    with cluster(settings.address) as started_here:
+    with lock.held(run.url), cluster(settings.address) as started_here:
         if settings.device == "cuda" and not _gpus():
             if started_here:
                 raise ClusterError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
             print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
+        if settings.precision == "tf32" and not layout(settings.device).on_gpus:
+            raise ClusterError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
         facts = on_worker(manifest.inspect, manifest_uri)
         write.freeze(run, settings, facts, weights)
         if lost := on_worker(write.Run.redo_lost_parts, run):
             print(f"{lost} parts of the run were lost or damaged; their images are done again", file=sys.stderr)
+        if settings.retry:
+            again = on_worker(write.Run.retry, run, settings.retried_reasons())
+            print(f"{again} failed images are done again", file=sys.stderr)
         done = run.committed_rows()
         finished = run.read_json("report.json")
         if done == facts.rows and finished is not None and finished["complete"]:
             return finished | {"already_done": done}
         start = time.monotonic()
+        store: dict[str, float] = {}
         if done < facts.rows:
-            _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
+            store = _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
         seconds = time.monotonic() - start
         stored = run.committed_rows()
         return on_worker(
@@ -101,13 +134,15 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
                 "seconds": seconds,
                 "images_per_second": (stored - done) / seconds if stored > done else 0.0,
                 "driver_peak_mib": peak_memory_mib(),
+                **store,
             },
         )
 
 
 def _run_graph(
     settings: GenerateSettings, manifest_uri: str, run: write.Run, sha256: str, total: int, done: int
-) -> None:
+) -> dict[str, float]:
+    """Run the steps over what is not done yet; returns what the report says of Ray's object stores."""
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
@@ -123,47 +158,57 @@ def _run_graph(
     )
     # Each filter actor takes a CPU that reading needs; one keeps up with any number of readers here.
     context.checkpoint_config.checkpoint_actor_pool_max_size = 1
-    gpus = settings.device == "cuda" or (settings.device == "auto" and _gpus() > 0)
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    replicas = settings.replicas or (max(1, _gpus()) if gpus else max(1, cores // CORES_PER_REPLICA))
+    share = layout(settings.device, settings.replicas)
+    # A cluster that is to grow has fewer cores now than it will have.
+    store_bytes = BLOCKS_IN_STORE_PER_CORE * max(share.cores, CORES_PER_REPLICA * share.replicas) * BLOCK_BYTES
+    options = context.execution_options
+    options.resource_limits = options.resource_limits.copy(object_store_memory=store_bytes)
     manifest_fs, manifest_path = storage.arrow_filesystem(manifest_uri)
     records_fs, records_path = storage.arrow_filesystem(run.records)
-    with progress(total, done) as count, _stopped_in_one_line():
+    with object_store_peak() as store_peak, progress(total, done) as count, _stopped_in_one_line():
         (
             ray.data.read_parquet(manifest_path, filesystem=manifest_fs)
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
             .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
-            .map_batches(partial(_complete_and_read, max_side=settings.max_side), batch_format="pyarrow")
+            .map_batches(
+                partial(_complete_and_read, max_side=settings.max_side),
+                batch_format="pyarrow",
+                max_retries=MAX_RESTARTS,
+            )
             .map_batches(
                 _CountingPredictor,
                 fn_constructor_kwargs={
                     "count": count,
-                    "weights": _seen_from_workers(settings.weights),
+                    "weights": seen_from_workers(settings.weights),
                     "sha256": sha256,
                     "samples": settings.samples,
                     "seed": settings.seed,
                     "device": settings.device,
-                    "threads": None if gpus else max(1, cores // replicas),
+                    "precision": settings.precision,
+                    "threads": share.threads,
                 },
                 batch_format="pyarrow",
                 batch_size=settings.batch_size,
-                compute=ray.data.ActorPoolStrategy(size=replicas),
+                compute=ray.data.ActorPoolStrategy(size=share.replicas),
                 # A replica waits for its device, so it takes no CPU: readers and a resume's filter need them all.
                 num_cpus=0,
-                num_gpus=1 if gpus else 0,
+                num_gpus=1 if share.on_gpus else 0,
                 max_restarts=MAX_RESTARTS,
                 max_task_retries=MAX_RESTARTS,
                 scheduling_strategy="SPREAD",
             )
-            .map_batches(mask, batch_format="pyarrow")
+            .map_batches(mask, batch_format="pyarrow", max_retries=MAX_RESTARTS)
             .write_parquet(
                 records_path,
                 filesystem=records_fs,
                 min_rows_per_file=settings.rows_per_file,
                 mode=ray.data.SaveMode.APPEND,
-                compression="zstd",
+                compression=write.COMPRESSION,
+                # As the step before it, or Ray would not join the two in one task.
+                ray_remote_args={"max_retries": MAX_RESTARTS},
             )
         )
+    return {"object_store_peak_mib": store_peak(), "object_store_limit_mib": store_bytes / 2**20}
 
 
 @contextmanager
@@ -177,9 +222,32 @@ def _stopped_in_one_line() -> Iterator[None]:
         raise RunStoppedError(str(error).strip().splitlines()[-1].strip()) from error
 
 
-def _seen_from_workers(weights: str) -> str:
+def seen_from_workers(weights: str) -> str:
     """Weights as a worker in another folder finds them."""
     return weights if weights == "demo" or "://" in weights else storage.normalise(weights)
+
+
+def layout(device: str, replicas: int | None = None) -> Layout:
+    """What a run gets of the cluster that is connected to.
+
+    Args:
+        device: "auto", "cpu" or "cuda", as settings have it.
+        replicas: of the network; None for one per GPU that is up, or per 8 cores.
+    """
+    import ray
+
+    gpus = _gpus()
+    on_gpus = device == "cuda" or (device == "auto" and gpus > 0)
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    replicas = replicas or (max(1, gpus) if on_gpus else max(1, cores // CORES_PER_REPLICA))
+    return Layout(
+        machines=sum(node["Alive"] for node in ray.nodes()),
+        cores=cores,
+        gpus=gpus if on_gpus else 0,
+        on_gpus=on_gpus,
+        replicas=replicas,
+        threads=None if on_gpus else max(1, cores // replicas),
+    )
 
 
 def _gpus() -> int:
@@ -212,10 +280,14 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
     Raises:
         ReleaseError, StorageError, ClusterError: if the run is not complete, or the version exists or is no version.
     """
-    release.check_version(settings.version)
+    if settings.version is not None:
+        release.check_version(settings.version)
     run = write.Run(storage.normalise(settings.run))
     with cluster(settings.address):
         plan = on_worker(release.plan, run, settings)
+        if not plan.is_settled:
+            described = on_workers(release.describe_shard, [(run, plan, shard) for shard in plan.shards])
+            plan = on_worker(release.settle, plan, settings, described)
         files = on_workers(release.write_shard, [(run, plan, shard) for shard in plan.shards])
         return on_worker(release.finish, plan, files)
 
@@ -309,11 +381,11 @@ def on_worker(function: Callable[..., Any], *args: Any) -> Any:
     return on_workers(function, [args])[0]
 
 
-def on_workers(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Run calls on workers side by side; an exception is raised here as it was raised there."""
+def on_workers(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], gpus: int = 0) -> list[Any]:
+    """Run calls on workers side by side, each with a core and so many GPUs; an exception is raised here as there."""
     import ray
 
-    remote = ray.remote(num_cpus=1, max_retries=MAX_RESTARTS)(function)
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RESTARTS)(function)
     try:
         return list(ray.get([remote.remote(*args) for args in calls]))
     except ray.exceptions.RayTaskError as error:
@@ -321,8 +393,8 @@ def on_workers(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -
 
 
 @contextmanager
-def progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """Show images done, images/s and the time left, every few seconds; yields what workers call with a count."""
+def progress(total: int, done: int, verb: str = "generate", unit: str = "image") -> Iterator[Callable[[int], None]]:
+    """Show units done, units/s and the time left, every few seconds; yields what workers call with a count."""
     import ray
     from tqdm import tqdm
 
@@ -341,7 +413,7 @@ def progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
     stop = threading.Event()
     # Into a log a bar would write a line a second.
     interval = 0.5 if sys.stderr.isatty() else PROGRESS_SECONDS
-    bar = tqdm(total=total, initial=done, unit="image", mininterval=0, miniters=1, desc="generate", file=sys.stderr)
+    bar = tqdm(total=total, initial=done, unit=unit, mininterval=0, miniters=1, desc=verb, file=sys.stderr)
 
     def update() -> None:
         # A retried block is counted twice here, so the bar is held at its end; the report counts records.
@@ -369,6 +441,37 @@ def progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
 
 def _add(counter: Any, count: int) -> None:
     counter.add.remote(count)
+
+
+@contextmanager
+def object_store_peak() -> Iterator[Callable[[], float]]:
+    """Watch how much the object stores of all nodes hold; yields what tells the most MiB that was seen, twice a second.
+
+    Ray reports a store's free bytes as a resource that is available.
+    """
+    import ray
+
+    peak = 0.0
+    stop = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.5):
+            try:
+                total, free = ray.cluster_resources(), ray.available_resources()
+            except Exception:
+                # The cluster is going away; the run itself says why.
+                return
+            held = total.get("object_store_memory", 0.0) - free.get("object_store_memory", 0.0)
+            peak = max(peak, held / 2**20)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: peak
+    finally:
+        stop.set()
+        thread.join()
 
 
 def peak_memory_mib() -> float:

@@ -1,0 +1,272 @@
+"""Measure the network: the published algorithm, this predictor over batches, precisions and draws, and its parts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from chexmask_u.anatomy import FRAME, LATENT_SIZE
+from chexmask_u.bench.limits import (
+    Machine,
+    Work,
+    copy_once,
+    decoder_work,
+    encoder_work,
+    limit,
+    multiply_once,
+)
+from chexmask_u.bench.reference import Reference
+from chexmask_u.bench.timing import Row
+from chexmask_u.model.checkpoint import load_model, save_model
+from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
+from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.precision import PRECISIONS, Precision
+from chexmask_u.predict import Predictor, latent_noise, predict
+
+# What the cases are compared with: the published algorithm, and its two halves.
+REFERENCE = "published algorithm"
+REFERENCE_ENCODER = "published algorithm, encoder alone"
+REFERENCE_DECODER = "published algorithm, decoder alone"
+
+VALUE_BYTES: dict[Precision, int] = {"float32": 4, "tf32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to time.
+
+    Attributes:
+        name: unique among what is timed together.
+        reference: name of the case that it is compared with.
+        call: does it once.
+        images: that one call does.
+        passes: what it must compute and move for one image.
+        precision: whose rate bounds it.
+        facts: what else the result says of it.
+    """
+
+    name: str
+    reference: str
+    call: Callable[[], object]
+    images: int
+    passes: Sequence[Work]
+    precision: Precision
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Batches, draws and precisions to time; the last batch is the one that the others are timed at."""
+
+    batches: tuple[int, ...]
+    draws: tuple[int, ...]
+    precisions: tuple[Precision, ...]
+
+
+def stretched(input_size: int, path: Path) -> None:
+    """Save the demonstration weights resized to another input, for timing: landmarks lie on organs, but not well.
+
+    Only the linear layers depend on the input's size; theirs are resized as images, so that their sums stay the same.
+    Random weights would look up windows all in one corner, which no trained network does.
+    """
+    demo = load_model("demo")
+    resized = HybridGNet(input_size=input_size, variant=demo.variant)
+    side = input_size // DOWNSAMPLING
+    state = demo.state_dict()
+    for name in ("encoder.fc_mu.weight", "encoder.fc_logvar.weight"):
+        matrix = state[name].view(LATENT_SIZE, CHANNELS[-1], demo.input_size // DOWNSAMPLING, -1)
+        factor = (demo.input_size / input_size) ** 2
+        state[name] = (F.interpolate(matrix, (side, side), mode="area") * factor).flatten(1)
+    resized.load_state_dict(state)
+    save_model(resized, path)
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """Those that a device has, the default one first."""
+    return tuple(name for name in PRECISIONS if name != "tf32" or device == "cuda")
+
+
+def cases(weights: str, device: str, images: NDArray[np.uint8], samples: int, sizes: Sizes) -> list[Case]:
+    """What to time, the published algorithm first.
+
+    Args:
+        weights: as `load_model` takes them.
+        device: "cpu" or "cuda".
+        images: uint8 [n, 1024, 1024]; repeated where a batch is larger.
+        samples: draws N where they are not what is varied.
+        sizes: what is varied.
+    """
+    models = {
+        precision: Predictor(weights, samples=samples, device=device, precision=precision).model
+        for precision in sizes.precisions
+    }
+    model = models[sizes.precisions[0]]
+    batch = sizes.batches[-1]
+    found = _references(model, images, samples)
+    found += [_whole(models["float32"], images, size, samples) for size in sizes.batches]
+    found += [_whole(models[precision], images, batch, samples) for precision in sizes.precisions[1:]]
+    found += [_whole(models["float32"], images, batch, draws) for draws in sizes.draws if draws != samples]
+    found += [_encoder(models[precision], images, batch) for precision in sizes.precisions]
+    found.append(_decoder(model, images, batch, samples))
+    return found
+
+
+def measure(timed: Sequence[Case], device: str, repeats: int) -> tuple[list[Row], Machine]:
+    """Time cases and the machine's own rates in turn, round by round, after a round that does not count.
+
+    Returns:
+        A row per case: median seconds an image, those of its reference and of the limit, and the ratio of the first
+        two, below 1 where the case is faster; and the machine's rates.
+    """
+    torch_device = torch.device(device)
+    used = sorted({case.precision for case in timed})
+    copy, copied = copy_once(torch_device)
+    products = {precision: multiply_once(torch_device, precision) for precision in used}
+    calls = {case.name: case.call for case in timed} | {"copy": copy}
+    calls |= {f"product, {precision}": product for precision, (product, _) in products.items()}
+    seconds = in_turn(calls, torch_device, repeats)
+    machine = Machine(
+        bytes_per_second=copied / seconds["copy"],
+        flop_per_second={name: flop / seconds[f"product, {name}"] for name, (_, flop) in products.items()},
+    )
+    per_image = {case.name: seconds[case.name] / case.images for case in timed}
+    rows = []
+    for case in timed:
+        own, first = per_image[case.name], per_image[case.reference]
+        least = limit(case.passes, machine, case.precision)
+        rows.append(
+            {"name": case.name, "seconds": own, "reference_seconds": first, "ratio": own / first, "repeats": repeats}
+            | {"limit_seconds": least, "times_limit": own / least}
+            | case.facts
+        )
+    return rows, machine
+
+
+def in_turn(calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median seconds of each call, over rounds in which every one has its turn; a GPU is waited for."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def work(model: HybridGNet, batch: int, samples: int) -> list[Work]:
+    """What predicting one image of a batch must compute and move."""
+    value_bytes = VALUE_BYTES[model.precision]
+    # The decoder is float32 whatever the encoder is.
+    decoding = decoder_work(model.input_size, model.variant, samples, VALUE_BYTES["float32"])
+    return [*encoder_work(model.input_size, batch, value_bytes), *decoding]
+
+
+def _references(model: HybridGNet, images: NDArray[np.uint8], samples: int) -> list[Case]:
+    """The published algorithm on one image, whole and by halves."""
+    reference = Reference(model)
+    noise = [latent_noise("0", samples, 0)]
+    grey = _grey(model, images[:1])
+    with torch.inference_mode():
+        encoded = reference.encode(grey)
+        z = encoded.mean + torch.from_numpy(noise[0]).to(model.device) * torch.exp(encoded.log_var / 2)
+
+    def whole() -> None:
+        reference.predict(images[:1], noise)
+
+    def encode() -> None:
+        with torch.inference_mode():
+            reference.encode(grey)
+
+    def decode() -> None:
+        with torch.inference_mode():
+            reference.decode(z, encoded)
+
+    encoding = encoder_work(model.input_size, 1, VALUE_BYTES["float32"])
+    decoding = decoder_work(model.input_size, model.variant, samples, VALUE_BYTES["float32"])
+    facts = {"batch": 1, "samples": samples, "precision": "float32"}
+    return [
+        Case(REFERENCE, REFERENCE, whole, 1, [*encoding, *decoding], "float32", facts),
+        Case(REFERENCE_ENCODER, REFERENCE_ENCODER, encode, 1, encoding, "float32", facts),
+        Case(REFERENCE_DECODER, REFERENCE_DECODER, decode, 1, decoding, "float32", facts),
+    ]
+
+
+def _whole(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+    stacked = _repeat(images, batch)
+    ids = [str(row) for row in range(batch)]
+    return Case(
+        f"predict, batch {batch}, N = {samples}, {model.precision}",
+        REFERENCE,
+        lambda: predict(model, stacked, ids, samples),
+        images=batch,
+        passes=work(model, batch, samples),
+        precision=model.precision,
+        facts={"batch": batch, "samples": samples, "precision": model.precision},
+    )
+
+
+def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Case:
+    grey = _grey(model, _repeat(images, batch))
+
+    def encode() -> None:
+        with torch.inference_mode():
+            model.encode(grey)
+
+    return Case(
+        f"encoder alone, batch {batch}, {model.precision}",
+        REFERENCE_ENCODER,
+        encode,
+        images=batch,
+        passes=encoder_work(model.input_size, batch, VALUE_BYTES[model.precision]),
+        precision=model.precision,
+        facts={"batch": batch, "precision": model.precision},
+    )
+
+
+def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+    with torch.inference_mode():
+        mean, log_var, features = model.encode(_grey(model, _repeat(images, batch)))
+        noise = torch.from_numpy(np.stack([latent_noise(str(row), samples, 0) for row in range(batch)]))
+        z = mean[:, None] + noise.to(model.device) * torch.exp(log_var / 2)[:, None]
+
+    def decode() -> None:
+        with torch.inference_mode():
+            model.decode(z, features)
+
+    return Case(
+        f"decoder alone, batch {batch}, N = {samples}",
+        REFERENCE_DECODER,
+        decode,
+        images=batch,
+        passes=decoder_work(model.input_size, model.variant, samples, VALUE_BYTES["float32"]),
+        precision="float32",
+        facts={"batch": batch, "samples": samples, "precision": "float32"},
+    )
+
+
+def _grey(model: HybridGNet, images: NDArray[np.uint8]) -> torch.Tensor:
+    """float32 [B, 1, S, S] in [0, 1] on the model's device."""
+    grey = torch.from_numpy(images).to(model.device).unsqueeze(1).float() / 255
+    size = (model.input_size, model.input_size)
+    return grey if model.input_size == FRAME else F.interpolate(grey, size, mode="area")
+
+
+def _repeat(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(images[np.arange(count) % len(images)])

@@ -1,0 +1,368 @@
+"""Measure every part in one go and tell it: a table, JSON, and which targets are met."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from chexmask_u import manifest, pipeline, record, write
+from chexmask_u.anatomy import FRAME
+from chexmask_u.bench import mask as masks
+from chexmask_u.bench import pipeline as whole
+from chexmask_u.bench import predict as network
+from chexmask_u.bench import read as reading
+from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
+from chexmask_u.bench.reference import UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
+from chexmask_u.bench.timing import Row
+from chexmask_u.letterbox import prepare
+from chexmask_u.model.checkpoint import load_model
+from chexmask_u.read import read, read_bytes
+from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings, SettingsError
+from chexmask_u.sources.synthetic import draw
+
+# Of the JSON file; results of another format stay beside the table.
+FORMAT = 1
+
+SAMPLES = 50
+
+# Images of --images that are used; the runs repeat them.
+LISTED_IMAGES = 256
+
+PREDICTION_BOUND, READING_BOUND = "pipeline, bounded by prediction", "pipeline, bounded by reading"
+
+
+class BenchError(SettingsError):
+    """A benchmark that cannot be run as asked; the message is one line that names the remedy."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        input_size: of the network, in pixels.
+        sizes: batches and draws of the network alone.
+        repeats, pairs: rounds of the parts, and pairs of runs of the pipeline.
+        flow_seconds: for which a run of the pipeline flows.
+        small, large: height and width of drawn images whose reading is cheap, and is not.
+    """
+
+    input_size: int
+    sizes: network.Sizes
+    repeats: int
+    pairs: int
+    flow_seconds: float
+    small: tuple[int, int]
+    large: tuple[int, int]
+
+
+# What the project set itself to reach, by kind of device; ratios.
+TARGETS: dict[str, dict[str, float]] = {
+    "cpu": {"speed": 4.0, "draws": 2.5},
+    "cuda": {"speed": 40.0, "draws": 1.3, "encoder": 2.0},
+}
+PREDICTION_FRACTION, READING_FRACTION = 0.90, 0.85
+
+
+def run(settings: BenchSettings) -> dict[str, Any]:
+    """Measure everything on this machine.
+
+    Returns:
+        What the JSON file holds; see `render` for its meaning.
+
+    Raises:
+        BenchError: if there is no GPU where one is asked for, or no image can be read.
+        ManifestError, CheckpointError, StorageError: on other bad input.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise BenchError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
+    kind = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    scale = _scale(settings.quick, kind)
+    load_before = os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="chexmask-u-bench-") as name:
+        folder = Path(name)
+        listed = None if settings.images is None else _listed(settings.images, folder)
+        weights = settings.weights
+        if weights is None:
+            weights = str(folder / "stretched.safetensors")
+            network.stretched(scale.input_size, Path(weights))
+        model = load_model(weights)
+        predicted, machine = _network(weights, kind, scale)
+        rows = {
+            "predict": predicted,
+            "read": _reading(scale.repeats, machine),
+            "mask": _masks(scale.repeats, machine),
+            "pipeline": _pipeline(weights, kind, scale, listed, folder),
+        }
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": {"version": write.versions()["chexmask_u"], "sha256": _code_sha256()},
+        "versions": write.versions(),
+        "device": {
+            "kind": kind,
+            "name": torch.cuda.get_device_name() if kind == "cuda" else _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "settings": settings.asdict(),
+        "scale": asdict(scale),
+        "samples": SAMPLES,
+        "weights": {
+            "source": settings.weights
+            or f"demo, stretched to {model.input_size}: made for timing, numbers mean nothing",
+            "input_size": model.input_size,
+            "variant": model.variant,
+        },
+        "machine": asdict(machine),
+        "upstream_seconds": {"encode": UPSTREAM_ENCODE_SECONDS, "decode": UPSTREAM_DECODE_SECONDS},
+        "rows": rows,
+    }
+    # Of a quick run nothing is judged.
+    result["targets"] = [] if settings.quick else targets(kind, rows)
+    result["passed"] = all(target["passed"] for target in result["targets"])
+    if settings.output is not None:
+        keep(result, Path(settings.output))
+    return result
+
+
+def targets(kind: str, rows: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
+    """Each target with the value that was reached: name, value, threshold, whether more is better, passed."""
+    wholes = [row for row in rows["predict"] if row["name"].startswith("predict")]
+    plain = [row for row in wholes if row["precision"] == "float32"]
+    usual = [row for row in plain if row["samples"] == SAMPLES]
+    most = max(row["batch"] for row in plain)
+    by_draws = {row["samples"]: row["seconds"] for row in plain if row["batch"] == most}
+    wanted = TARGETS[kind]
+    found = [
+        _target(
+            f"speed over the published algorithm, N = {SAMPLES}", max(1 / r["ratio"] for r in usual), wanted["speed"]
+        ),
+        _target("time of N = 200 over N = 10", by_draws[200] / by_draws[10], wanted["draws"], more=False),
+    ]
+    if "encoder" in wanted:
+        encoder = next(
+            row for row in rows["predict"] if row["name"].startswith("encoder") and row["precision"] == "float32"
+        )
+        found.append(
+            _target("time of the encoder over its limit", encoder["times_limit"], wanted["encoder"], more=False)
+        )
+    fractions = {PREDICTION_BOUND: PREDICTION_FRACTION, READING_BOUND: READING_FRACTION}
+    for row in rows["pipeline"]:
+        found.append(_target(f"{row['name']}: speed over that step alone", 1 / row["ratio"], fractions[row["name"]]))
+        held = max(row["object_store_peak_mib"]) / row["object_store_limit_mib"]
+        found.append(_target(f"{row['name']}: object store over its bound", held, 1.0, more=False))
+    return found
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """The result as a table for a person.
+
+    Times are of one image, and medians over rounds in which everything has its turn. "faster" compares with the
+    published algorithm. "limit" is the time over the least that the part's bytes and FLOP take at the rates of this
+    machine (see `limits`). Reading and masks are of one core, beside the bare library calls, and beside decoding.
+    """
+    device, machine, weights, rows = result["device"], result["machine"], result["weights"], result["rows"]
+    rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine["flop_per_second"].items())
+    load = result["load_average"]
+    upstream = result["upstream_seconds"]
+    lines = [
+        f"{result['date']}  {device['name']}, {device['cores']} cores, load {load['before'][0]:.1f} before,"
+        f" {load['after'][0]:.1f} after" + ("  (quick: nothing is judged)" if result["settings"]["quick"] else ""),
+        f"Weights: {weights['source']} (input {weights['input_size']}, {weights['variant']})",
+        f"Machine: copies {machine['bytes_per_second'] / 1e9:,.1f} GB/s read and written; products {rates}",
+        "",
+        f"{'network':<44} {'ms':>9} {'images/s':>9} {'faster':>7} {'limit':>7}",
+    ]
+    lines += [
+        f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f} {1 / row['ratio']:>6.1f}x {row['times_limit']:>6.1f}x"
+        for row in rows["predict"]
+    ]
+    lines.append(
+        f"(upstream's own code, measured once on two cores at 1024 and N = 50: {1e3 * upstream['encode']:.0f} ms to"
+        f" encode, {1e3 * upstream['decode']:.0f} ms to decode)"
+    )
+    for part, beside in (("read", "bare calls"), ("mask", "decoding")):
+        lines += ["", f"{part + ', one core':<44} {'ms':>9} {'images/s':>9} {'of ' + beside:>14} {'limit':>7}"]
+        lines += [
+            f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f}"
+            f" {row['ratio']:>13.2f}x {row['times_limit']:>6.1f}x"
+            for row in rows[part]
+        ]
+    lines += [
+        "",
+        f"{'whole, once it flows':<44} {'ms':>9} {'images/s':>9} {'of alone':>9} {'start s':>8} {'store MiB':>10}",
+    ]
+    lines += [
+        f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f} {1 / row['ratio']:>9.0%} {row['start_seconds']:>8.1f}"
+        f" {max(row['object_store_peak_mib']):>5.0f}/{row['object_store_limit_mib']:.0f}"
+        for row in rows["pipeline"]
+    ]
+    if result["targets"]:
+        lines += ["", "targets"]
+        lines += [
+            f"  {'met   ' if target['passed'] else 'MISSED'} {target['name']}: {target['value']:.2f}"
+            f" ({'at least' if target['more'] else 'at most'} {target['threshold']:g})"
+            for target in result["targets"]
+        ]
+    return "\n".join(lines)
+
+
+def keep(result: Mapping[str, Any], folder: Path) -> Path:
+    """Write a result as JSON, and a README.md of all results in the folder; returns the JSON file."""
+    device = result["device"]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{device['name']} {device['cores']} cores".lower()).strip("-")
+    quick = "-quick" if result["settings"]["quick"] else ""
+    path = folder / f"{result['date'][:10]}-{slug}{quick}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        results = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+        tables = "\n\n".join(f"```\n{render(one)}\n```" for one in results if one.get("format") == FORMAT)
+        (folder / "README.md").write_text(
+            f"# Results of `chexmask-u bench`\n\nWritten by it from the JSON files.\n\n{tables}\n"
+        )
+    except OSError as error:
+        raise BenchError(f"--output {folder}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def _scale(quick: bool, kind: str) -> Scale:
+    if quick:
+        sizes = network.Sizes((1, 2), (5, SAMPLES), network.precisions(kind))
+        return Scale(64, sizes, repeats=1, pairs=1, flow_seconds=1.0, small=(256, 256), large=(400, 500))
+    sizes = network.Sizes((1, 4, 16) if kind == "cpu" else (1, 16, 64), (10, SAMPLES, 200), network.precisions(kind))
+    large = (reading.HEIGHT, reading.WIDTH)
+    return Scale(1024, sizes, repeats=7, pairs=3, flow_seconds=20.0, small=(FRAME, FRAME), large=large)
+
+
+def _network(weights: str, kind: str, scale: Scale) -> tuple[list[Row], Machine]:
+    images = np.stack([draw(index).image for index in range(4)])
+    timed = network.cases(weights, kind, images, SAMPLES, scale.sizes)
+    measured = network.measure(timed, kind, scale.repeats)
+    # The pipeline's own replica needs the memory.
+    del timed
+    gc.collect()
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    return measured
+
+
+def _reading(repeats: int, machine: Machine) -> list[Row]:
+    rows = reading.measure(repeats)
+    for row, case in zip(rows, reading.cases(), strict=True):
+        image = read_bytes(case.data, source=case.source, max_side=GenerateSettings().max_side)
+        _add_limit(row, limit(read_work(len(case.data), image.height * image.width), machine, "float32"))
+    return rows
+
+
+def _masks(repeats: int, machine: Machine) -> list[Row]:
+    rows = masks.measure(repeats)
+    _, letterbox = prepare(np.zeros((reading.HEIGHT, reading.WIDTH), np.uint8))
+    least = limit(mask_work(letterbox.to_original(draw(0, side=FRAME).landmarks)), machine, "float32")
+    for row in rows:
+        _add_limit(row, least)
+    return rows
+
+
+def _add_limit(row: Row, least: float) -> None:
+    row |= {"limit_seconds": least, "times_limit": row["seconds"] / least}
+
+
+def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, folder: Path) -> list[Row]:
+    """The whole pipeline where prediction bounds it, and where reading does: a tiny network that draws once."""
+    tiny = folder / "tiny.safetensors"
+    network.stretched(64, tiny)
+    predicting = GenerateSettings(weights=pipeline.seen_from_workers(weights), device=kind)
+    decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
+    small = _drawn(folder / "small", scale.small) if listed is None else listed
+    large = _drawn(folder / "large", scale.large) if listed is None else listed
+    with pipeline.cluster(None):
+        share = pipeline.layout(kind)
+        cores = min(share.cores, os.cpu_count() or 1)
+        some = whole.repeated(small, 4 * predicting.batch_size)
+        many = whole.repeated(large, 4 * pipeline.ROWS_PER_BLOCK)
+
+        def measure(name: str, settings: GenerateSettings, rows: pa.Table, bottleneck: Callable[[], float]) -> Row:
+            return whole.measure(
+                name,
+                settings,
+                rows,
+                str(folder / "runs"),
+                flow_seconds=scale.flow_seconds,
+                repeats=scale.pairs,
+                bottleneck=bottleneck,
+            )
+
+        return [
+            measure(PREDICTION_BOUND, predicting, small, lambda: whole.predict_seconds(predicting, some)),
+            measure(READING_BOUND, decoding, large, lambda: whole.read_seconds(many, decoding.max_side, cores)),
+        ]
+
+
+def _listed(images: str, folder: Path) -> pa.Table:
+    """Manifest rows of the images below a folder or URL, evenly chosen."""
+    listed = str(folder / "listed.parquet")
+    manifest.list_folder(ManifestFolderSettings(uri=images, output=listed))
+    rows = pq.read_table(listed)
+    rows = rows.take(np.unique(np.linspace(0, len(rows) - 1, LISTED_IMAGES).astype(int)))
+    first = read(rows.slice(0, pipeline.ROWS_PER_BLOCK))
+    if record.OK not in first["status"].to_pylist():
+        reason, message = first["reason"][0], first["error"][0]
+        raise BenchError(f"--images {images}: none of {len(first)} images can be read (the first: {reason}, {message})")
+    return rows
+
+
+def _drawn(folder: Path, size: tuple[int, int]) -> pa.Table:
+    """Manifest rows of JPEG files of drawn radiographs."""
+    (folder / "images").mkdir(parents=True)
+    for index in range(8):
+        image = draw(index, side=max(size)).image[: size[0], : size[1]]
+        cv2.imwrite(str(folder / "images" / f"{index}.jpg"), image)
+    listed = str(folder / "manifest.parquet")
+    manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
+    return pq.read_table(listed)
+
+
+def _target(name: str, value: float, threshold: float, *, more: bool = True) -> dict[str, Any]:
+    passed = value >= threshold if more else value <= threshold
+    return {"name": name, "value": value, "threshold": threshold, "more": more, "passed": passed}
+
+
+def _ms(row: Row) -> str:
+    return f"{1e3 * row['seconds']:>9.2f}"
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _code_sha256() -> str:
+    """Digest of this package's Python files: what was measured, without git."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
