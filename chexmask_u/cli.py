@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO
 
 from chexmask_u import (
     __version__,
+    cluster,
     demo,
     diff,
     evaluate,
@@ -65,7 +66,7 @@ _BAD_INPUT = (
     diff.DiffError,
     ExamplesError,
     export.ExportError,
-    pipeline.ClusterError,
+    cluster.ClusterError,
     plan.PlanError,
     PublishError,
     ReleaseError,
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _BAD_INPUT as error:
         _say(f"chexmask-u: {error}", file=sys.stderr)
         result, text, code = {"error": str(error)}, "", BAD_INPUT
-    except (pipeline.RunStoppedError, lock.TakenOverError) as error:
+    except (cluster.RunStoppedError, lock.TakenOverError) as error:
         _say(f"chexmask-u: the run stopped ({error}); the same command goes on where it did", file=sys.stderr)
         result, text, code = {"error": str(error)}, "", INCOMPLETE
     except PublishStoppedError as error:
@@ -119,7 +120,7 @@ def _generate(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
 def _demo(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
     prepared = demo.prepare(settings)
     # One Ray for both verbs.
-    with pipeline.cluster(settings.address):
+    with cluster.connected(settings.address):
         summary = pipeline.generate(prepared.generate)
         text = _run_text(str(prepared.generate.output), summary)
         if not summary["complete"]:

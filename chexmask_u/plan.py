@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexmask_u import manifest, pipeline, record, storage, write
+from chexmask_u import cluster, manifest, pipeline, record, storage, write
 from chexmask_u.bench import pipeline as measured
 from chexmask_u.fetch import fetch
 from chexmask_u.mask import mask
@@ -199,15 +199,15 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
     # Bad weights are to be known now, not after a minute.
     load_model(settings.weights)
     run_settings = GenerateSettings(
-        weights=pipeline.seen_from_workers(settings.weights),
+        weights=cluster.seen_from_workers(settings.weights),
         samples=settings.samples,
         precision=settings.precision,
         device=settings.device,
     )
     start = time.perf_counter()
-    with pipeline.cluster(settings.address) as started_here:
+    with cluster.connected(settings.address) as started_here:
         ray_seconds = time.perf_counter() - start if started_here else 0.0
-        share = pipeline.layout(settings.device)
+        share = cluster.layout(settings.device)
         if settings.device == "cuda" and not share.gpus:
             raise PlanError("--device cuda: Ray sees no GPU; probe on a machine that has one, or leave the flag out")
         if settings.gpus is not None and not share.gpus:
@@ -216,10 +216,10 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
             raise PlanError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
         if share.machines > 1 and settings.scratch is None:
             raise SettingsError("--scratch is needed on a cluster: a folder or URL that every machine sees")
-        total, rows = pipeline.on_worker(_sample, manifest_uri, settings.probe, settings.seed)
-        cores = share.cores - pipeline.WAITING_TASKS if started_here else share.cores
+        total, rows = cluster.on_worker(_sample, manifest_uri, settings.probe, settings.seed)
+        cores = share.cores - cluster.WAITING_TASKS if started_here else share.cores
         call = (rows, run_settings, share.threads, flow_seconds / 8)
-        steps = pipeline.on_workers(_measure_steps, [call], gpus=1 if share.on_gpus else 0)[0]
+        steps = cluster.on_workers(_measure_steps, [call], gpus=1 if share.on_gpus else 0)[0]
         threads = min(share.threads or 1, cores)
         alone = Probe(steps, cores, share.gpus, threads, images_per_second=math.nan, start_seconds=math.nan)
         speed = min(alone.capacities(cores, share.gpus).values())

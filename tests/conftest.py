@@ -51,7 +51,7 @@ def radiograph() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """One local Ray for the session, as `generate` starts it; `pipeline.cluster` uses one that is there."""
+    """One local Ray for the session, as `generate` starts it; `cluster.connected` uses one that is there."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from chexmask_u import pipeline, record, sandbox, write
+from chexmask_u import cluster, pipeline, record, sandbox, write
 from chexmask_u.manifest import list_folder
 from chexmask_u.read import read, read_bytes
 from chexmask_u.record import ReadError
@@ -267,7 +267,7 @@ def test_workers_that_die_again_and_again_end_the_run_in_one_line(
     monkeypatch.setattr(pipeline, "MAX_RESTARTS", 2)
     # Whatever ends a worker's process from outside, as soon as it reads.
     monkeypatch.setattr(pipeline, "_complete_and_read", _die)
-    with pytest.raises(pipeline.RunStoppedError) as caught:
+    with pytest.raises(cluster.RunStoppedError) as caught:
         pipeline.generate(settings)
     assert len(str(caught.value).splitlines()) == 1
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chexmask_u import manifest, pipeline, record, storage
+from chexmask_u import cluster, manifest, pipeline, record, storage
 from chexmask_u.bench.timing import Row
 from chexmask_u.predict import Predictor
 from chexmask_u.read import read
@@ -112,8 +112,8 @@ def read_seconds(rows: pa.Table, max_side: int, at_once: int) -> float:
     """
     calls = [(rows, max_side)] * at_once
     # Once without counting: workers start, import and open their connections.
-    pipeline.on_workers(_time_read, [(rows.slice(0, 1), max_side)] * at_once)
-    return max(pipeline.on_workers(_time_read, calls)) / (at_once * len(rows))
+    cluster.on_workers(_time_read, [(rows.slice(0, 1), max_side)] * at_once)
+    return max(cluster.on_workers(_time_read, calls)) / (at_once * len(rows))
 
 
 def predict_seconds(settings: GenerateSettings, rows: pa.Table) -> float:
@@ -122,9 +122,9 @@ def predict_seconds(settings: GenerateSettings, rows: pa.Table) -> float:
     Returns:
         The slowest replica's seconds over the images of all.
     """
-    share = pipeline.layout(settings.device, settings.replicas)
+    share = cluster.layout(settings.device, settings.replicas)
     call = (settings, rows, share.threads)
-    seconds = pipeline.on_workers(_time_predict, [call] * share.replicas, gpus=1 if share.on_gpus else 0)
+    seconds = cluster.on_workers(_time_predict, [call] * share.replicas, gpus=1 if share.on_gpus else 0)
     return max(seconds) / (share.replicas * len(rows))
 
 

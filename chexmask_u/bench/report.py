@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from chexmask_u import manifest, pipeline, record, write
+from chexmask_u import cluster, manifest, pipeline, record, write
 from chexmask_u.anatomy import FRAME
 from chexmask_u.bench import mask as masks
 from chexmask_u.bench import pipeline as whole
@@ -290,12 +290,12 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
     """The whole pipeline where prediction bounds it, and where reading does: a tiny network that draws once."""
     tiny = folder / "tiny.safetensors"
     network.stretched(64, tiny)
-    predicting = GenerateSettings(weights=pipeline.seen_from_workers(weights), device=kind)
+    predicting = GenerateSettings(weights=cluster.seen_from_workers(weights), device=kind)
     decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
     small = _drawn(folder / "small", scale.small) if listed is None else listed
     large = _drawn(folder / "large", scale.large) if listed is None else listed
-    with pipeline.cluster(None):
-        share = pipeline.layout(kind)
+    with cluster.connected(None):
+        share = cluster.layout(kind)
         cores = min(share.cores, os.cpu_count() or 1)
         some = whole.repeated(small, 4 * predicting.batch_size)
         many = whole.repeated(large, 4 * pipeline.ROWS_PER_BLOCK)
