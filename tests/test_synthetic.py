@@ -18,7 +18,6 @@ from chexmask_u.model.checkpoint import load_model
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.record import ReadError
 from chexmask_u.sources.synthetic import draw, write_demo
-from chexmask_u.training import demo as trainer
 
 # Neither the demonstration weights' training population (0) nor the one they are validated on (1).
 UNSEEN = 77
@@ -165,23 +164,3 @@ def test_bundled_weights_are_less_certain_where_they_cannot_see(demo: HybridGNet
         image[340:770, 64:512] = 128
         covered.append(_predict(demo, image)[1])
     assert 0.5 < np.mean(clear) < np.mean(covered)
-
-
-def test_training_that_was_cut_ends_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "VALIDATION_DRAWINGS", 1)
-
-    def train(output: Path) -> None:
-        trainer.main(["--output", str(output), "--steps", "4", "--every", "2", "--drawings", "3", "--batch", "2"])
-
-    def cut(*_args: object, **_settings: object) -> str:
-        raise KeyboardInterrupt
-
-    train(tmp_path / "whole.safetensors")
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "score", cut)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "cut.safetensors")
-    halfway = (tmp_path / "cut.safetensors").read_bytes()
-    train(tmp_path / "cut.safetensors")
-    assert halfway != (tmp_path / "whole.safetensors").read_bytes()
-    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

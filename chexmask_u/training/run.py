@@ -1,0 +1,158 @@
+"""The folder of a training run: frozen settings, split, metrics, and at the end weights, scores, pictures and card."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from chexmask_u import storage
+from chexmask_u.settings import TrainSettings
+from chexmask_u.training import examples as annotated
+from chexmask_u.training.datasets import FORMS
+from chexmask_u.training.examples import Examples, Problem
+from chexmask_u.write import versions
+
+SETTINGS = "training.json"
+SCORES = "scores.json"
+WEIGHTS = "model.safetensors"
+
+
+# Settings that say where things lie, and are no part of what was done.
+_PLACES = ("data", "landmarks", "output", "address")
+
+
+class TrainingError(ValueError):
+    """A training run that cannot be used or started as asked; the message is one line that names the remedy."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The folder of a training run, on any storage."""
+
+    url: str
+
+    def path(self, name: str) -> str:
+        return storage.join(self.url, name)
+
+    @property
+    def checkpoints(self) -> str:
+        """Ray Train's own folder."""
+        return self.path("checkpoints")
+
+    def read(self, name: str) -> bytes | None:
+        """A file of the run, or None if it is not there."""
+        fs, path = storage.filesystem(self.path(name))
+        try:
+            data: bytes = fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise TrainingError(f"{self.url}: cannot be read ({storage.explain(error)})") from error
+        return data
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run, or None if it is not there."""
+        data = self.read(name)
+        try:
+            content: dict[str, Any] | None = None if data is None else json.loads(data)
+        except ValueError as error:
+            raise TrainingError(f"{self.path(name)}: is no JSON; choose another --output") from error
+        return content
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Write a file whole: on a disk beside and moved, so that a kill leaves the old one or the new one."""
+        content = data.encode() if isinstance(data, str) else data
+        fs, path = storage.filesystem(self.path(name))
+        try:
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if storage.is_local(self.url):
+                fs.pipe_file(f"{path}.partial", content)
+                fs.mv(f"{path}.partial", path)
+            else:
+                fs.pipe_file(path, content)
+        except Exception as error:
+            raise TrainingError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+
+
+def freeze(
+    run: TrainingRun, settings: TrainSettings, train: Examples, validation: Examples, problems: Sequence[Problem]
+) -> None:
+    """Record what fixes the numbers of the run, or check that the run which is there was made with the same.
+
+    Raises:
+        TrainingError: if it was not; the first difference is named.
+    """
+    now = {
+        "settings": settings.numbers(),
+        "data": {
+            "train": len(train),
+            "validation": len(validation),
+            "sha256": {"train": train.digest(), "validation": validation.digest()},
+        },
+    }
+    before = run.read_json(SETTINGS)
+    if before is not None:
+        for name, value in now["settings"].items():
+            if before["settings"].get(name) != value:
+                flag, begun_with = f"--{name.replace('_', '-')}", before["settings"].get(name)
+                raise TrainingError(
+                    f"{run.url}: was begun with {flag} {begun_with}, not {value}; "
+                    "choose another --output, or the settings it was begun with"
+                )
+        if before["data"] != now["data"]:
+            raise TrainingError(
+                f"{run.url}: was begun with {before['data']['train']} and {before['data']['validation']} images, "
+                f"and now there are {len(train)} and {len(validation)}, or others; "
+                "choose another --output, or the data it was begun with"
+            )
+        return
+    names, parts = [*train.names, *validation.names], ["train"] * len(train) + ["validation"] * len(validation)
+    run.write("split.csv", annotated.split_csv(names, parts))
+    run.write("problems.csv", annotated.problems_csv(problems))
+    # Last: it says that the run has begun.
+    run.write(SETTINGS, json.dumps(now | {"given": settings.asdict(), "versions": versions()}, indent=2) + "\n")
+
+
+def metrics_csv(history: Sequence[Mapping[str, float]]) -> str:
+    """One line per epoch; validation columns are empty where there was none."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in history)
+    return text.getvalue()
+
+
+def command(settings: TrainSettings) -> str:
+    """The command that makes such a run, without the places where its data lie."""
+    flags = [f"--data {_dataset(value)}" for value in settings.data]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in _PLACES or value == field.default:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        flags.append(flag if value is True else f"{flag} {value}")
+    return " ".join(["chexmask-u train", *flags, "--output RUN"])
+
+
+def _dataset(value: str) -> str:
+    name, equals, _ = value.partition("=")
+    return f"{name}=FOLDER" if equals and name in FORMS else "FOLDER"
+
+
+def card(content: Mapping[str, Any]) -> str:
+    """The model card of the weights.
+
+    Args:
+        content: what scores.json holds.
+    """
+    template = resources.files("chexmask_u") / "templates" / "model_card.md.j2"
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template.read_text()).render(content)
