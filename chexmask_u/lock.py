@@ -118,6 +118,9 @@ class _Owner:
         with suppress(Exception):
             if self._is_ours(self._read()):
                 self._fs.rm_file(self._path)
+                if storage.is_local(self.url):
+                    # Of a run that was refused nothing stays; a folder that holds anything is not removed.
+                    Path(self._path).parent.rmdir()
 
     def _watch(self, found: bytes) -> None:
         """Return once the owner is known to be dead.

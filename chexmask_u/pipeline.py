@@ -29,7 +29,7 @@ from chexmask_u.cluster import (
 )
 from chexmask_u.mask import mask
 from chexmask_u.model.checkpoint import load_model
-from chexmask_u.predict import Predictor
+from chexmask_u.predictor import Predictor
 from chexmask_u.read import read
 from chexmask_u.settings import GenerateSettings, ReleaseSettings, SettingsError, ValidateSettings
 

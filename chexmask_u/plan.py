@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -223,6 +224,10 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         threads = min(share.threads or 1, cores)
         alone = Probe(steps, cores, share.gpus, threads, images_per_second=math.nan, start_seconds=math.nan)
         speed = min(alone.capacities(cores, share.gpus).values())
+        print(
+            "plan: the steps are measured; now a short and a long run of the whole pipeline over the sample, repeated",
+            file=sys.stderr,
+        )
         runs = _runs(run_settings, rows, measured.long_images(speed, flow_seconds), settings.scratch)
     probe = Probe(steps, cores, share.gpus, threads, runs.images_per_second, ray_seconds + runs.start_seconds)
     fleet = settings.cpus or cores, settings.gpus or share.gpus

@@ -150,9 +150,13 @@ def _refusal(content: dict[str, Any], settings: PublishSettings) -> str | None:
     return None
 
 
+def _needing_gate(content: dict[str, Any], settings: PublishSettings) -> list[str]:
+    return [source for source in content["counts"] if policy(source, settings) == "gated"]
+
+
 def _refuse_open(content: dict[str, Any], settings: PublishSettings, gated: str | bool) -> None:
     """Refuse to send a source behind no gate that must have one."""
-    needs = [source for source in content["counts"] if policy(source, settings) == "gated"]
+    needs = _needing_gate(content, settings)
     if needs and not gated:
         raise PublishError(
             f"{settings.repo}: {', '.join(needs)} may be published behind a gate only, where each user accepts the"
@@ -397,6 +401,8 @@ def _rehearse(
                 _check_place(content, settings, repository)
     except PublishStoppedError:
         asked = False
+        if not settings.gated and (needs := _needing_gate(content, settings)):
+            status = f"would be published only if the repository has a gate, for {', '.join(needs)}"
     except PublishError as error:
         refused = refused or str(error)
     present = repository.files if repository is not None else {}

@@ -69,7 +69,9 @@ class GenerateSettings(Settings):
     device: str = setting("auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda"))
     batch_size: int = setting(16, "images a replica of the network takes at once")
     replicas: int | None = setting(None, "replicas of the network (default: one per GPU that is up, or per 8 cores)")
-    rows_per_file: int = setting(256, "records in one Parquet part: the most work that a kill can undo, per writer")
+    rows_per_file: int = setting(
+        256, "least records in one Parquet part, to which up to a block of 32 come: the work that a kill can undo"
+    )
     retry: tuple[str, ...] = setting(
         (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated"
     )

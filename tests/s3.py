@@ -44,6 +44,8 @@ class S3Server:
 @contextmanager
 def s3_server(bucket: str = "chexmask-u") -> Iterator[S3Server]:
     """Start a server on a free port of 127.0.0.1 with one bucket; it ends, and forgets, with the context."""
+    # Clients find a server by the environment, but are kept by their arguments alone.
+    s3fs.S3FileSystem.clear_instance_cache()
     (port,) = free_ports(1)
     server = S3Server(
         endpoint=f"http://127.0.0.1:{port}",
@@ -69,6 +71,7 @@ def s3_server(bucket: str = "chexmask-u") -> Iterator[S3Server]:
         yield server
     finally:
         stop_group(process)
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def _create_bucket(server: S3Server, process: subprocess.Popen[Any]) -> None:

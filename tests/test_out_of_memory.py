@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from chexmask_u.model.checkpoint import save_model
+from chexmask_u.model.hybridgnet import HybridGNet
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel elsewhere does not limit address space")
 
@@ -19,9 +22,9 @@ import ctypes, json, resource, sys
 import numpy as np, pyarrow as pa
 from pathlib import Path
 from chexmask_u import predict, record
-from chexmask_u.predict import Predictor
+from chexmask_u.predictor import Predictor
 
-predictor = Predictor(sys.argv[1], device="cpu", samples=5, threads=1)
+predictor = Predictor(sys.argv[1], device="cpu", samples=5, threads=2)
 images = np.random.default_rng(0).integers(0, 256, (6, 1024, 1024), np.uint8)
 ids = [f"folder/{index}" for index in range(6)]
 columns = {name: [None] * 6 for name in record.READ.names}
@@ -52,17 +55,16 @@ libc.mallopt(-3, 65536)
 libc.mallopt(-1, 65536)
 libc.malloc_trim(0)
 base = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-for room in range(60, -60, -1):
+for room in range(70, -80, -4):
     limit(room)
     if fits():
         continue
     rows = answer()
     failed = [row["reason"] for row in rows].count("out_of_memory")
-    if failed == 0:
-        answers["halved"] = rows
-    elif failed == 5:
+    if failed == 5:
         answers["none"] = rows
         break
+    answers["halved"] = rows
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 answers["later"] = answer()
 print(json.dumps(answers))
@@ -70,9 +72,13 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def answers(tiny_weights: Path) -> dict[str, list[dict[str, Any]]]:
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    torch.manual_seed(0)
+    # Full size: what a small network needs fits into what a thread has set aside.
+    weights = tmp_path_factory.mktemp("weights") / "large.safetensors"
+    save_model(HybridGNet(input_size=1024, variant="noskip"), weights)
     done = subprocess.run(
-        [sys.executable, "-c", PREDICT, str(tiny_weights)],
+        [sys.executable, "-c", PREDICT, str(weights)],
         capture_output=True,
         text=True,
         check=False,
@@ -83,12 +89,13 @@ def answers(tiny_weights: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", ["halved", "later"])
-def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_numbers(
+def test_of_a_batch_that_does_not_fit_what_fits_by_itself_has_the_same_numbers(
     answers: dict[str, list[dict[str, Any]]], name: str
 ) -> None:
+    assert any(row["status"] == "ok" for row in answers[name])
     for row, expected in zip(answers[name], answers["whole"], strict=True):
-        assert (row["status"], row["reason"], row["error"]) == (expected["status"], expected["reason"], None)
-        if expected["status"] == "ok":
+        assert row["reason"] in (expected["reason"], *(["out_of_memory"] if name == "halved" else []))
+        if row["status"] == "ok":
             np.testing.assert_allclose(row["landmarks_mean"], expected["landmarks_mean"], atol=0.01)
             np.testing.assert_allclose(row["landmarks_std"], expected["landmarks_std"], atol=0.01)
 

@@ -133,7 +133,7 @@ def test_a_finished_run_is_not_run_again(finished, settings):
 )
 def test_a_run_with_other_settings_is_refused_and_left_alone(finished, settings, change, words, capsys):
     options = settings.asdict() | change
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value not in (None, ())]
     before = sorted(Path(settings.output).rglob("*"))
     assert cli.main(["generate", *flags]) == cli.BAD_INPUT
     message = capsys.readouterr().err.strip()
@@ -151,6 +151,8 @@ def test_another_manifest_in_the_same_output_is_refused(finished, settings, tmp_
         pipeline.generate(replace(settings, manifest=str(tmp_path / "fewer.parquet")))
 
 
+# Four starts of Ray, which a busy machine takes a minute each for.
+@pytest.mark.timeout(900)
 def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(tiny_weights, tmp_path):
     """Drivers of their own, each stopped after it committed a part; the same command then finishes the run."""
     draw_images(tmp_path / "images", 240, np.random.default_rng(1))

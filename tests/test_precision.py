@@ -17,7 +17,8 @@ from chexmask_u.manifest import ManifestFacts
 from chexmask_u.model import fast, hybridgnet
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import PRECISIONS, arithmetic
-from chexmask_u.predict import Predictor, latent_noise
+from chexmask_u.predict import latent_noise
+from chexmask_u.predictor import Predictor
 from chexmask_u.settings import GenerateSettings
 
 # The contract of a precision other than float32, against float32: pixels of the 1024 frame, and a share of the std.

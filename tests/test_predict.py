@@ -11,7 +11,8 @@ from scipy import stats
 import chexmask_u as cu
 from chexmask_u import record
 from chexmask_u.letterbox import prepare
-from chexmask_u.predict import Predictor, latent_noise
+from chexmask_u.predict import latent_noise
+from chexmask_u.predictor import Predictor
 
 # Pixels of the 1024 frame; what float32 kernels of different batch sizes may differ by.
 TOLERANCE = 0.01

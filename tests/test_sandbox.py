@@ -50,6 +50,8 @@ def huge_image() -> bytes:
 
 @pytest.fixture
 def box() -> Iterator[Sandbox]:
+    # Other tests may have started it, and some here count children.
+    sandbox.shared.close()
     box = Sandbox()
     yield box
     box.close()

@@ -235,6 +235,30 @@ def test_default_schedules_are_the_papers() -> None:
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 0.9e-4, 0.81e-4])
 
 
+def test_training_from_a_checkpoint_ends_with_the_weights_of_an_undisturbed_one(
+    mixed: Examples, tmp_path: Path
+) -> None:
+    chosen = settings(batches=4, batch_size=4, learning_rate=1e-3, epochs=3, every=1, decay_epochs=1)
+
+    def fresh() -> Training:
+        return Training(chosen, mixed, 12, mixed.take([0]), HERE, lambda module: module)
+
+    whole, cut = fresh(), fresh()
+    for _ in range(3):
+        whole.run_epoch(lambda _: None)
+    cut.run_epoch(lambda _: None)
+    torch.save(cut.state(), tmp_path / "state.pt")
+    # What is done after the checkpoint is lost.
+    cut.run_epoch(lambda _: None)
+    resumed = fresh()
+    resumed.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(2):
+        resumed.run_epoch(lambda _: None)
+    assert resumed.history == whole.history
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_loss_that_is_not_finite_stops_before_the_weights_change_and_names_its_batch(mixed: Examples) -> None:
     chosen = settings(learning_rate=10, batches=60, batch_size=4, scale=0)
     training = Training(chosen, mixed, 12, mixed.take([0]), HERE, lambda module: module)

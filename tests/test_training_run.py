@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,17 @@ pytestmark = pytest.mark.timeout(600)
 
 # One thread: others use the machine, too, and threads that wait for each other would make it slow.
 SMALL = (
-    *("--input-size", "64", "--epochs", "6", "--batches", "4", "--batch-size", "4", "--every", "2"),
+    *("--input-size", "64", "--epochs", "6", "--batches", "20", "--batch-size", "4", "--every", "2"),
     *("--learning-rate", "1e-3", "--validation", "0.3", "--threads", "1"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hurried() -> Iterator[None]:
+    """Ray Train looks at its workers every two seconds; a report of theirs waits for that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +145,7 @@ def test_two_workers_train_as_one_does(local_ray: Any, people: list[str], traine
             assert float(other[name]) == pytest.approx(float(one[name]), rel=0.02), (one["epoch"], name)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_and_ends_with_the_same_weights(trained: Path, people: list[str], tmp_path: Path) -> None:
     output = tmp_path / "run"
     command = [sys.executable, "-m", "chexmask_u.cli", "train", *people, *SMALL, "--output", str(output)]

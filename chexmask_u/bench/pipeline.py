@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from chexmask_u import cluster, manifest, pipeline, record, storage
 from chexmask_u.bench.timing import Row
-from chexmask_u.predict import Predictor
+from chexmask_u.predictor import Predictor
 from chexmask_u.read import read
 from chexmask_u.settings import GenerateSettings
 
