@@ -335,6 +335,13 @@ def test_a_dry_run_needs_no_network_and_no_token(server, publish, v1, monkeypatc
     assert len(said.result["files"]) == len(files_of(v1))
 
 
+def test_a_dry_run_without_network_tells_that_a_gate_is_needed(server, publish, tmp_path, monkeypatch):
+    folder = release_of(tmp_path, "chexpert")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "only if the repository has a gate, for chexpert" in publish(folder, "--dry-run").result["status"]
+    assert publish(folder, "--dry-run", "--gated", "manual").result["status"] == "would be published"
+
+
 def test_a_release_that_is_not_whole_is_not_sent(server, publish, v1, tmp_path):
     copy = shutil.copytree(v1, tmp_path / "v1.0.0")
     shard = copy / "synthetic" / "landmarks-00001-of-00003.parquet"
