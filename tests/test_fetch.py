@@ -77,11 +77,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(206, self.server.content[start : end + 1], cut=trouble == "cut")
 
     def answer(self, status: int, body: bytes, cut: bool = False) -> None:
+        # Before the client has it, and goes on.
+        self.server.sent += len(body)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if cut else body)
-        self.server.sent += len(body)
         self.close_connection = cut
 
     def log_message(self, *_: object) -> None:
