@@ -98,6 +98,7 @@ def quick(local_ray, tmp_path_factory):
     return report.run(settings)
 
 
+@pytest.mark.slow
 def test_a_result_says_what_was_measured_where_and_with_what(quick):
     (file,) = Path(quick["settings"]["output"]).glob("*.json")
     kept = json.loads(file.read_text())
@@ -121,6 +122,7 @@ def test_a_result_says_what_was_measured_where_and_with_what(quick):
             assert row["times_limit"] == pytest.approx(row["seconds"] / row["limit_seconds"])
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_row_and_is_kept_beside_the_result(quick):
     table = report.render(quick)
     for rows in quick["rows"].values():
@@ -129,6 +131,7 @@ def test_the_table_shows_every_row_and_is_kept_beside_the_result(quick):
     assert table in Path(quick["settings"]["output"], "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_pipeline_keeps_its_object_store_within_its_bound(quick):
     for row in quick["rows"]["pipeline"]:
         assert 0 < max(row["object_store_peak_mib"]) <= row["object_store_limit_mib"]

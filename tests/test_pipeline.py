@@ -151,9 +151,16 @@ def test_another_manifest_in_the_same_output_is_refused(finished, settings, tmp_
         pipeline.generate(replace(settings, manifest=str(tmp_path / "fewer.parquet")))
 
 
-# Four starts of Ray, which a busy machine takes a minute each for.
+# Each is a start of Ray, which a busy machine takes a minute for.
 @pytest.mark.timeout(900)
-def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(tiny_weights, tmp_path):
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGKILL, signal.SIGTERM),
+        pytest.param((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGINT), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(signals, tiny_weights, tmp_path):
     """Drivers of their own, each stopped after it committed a part; the same command then finishes the run."""
     draw_images(tmp_path / "images", 240, np.random.default_rng(1))
     list_folder(ManifestFolderSettings(uri=str(tmp_path / "images"), output=str(tmp_path / "m.parquet")))
@@ -164,7 +171,8 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(tiny_w
     command += ["--samples", "200", "--rows-per-file", "32", "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     done = 0
-    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1), (signal.SIGTERM, 1)):
+    for number in signals:
+        code = -number if number == signal.SIGKILL else 1
         driver = subprocess.Popen(
             command,
             env=environment,

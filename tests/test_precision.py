@@ -178,11 +178,11 @@ def test_float32_is_not_tf32_and_torch_is_left_as_it_was():
     convolutions = torch.backends.cudnn.conv
     # Otherwise the convolutions of a float32 network would run in TF32 on a GPU.
     assert convolutions.fp32_precision == "tf32"
-    with arithmetic("float32", torch.device("cpu")):
+    with arithmetic("float32", torch.device("cuda")):
         assert convolutions.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
-        with torch.autocast("cpu", torch.bfloat16), arithmetic("float32", torch.device("cpu")):
-            assert nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == torch.float32
     assert convolutions.fp32_precision == "tf32"
+    with torch.autocast("cpu", torch.bfloat16), arithmetic("float32", torch.device("cpu")):
+        assert nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == torch.float32
 
 
 def test_a_resumed_run_may_not_change_its_precision(tmp_path):

@@ -37,12 +37,16 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision tf32 needs an NVIDIA GPU, not {device.type}; take float32")
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    products = torch.backends.cuda.matmul
-    before = convolutions.fp32_precision, products.fp32_precision
-    convolutions.fp32_precision = products.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        if device.type != "cuda":
             yield
-    finally:
-        convolutions.fp32_precision, products.fp32_precision = before
+            return
+        # These belong to the whole process, so they are left alone where several threads come here.
+        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        products = torch.backends.cuda.matmul
+        before = convolutions.fp32_precision, products.fp32_precision
+        convolutions.fp32_precision = products.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        try:
+            yield
+        finally:
+            convolutions.fp32_precision, products.fp32_precision = before
