@@ -155,7 +155,7 @@ def _publish(settings: PublishSettings) -> tuple[dict[str, Any], str, int]:
     result = publish(settings)
     if not settings.dry_run:
         text = f"{result['repo']} {result['version']}: {result['status']}, {result['url']}/tree/{result['version']}"
-        seen = [*(["private: only its members can load it"] if result["private"] else [])]
+        seen = ["private: only its members can load it"] if result["private"] else []
         seen += [f"gated: {result['gated']}"] if result["gated"] else []
         return result, "\n  ".join([text, *seen]), DONE
     lines = [f"{result['repo']}: {result['status']}; commit {result['message']!r}, tag {result['version']}"]
@@ -168,7 +168,7 @@ def _publish(settings: PublishSettings) -> tuple[dict[str, Any], str, int]:
     sent = sum(file["bytes"] for file in result["files"] if file["send"])
     lines.append(f"{sent:,} of {result['bytes']:,} bytes would be sent")
     if result["refused"]:
-        print(f"chexmask-u: {result['refused']}", file=sys.stderr)
+        _say(f"chexmask-u: {result['refused']}", file=sys.stderr)
     return result, "\n".join(lines), BAD_INPUT if result["refused"] else DONE
 
 
