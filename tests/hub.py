@@ -13,6 +13,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,7 +127,8 @@ class Hub:
         tokens: what the bearer of each token may do: "read" or "write".
         organisations: where a writer may create repositories.
         faults: what goes wrong next.
-        requests: all that came in on behalf of the user.
+        answered: the requests that came in on behalf of the user.
+        open: how many of them are still being answered.
         unknown: requests that this server does not know, method and path.
         part_size: LFS objects larger than this are uploaded in parts of it.
     """
@@ -139,7 +141,8 @@ class Hub:
     tokens: dict[str, str] = field(default_factory=lambda: {WRITER: "write", READER: "read"})
     organisations: set[str] = field(default_factory=lambda: {"org"})
     faults: list[Fault] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
+    answered: list[Request] = field(default_factory=list)
+    open: int = 0
     unknown: list[str] = field(default_factory=list)
     part_size: int | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -156,6 +159,14 @@ class Hub:
         dataset = self.datasets[name] = Dataset(private=private)
         dataset.commit({".gitattributes": ATTRIBUTES, **(files or {})}, "initial commit")
         return dataset
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests, once none is being answered: a client knows its answer before this server is done with it."""
+        deadline = time.monotonic() + 30
+        while self.open and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.answered
 
     def uploads(self) -> list[Request]:
         """The requests that carried a large file or a part of one."""
@@ -245,6 +256,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.received = 0
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
+        with self.store.lock:
+            self.store.open += 1
         try:
             fault = self._fault(url.path)
             if fault is not None and not fault.lose_answer and self._go_wrong(fault):
@@ -262,8 +275,10 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:
-            if url.path.strip("/").split("/") != _CLIENT_NEWS:
-                self.store.requests.append(Request(self.command, url.path, self.status, self.received))
+            with self.store.lock:
+                if url.path.strip("/").split("/") != _CLIENT_NEWS:
+                    self.store.answered.append(Request(self.command, url.path, self.status, self.received))
+                self.store.open -= 1
 
     def _fault(self, path: str) -> Fault | None:
         with self.store.lock:
