@@ -1,4 +1,4 @@
-"""The Ray cluster under a run: found or started, what it has, calls on its workers, and progress."""
+"""The Ray cluster under a run: found or started, what it has, and calls on its workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ WAITING_TASKS = 2
 
 # A replica or task that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
 MAX_RESTARTS = 20
-
-PROGRESS_SECONDS = 5.0
 
 
 class ClusterError(ValueError):
@@ -188,57 +185,6 @@ def on_workers(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], g
         return list(ray.get([remote.remote(*args) for args in calls]))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from None
-
-
-@contextmanager
-def progress(total: int, done: int, verb: str = "generate", unit: str = "image") -> Iterator[Callable[[int], None]]:
-    """Show units done, units/s and the time left, every few seconds; yields what workers call with a count."""
-    import ray
-    from tqdm import tqdm
-
-    @ray.remote(num_cpus=0)
-    class Counter:
-        def __init__(self) -> None:
-            self.value = 0
-
-        def add(self, count: int) -> None:
-            self.value += count
-
-        def get(self) -> int:
-            return self.value
-
-    counter = Counter.remote()  # type: ignore[attr-defined]
-    stop = threading.Event()
-    # Into a log a bar would write a line a second.
-    interval = 0.5 if sys.stderr.isatty() else PROGRESS_SECONDS
-    bar = tqdm(total=total, initial=done, unit=unit, mininterval=0, miniters=1, desc=verb, file=sys.stderr)
-
-    def update() -> None:
-        # A retried block is counted twice here, so the bar is held at its end; the report counts records.
-        bar.update(min(done + ray.get(counter.get.remote(), timeout=60), total) - bar.n)
-
-    def watch() -> None:
-        while not stop.wait(interval):
-            try:
-                update()
-            except Exception:
-                # The cluster is going away; the run itself says why.
-                return
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield partial(_add, counter)
-        stop.set()
-        thread.join()
-        update()
-    finally:
-        stop.set()
-        bar.close()
-
-
-def _add(counter: Any, count: int) -> None:
-    counter.add.remote(count)
 
 
 @contextmanager

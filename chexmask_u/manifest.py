@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from chexmask_u import record, storage
 from chexmask_u.settings import ManifestFolderSettings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+# Rows of a manifest in memory at once: a few MB.
+BATCH_ROWS = 1 << 14
+
+# Read of a column at once, so that an object store is asked for megabytes and not for pages.
+_BUFFER_BYTES = 1 << 22
 
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -128,45 +137,113 @@ def check_columns(uri: str) -> None:
 
 
 def inspect(uri: str) -> ManifestFacts:
-    """Read a manifest's ids once and check them; memory grows with the ids, so a worker does it and not the driver.
+    """Read a manifest once, `BATCH_ROWS` at a time, and check it; of each row, 8 bytes are kept.
 
     Raises:
-        ManifestError: on duplicate or missing ids, an empty manifest, or URIs whose scheme nothing can open.
+        ManifestError: on duplicate or missing ids, an empty manifest, or relative URIs.
+        StorageError: on URIs whose scheme nothing can open.
     """
-    fs, path = storage.arrow_filesystem(uri)
-    try:
-        with fs.open_input_stream(path) as stream:
-            digest = hashlib.sha256()
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-        table = pq.read_table(path, columns=list(record.REQUIRED_MANIFEST_COLUMNS), filesystem=fs)
-    except Exception as error:
-        raise ManifestError(_unreadable(uri, error)) from error
-    if not table.num_rows:
+    rows = 0
+    missing: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    relative: list[str] = []
+    schemes: dict[str, str] = {}
+    # Whole ids would be 100 MB of a driver that is to stay small.
+    hashes = [np.empty(0, np.int64)]
+    digest = sha256(uri)
+    for batch in _batches(uri, record.REQUIRED_MANIFEST_COLUMNS):
+        rows += len(batch)
+        for name in record.REQUIRED_MANIFEST_COLUMNS:
+            missing[name] += len(batch) - (pc.sum(pc.not_equal(batch[name], "")).as_py() or 0)
+        relative += relative or batch["uri"].filter(_is_relative(batch["uri"])).slice(0, 1).to_pylist()
+        schemes = _one_per_scheme(batch["uri"]) | schemes
+        sources.update({row["values"].as_py(): row["counts"].as_py() for row in pc.value_counts(batch["source"])})
+        hashes.append(_hashes(batch["record_id"]))
+    if not rows:
         raise ManifestError(f"{uri}: holds no rows")
     for name in record.REQUIRED_MANIFEST_COLUMNS:
-        if empty := table.num_rows - (pc.sum(pc.not_equal(table[name], "")).as_py() or 0):
-            raise ManifestError(f"{uri}: {empty} rows have no {name}; every row needs one")
-    relative = table.filter(pc.invert(pc.match_substring_regex(table["uri"], r"^(/|[A-Za-z0-9+.-]+://)")))
-    if len(relative):
+        if missing[name]:
+            raise ManifestError(f"{uri}: {missing[name]} rows have no {name}; every row needs one")
+    if relative:
         raise ManifestError(
-            f"{uri}: uri {relative['uri'][0].as_py()!r} is relative, and workers run in other folders;"
-            " write absolute paths or URLs"
+            f"{uri}: uri {relative[0]!r} is relative, and workers run in other folders; write absolute paths or URLs"
         )
-    counts = pc.value_counts(table["record_id"])
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
+    if repeated := _repeated(uri, np.concatenate(hashes)):
         raise ManifestError(
-            f"{uri}: {len(repeated)} record ids occur more than once, for instance {repeated[0]['values'].as_py()!r};"
+            f"{uri}: {len(repeated)} record ids occur more than once, for instance {repeated[0]!r};"
             " each image needs one row with an id of its own"
         )
-    sources = {row["values"].as_py(): row["counts"].as_py() for row in pc.value_counts(table["source"])}
     for source in sources:
         check_source_name(source)
-    for example in _one_per_scheme(table["uri"]):
+    for example in schemes.values():
         storage.check_scheme(example)
+    return ManifestFacts(uri, digest, rows, dict(sorted(sources.items())))
+
+
+def sha256(uri: str) -> str:
+    """Digest of a manifest's bytes.
+
+    Raises:
+        ManifestError: if it cannot be read.
+    """
+    fs, path = storage.arrow_filesystem(uri)
+    digest = hashlib.sha256()
+    try:
+        with fs.open_input_stream(path) as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    except Exception as error:
+        raise ManifestError(_unreadable(uri, error)) from error
+    return digest.hexdigest()
+
+
+def check_access(uri: str) -> None:
+    """Ask each storage that a manifest names for one of its images, as a worker with the worker's credentials does.
+
+    Missing credentials would fail every row after hours of nothing; a single missing image fails its row only.
+
+    Raises:
+        ManifestError: if a storage refuses.
+    """
+    schemes: dict[str, str] = {}
+    for batch in _batches(uri, ["uri"]):
+        schemes = _one_per_scheme(batch["uri"]) | schemes
+    for example in schemes.values():
         _check_access(uri, example)
-    return ManifestFacts(uri, digest.hexdigest(), table.num_rows, dict(sorted(sources.items())))
+
+
+def _batches(uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    fs, path = storage.arrow_filesystem(uri)
+    try:
+        # What `pre_buffer` holds, all columns of a row group, is the whole manifest.
+        with (
+            fs.open_input_file(path) as stream,
+            pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
+        ):
+            yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
+    except Exception as error:
+        raise ManifestError(_unreadable(uri, error)) from error
+
+
+def _hashes(ids: pa.Array) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
+
+
+def _repeated(uri: str, hashes: NDArray[np.int64]) -> list[str]:
+    """The record ids that occur more than once; `hashes` are those of all of them."""
+    hashes.sort()
+    suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if not len(suspects):
+        return []
+    # Different ids may have the same hash.
+    counts: Counter[str] = Counter()
+    for batch in _batches(uri, ["record_id"]):
+        counts.update(batch["record_id"].filter(np.isin(_hashes(batch["record_id"]), suspects)).to_pylist())
+    return [name for name, count in counts.items() if count > 1]
+
+
+def _is_relative(uris: pa.Array) -> pa.Array:
+    return pc.invert(pc.match_substring_regex(uris, r"^(/|[A-Za-z0-9+.-]+://)"))
 
 
 def write(tables: Iterable[pa.Table], uri: str) -> int:
@@ -217,17 +294,14 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
-def _one_per_scheme(uris: pa.ChunkedArray) -> Iterator[str]:
-    seen = set()
+def _one_per_scheme(uris: pa.Array) -> dict[str, str]:
+    """The first URI of each scheme."""
     schemes = pc.struct_field(pc.extract_regex(uris, r"^(?P<scheme>[A-Za-z0-9+.-]+)://"), "scheme")
-    for scheme in pc.unique(schemes).to_pylist():
-        if scheme is not None and scheme not in seen:
-            seen.add(scheme)
-            yield uris.filter(pc.equal(schemes, scheme))[0].as_py()
+    found = pc.unique(schemes).drop_null().to_pylist()
+    return {scheme: uris[pc.index(schemes, scheme).as_py()].as_py() for scheme in found}
 
 
 def _check_access(manifest: str, example: str) -> None:
-    """Missing credentials would fail every row after hours of nothing; a single missing image fails its row only."""
     if storage.is_local(example):
         return
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -23,13 +23,13 @@ from chexmask_u.cluster import (
     on_worker,
     on_workers,
     peak_memory_mib,
-    progress,
     seen_from_workers,
     stopped_in_one_line,
 )
 from chexmask_u.mask import mask
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.predictor import Predictor
+from chexmask_u.progress import Tally, progress
 from chexmask_u.read import read
 from chexmask_u.settings import GenerateSettings, ReleaseSettings, SettingsError, ValidateSettings
 
@@ -64,7 +64,8 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         "input_size": model.input_size,
     }
     del model
-    write.check_same(run, settings, weights, None)
+    facts = manifest.inspect(manifest_uri)
+    write.check_same(run, settings, weights, facts.sha256)
     with lock.held(run.url), connected(settings.address) as started_here:
         if settings.device == "cuda" and not gpus():
             if started_here:
@@ -72,7 +73,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
         if settings.precision == "tf32" and not layout(settings.device).on_gpus:
             raise ClusterError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
-        facts = on_worker(manifest.inspect, manifest_uri)
+        on_worker(manifest.check_access, manifest_uri)
         write.freeze(run, settings, facts, weights)
         if lost := on_worker(write.Run.redo_lost_parts, run):
             print(f"{lost} parts of the run were lost or damaged; their images are done again", file=sys.stderr)
@@ -84,9 +85,9 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         if done == facts.rows and finished is not None and finished["complete"]:
             return finished | {"already_done": done}
         start = time.monotonic()
-        store: dict[str, float] = {}
+        seen: dict[str, float | None] = {}
         if done < facts.rows:
-            store = _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
+            seen = _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
         seconds = time.monotonic() - start
         stored = run.committed_rows()
         return on_worker(
@@ -96,18 +97,19 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
                 "complete": stored == facts.rows,
                 "manifest_rows": facts.rows,
                 "already_done": done,
+                "left": facts.rows - stored,
                 "seconds": seconds,
                 "images_per_second": (stored - done) / seconds if stored > done else 0.0,
                 "driver_peak_mib": peak_memory_mib(),
-                **store,
+                **seen,
             },
         )
 
 
 def _run_graph(
     settings: GenerateSettings, manifest_uri: str, run: write.Run, sha256: str, total: int, done: int
-) -> dict[str, float]:
-    """Run the steps over what is not done yet; returns what the report says of Ray's object stores."""
+) -> dict[str, float | None]:
+    """Run the steps over what is not done yet; returns what the report says of Ray's object stores and the network."""
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
@@ -130,7 +132,7 @@ def _run_graph(
     options.resource_limits = options.resource_limits.copy(object_store_memory=store_bytes)
     manifest_fs, manifest_path = storage.arrow_filesystem(manifest_uri)
     records_fs, records_path = storage.arrow_filesystem(run.records)
-    with object_store_peak() as store_peak, progress(total, done) as count, stopped_in_one_line():
+    with object_store_peak() as store_peak, progress(total, done) as tally, stopped_in_one_line():
         (
             ray.data.read_parquet(manifest_path, filesystem=manifest_fs)
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
@@ -143,7 +145,7 @@ def _run_graph(
             .map_batches(
                 _CountingPredictor,
                 fn_constructor_kwargs={
-                    "count": count,
+                    "tally": tally,
                     "weights": seen_from_workers(settings.weights),
                     "sha256": sha256,
                     "samples": settings.samples,
@@ -173,7 +175,12 @@ def _run_graph(
                 ray_remote_args={"max_retries": MAX_RESTARTS},
             )
         )
-    return {"object_store_peak_mib": store_peak(), "object_store_limit_mib": store_bytes / 2**20}
+        idle_share = tally.totals().idle_share
+    return {
+        "network_idle_share": idle_share,
+        "object_store_peak_mib": store_peak(),
+        "object_store_limit_mib": store_bytes / 2**20,
+    }
 
 
 def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
@@ -183,13 +190,19 @@ def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
 class _CountingPredictor(Predictor):
     """Tells the progress of every batch; later steps wait for a whole file's rows."""
 
-    def __init__(self, count: Callable[[int], None], **settings: Any) -> None:
+    def __init__(self, tally: Tally, **settings: Any) -> None:
         super().__init__(**settings)
-        self.count = count
+        self.tally = tally
+        self.end: float | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        start = time.perf_counter()
         predicted = super().__call__(batch)
-        self.count(len(predicted))
+        end = time.perf_counter()
+        failures = Counter(reason for reason in predicted["reason"].to_pylist() if reason is not None)
+        idle = 0.0 if self.end is None else start - self.end
+        self.tally.add(len(predicted), failures, busy_seconds=end - start, idle_seconds=idle)
+        self.end = end
         return predicted
 
 

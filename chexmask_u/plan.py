@@ -197,7 +197,10 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
     """
     manifest_uri = storage.normalise(settings.manifest)
     manifest.check_columns(manifest_uri)
-    # Bad weights are to be known now, not after a minute.
+    # A bad manifest and bad weights are to be known now, not after a minute.
+    total = manifest.inspect(manifest_uri).rows
+    if total < LEAST_IMAGES:
+        raise PlanError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
     load_model(settings.weights)
     run_settings = GenerateSettings(
         weights=cluster.seen_from_workers(settings.weights),
@@ -217,7 +220,7 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
             raise PlanError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
         if share.machines > 1 and settings.scratch is None:
             raise SettingsError("--scratch is needed on a cluster: a folder or URL that every machine sees")
-        total, rows = cluster.on_worker(_sample, manifest_uri, settings.probe, settings.seed)
+        rows = cluster.on_worker(_sample, manifest_uri, total, settings.probe, settings.seed)
         cores = share.cores - cluster.WAITING_TASKS if started_here else share.cores
         call = (rows, run_settings, share.threads, flow_seconds / 8)
         steps = cluster.on_workers(_measure_steps, [call], gpus=1 if share.on_gpus else 0)[0]
@@ -273,14 +276,12 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sample(manifest_uri: str, count: int, seed: int) -> tuple[int, pa.Table]:
-    """The number of rows of a manifest, and a sample of them, completed."""
-    facts = manifest.inspect(manifest_uri)
-    if facts.rows < LEAST_IMAGES:
-        raise PlanError(f"{manifest_uri}: holds {facts.rows} images; a probe needs at least {LEAST_IMAGES}")
+def _sample(manifest_uri: str, total: int, count: int, seed: int) -> pa.Table:
+    """So many of a manifest's `total` rows, completed."""
+    manifest.check_access(manifest_uri)
     fs, path = storage.arrow_filesystem(manifest_uri)
-    chosen = np.random.default_rng(seed).choice(facts.rows, min(count, facts.rows), replace=False)
-    return facts.rows, manifest.complete(pq.read_table(path, filesystem=fs).take(np.sort(chosen)))
+    chosen = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
+    return manifest.complete(pq.read_table(path, filesystem=fs).take(np.sort(chosen)))
 
 
 def _measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | None, step_seconds: float) -> Steps:

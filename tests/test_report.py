@@ -90,7 +90,7 @@ def pictures(records: ds.Dataset, summary: dict[str, Any]) -> list[report.Pictur
 def page(records: ds.Dataset) -> str:
     """By way of JSON, as when a stored report.json is rendered again."""
     summary = report.summarise(records)
-    timed = {**summary, "seconds": 12.0, "images_per_second": 3.5, "attempts": 1}
+    timed = {**summary, "seconds": 12.0, "images_per_second": 3.5, "network_idle_share": 0.123, "attempts": 1}
     stored = json.loads(json.dumps(timed, allow_nan=False))
     return report.render_html(stored, RUN, pictures(records, summary))
 
@@ -180,6 +180,7 @@ def test_page_asks_for_nothing_and_escapes_everything(tmp_path: Path) -> None:
     assert links
     assert all(link.startswith(("data:", "#")) for link in links), links
     assert "@import" not in html
+    assert "network idle 12 %" in html
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", html), re.IGNORECASE)
 
 

@@ -26,12 +26,14 @@ from chexmask_u import evaluate as evaluation
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.dropout import build
+from chexmask_u.progress import progress
 from chexmask_u.settings import SettingsError, TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import figures
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.loop import DivergedError, Place, Training
 from chexmask_u.training.run import (
+    PROBLEMS,
     SCORES,
     WEIGHTS,
     TrainingError,
@@ -63,13 +65,15 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         What scores.json holds; or ``diverged``, with the epoch, batch and images that gave a loss that is not finite.
 
     Raises:
-        SettingsError, AnnotationError, ExamplesError, TrainingError, ClusterError: on bad input, before training.
+        SettingsError, StorageError, AnnotationError, ExamplesError, TrainingError, ClusterError: on bad input, before
+            training.
         RunError: if another process trains there.
         RunStoppedError, TakenOverError: if workers died too often, or the run was taken over; the same command goes on.
     """
     if util.find_spec("tensorboard") is None:
         raise TrainingError('training needs TensorBoard: pip install "chexmask-u[train]"')
     run = TrainingRun(storage.normalise(settings.output))
+    run.check_place()
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
         gpus = cluster.gpus()
         if settings.device == "cuda" and not gpus and started_here:
@@ -117,7 +121,7 @@ def prepare(settings: TrainSettings, url: str) -> tuple[Examples, Examples, dict
     run = TrainingRun(url)
     found, problems = annotated.read_examples(settings, settings.input_size)
     if problems:
-        run.write("problems.csv", annotated.problems_csv(problems))
+        run.write(PROBLEMS, annotated.problems_csv(problems))
     annotated.refuse(problems, settings.on_bad)
     parts = annotated.split(found.names, settings.validation, settings.split)
     training, validation = (
@@ -171,7 +175,7 @@ def _fit(
     resume_from = _mend(filesystem, path)
     before = run.read("metrics.csv")
     done = max(0, len((before or b"").splitlines()) - 1)
-    with cluster.progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as count:
+    with progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as tally:
         trainer = trainer_type(
             _worker,
             train_loop_config={
@@ -181,7 +185,7 @@ def _fit(
                 "validation": validation_ref,
                 "first_drawing": first_drawing,
                 "resume_from": resume_from,
-                "count": count,
+                "tally": tally,
             },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=run_config_type(
@@ -277,7 +281,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         forgotten = Checkpoint(config["resume_from"], filesystem=storage.arrow_filesystem(run.url)[0])
         training.load(_state_of(forgotten, place.device))
         _report(training, first)
-    count: Callable[[int], None] = config["count"] if first else _ignore
+    count: Callable[[int], None] = config["tally"].add if first else _ignore
     with _Board(run, training.epoch) if first else _NoBoard() as board:
         while training.epoch < settings.epochs:
             try:
