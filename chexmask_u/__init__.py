@@ -16,8 +16,9 @@ from chexmask_u.model.checkpoint import CheckpointError, load_model
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.pairing import Pairs, pair_images
 from chexmask_u.predict import Prediction, predict
+from chexmask_u.preparation import ReadImage
 from chexmask_u.published import read_published
-from chexmask_u.read import ReadImage, read_image
+from chexmask_u.read import read_image
 from chexmask_u.record import ReadError
 from chexmask_u.version import __version__
 

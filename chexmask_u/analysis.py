@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
 from chexmask_u.letterbox import Letterbox
 from chexmask_u.mask import organ_mask, rle_decode
-from chexmask_u.read import ReadImage
+from chexmask_u.preparation import ReadImage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

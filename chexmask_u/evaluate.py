@@ -23,7 +23,7 @@ from chexmask_u.settings import EvaluateSettings, SettingsError
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.figures import uncertainty
-from chexmask_u.training.run import TrainingRun
+from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS, TrainingError, TrainingRun
 from chexmask_u.training.scores import calibration, image_scores, mean_scores, posterior
 
 # Grey that hides the middle of the right lung: rows and columns of the frame.
@@ -68,7 +68,10 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 
     Raises:
         CheckpointError, TrainingError, and as `read`.
+        StorageError: if the output holds something else than an earlier evaluation.
     """
+    if settings.output is not None:
+        _check_output(storage.normalise(settings.output))
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,11 +88,18 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     evaluation = Evaluation(head | result.summary, result.images)
     if settings.output is not None:
         folder = TrainingRun(storage.normalise(settings.output))
-        folder.write("problems.csv", annotated.problems_csv(problems))
+        folder.write(PROBLEMS, annotated.problems_csv(problems))
         folder.write("images.csv", images_csv(evaluation.images))
         folder.write("uncertainty.png", uncertainty(evaluation.summary))
-        folder.write("scores.json", json.dumps(evaluation.summary, indent=2) + "\n")
+        folder.write(SCORES, json.dumps(evaluation.summary, indent=2) + "\n")
     return evaluation
+
+
+def _check_output(url: str) -> None:
+    storage.check_output(url, "evaluation", [SCORES])
+    # A training run has scores of its own, which say that it is finished.
+    if SETTINGS in storage.names_in(url):
+        raise TrainingError(f"{url}: holds a training run; choose another --output or a new folder in it")
 
 
 def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, batch_size: int) -> Evaluation:

@@ -14,10 +14,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from chexmask_u import record, storage
+from chexmask_u import memory, record, storage
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.columns import landmark_array, latent_array, replace
-from chexmask_u.model import fast
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import Precision
@@ -71,9 +70,12 @@ class Predictor:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            fast.keep_freed_memory()
+            memory.keep_freed()
         self.model = load_model(weights, device=device, sha256=sha256)
         self.model.precision = precision
+        if device == "cpu":
+            # As `model.fast` wants its weights, which it would otherwise convert for every image.
+            self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.startswith("cuda") and not _compiles(self.model):
             self.model = load_model(weights, device=device, sha256=sha256)
             self.model.precision = precision

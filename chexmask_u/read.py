@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from chexmask_u import record, sandbox, sources, storage
+from chexmask_u import record, sandbox, storage
 from chexmask_u.columns import replace
-from chexmask_u.decode import decode
 from chexmask_u.fetch import fetch
-from chexmask_u.letterbox import BlankImageError, Letterbox, prepare
+from chexmask_u.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
 
 # Enough requests in flight to hide an object store's latency, while one image at a time is decoded.
@@ -26,16 +22,6 @@ FETCHERS = 8
 _HEADER_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True)
-class ReadImage:
-    """A prepared image uint8 [1024, 1024], its original size in pixels, and how one maps to the other."""
-
-    image: NDArray[np.uint8]
-    height: int
-    width: int
-    letterbox: Letterbox
-
-
 def read_image(uri: str, *, source: str = "folder", max_side: int = 10_000) -> ReadImage:
     """Fetch, decode and prepare one image as `source` is prepared.
 
@@ -43,21 +29,6 @@ def read_image(uri: str, *, source: str = "folder", max_side: int = 10_000) -> R
         ReadError: with the reason why not.
     """
     return read_bytes(fetch(uri, max_bytes=_max_bytes(max_side)), source=source, max_side=max_side)
-
-
-def read_bytes(data: bytes, *, source: str, max_side: int) -> ReadImage:
-    """Decode and prepare an image file's bytes as `source` is prepared.
-
-    Raises:
-        ReadError: with the reason why not.
-    """
-    recipe = sources.get(source)
-    image = decode(data, max_side=max_side, dicom_standard=recipe.dicom_standard)
-    try:
-        prepared, letterbox = prepare(image, crop_border=recipe.crop_border)
-    except BlankImageError as error:
-        raise ReadError("blank", str(error)) from error
-    return ReadImage(prepared, image.shape[0], image.shape[1], letterbox)
 
 
 def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:

@@ -12,17 +12,15 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import cv2
 import numpy as np
 
-from chexmask_u import storage
+from chexmask_u import memory, storage
 from chexmask_u.letterbox import Letterbox
+from chexmask_u.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
-
-if TYPE_CHECKING:
-    from chexmask_u.read import ReadImage
 
 # A 10,000 x 10,000 image of 16 bits takes 4 s on one core; a machine may be ten times as slow and busy.
 SECONDS = 60.0
@@ -71,10 +69,10 @@ class Sandbox:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def read(self, data: bytes, *, source: str, max_side: int) -> ReadImage:
-        """`read.read_bytes` in the child; one image at a time, whichever thread asks.
+        """`preparation.read_bytes` in the child; one image at a time, whichever thread asks.
 
         Raises:
-            ReadError: as `read.read_bytes` does; or "crashed", "timeout" or "out_of_memory".
+            ReadError: as `preparation.read_bytes` does; or "crashed", "timeout" or "out_of_memory".
             SandboxError: if no child can be started.
         """
         request = {
@@ -97,8 +95,6 @@ class Sandbox:
         header, image = answer
         if "reason" in header:
             raise ReadError(header["reason"], header["error"])
-        from chexmask_u.read import ReadImage  # it imports this module
-
         pixels = np.frombuffer(image, np.uint8).reshape(header["shape"])
         return ReadImage(pixels, header["height"], header["width"], Letterbox.from_row(header["letterbox"]))
 
@@ -174,8 +170,6 @@ atexit.register(shared.close)
 
 def serve() -> None:
     """The child's side: read images from stdin and answer on stdout, until the input ends."""
-    from chexmask_u.read import read_bytes  # it imports this module
-
     cv2.setNumThreads(1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
@@ -183,7 +177,9 @@ def serve() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # What a library prints must not come between the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    base = _address_space()
+    memory.keep_freed()
+    # What is kept of one image is not to be missing for the next.
+    base = _address_space() + memory.KEPT_BYTES
     answers.write(_READY)
     answers.flush()
     while line := requests.readline():

@@ -29,6 +29,7 @@ from chexmask_u.decode import decode
 from chexmask_u.read import read_image
 from chexmask_u.record import ReadError
 from tests.dicom_files import compress, dataset, encode, jpeg, lookup_table, lossless_jpeg, wrap
+from tests.mutants import mutate
 from tests.test_read import read_file, texture
 
 LIMIT = 4000
@@ -614,19 +615,9 @@ def test_whatever_the_bytes_a_dicom_file_gives_an_image_or_a_known_reason(tmp_pa
     rng = np.random.default_rng(3)
     whole = list(_whole(tmp_path / "whole").values())
     for index in range(int(os.environ.get("CHEXMASK_FUZZ", "360"))):
-        mutant = bytearray(whole[index % len(whole)])
-        for _ in range(rng.integers(1, 12)):
-            stop = min(len(mutant), 1200) if rng.random() < 0.6 else len(mutant)
-            position = int(rng.integers(130, stop))
-            match rng.integers(3):
-                case 0:
-                    mutant[position : position + 1] = rng.bytes(1)
-                case 1:
-                    del mutant[position : position + int(rng.integers(1, 40))]
-                case 2:
-                    mutant[position:position] = rng.bytes(int(rng.integers(1, 40)))
         path = tmp_path / "mutant"
-        path.write_bytes(mutant)
+        # After the preamble and the mark that make it DICOM.
+        path.write_bytes(mutate(whole[index % len(whole)], whole[int(rng.integers(len(whole)))], rng, first=132))
         row = read_file(path)
         assert row["status"] == "ok" or row["reason"] in set(record.REASONS) - {"internal"}, row["error"]
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.pixels.processing import apply_voi_lut
 
-from chexmask_u.read import ReadImage, read_image
+from chexmask_u.preparation import ReadImage
+from chexmask_u.read import read_image
 from tests.dicom_files import compress, dataset, encode
 from tests.test_read import texture
 

@@ -22,6 +22,7 @@ from chexmask_u import record
 from chexmask_u.manifest import list_folder
 from chexmask_u.read import read
 from chexmask_u.settings import ManifestFolderSettings
+from tests.mutants import mutate
 
 FRAME = 1024
 
@@ -368,24 +369,6 @@ def test_a_batch_without_rows_stays_empty() -> None:
     assert read(manifest([])).num_rows == 0
 
 
-def _mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    mutant = bytearray(data)
-    for _ in range(rng.integers(1, 12)):
-        # Half of the damage goes to the header, where parsers stumble.
-        stop = min(len(mutant), 700) if rng.random() < 0.5 else len(mutant)
-        position = int(rng.integers(0, max(1, stop)))
-        match rng.integers(4):
-            case 0:
-                mutant[position : position + 1] = rng.bytes(1)
-            case 1:
-                del mutant[position : position + int(rng.integers(1, 40))]
-            case 2:
-                mutant[position:position] = rng.bytes(int(rng.integers(1, 40)))
-            case 3:
-                mutant[position : position + 2] = b"\xff" + rng.bytes(1)
-    return bytes(mutant)
-
-
 def test_whatever_the_bytes_a_row_ends_ok_or_with_a_known_reason(tmp_path: Path) -> None:
     rng = np.random.default_rng(2024)
     grey = texture(60, 70)
@@ -396,7 +379,7 @@ def test_whatever_the_bytes_a_row_ends_ok_or_with_a_known_reason(tmp_path: Path)
     uris = []
     for index in range(400):
         path = tmp_path / str(index)
-        path.write_bytes(_mutate(seeds[index % len(seeds)], rng))
+        path.write_bytes(mutate(seeds[index % len(seeds)], seeds[int(rng.integers(len(seeds)))], rng))
         uris.append(str(path))
     rows = [row for first in range(0, len(uris), 50) for row in read_rows(uris[first : first + 50], max_side=2000)]
     assert len(rows) == len(uris)

@@ -20,7 +20,8 @@ import pytest
 
 from chexmask_u import cluster, pipeline, record, sandbox, write
 from chexmask_u.manifest import list_folder
-from chexmask_u.read import read, read_bytes
+from chexmask_u.preparation import read_bytes
+from chexmask_u.read import read
 from chexmask_u.record import ReadError
 from chexmask_u.sandbox import Sandbox
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings

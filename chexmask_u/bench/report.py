@@ -32,7 +32,8 @@ from chexmask_u.bench.reference import UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_
 from chexmask_u.bench.timing import Row
 from chexmask_u.letterbox import prepare
 from chexmask_u.model.checkpoint import load_model
-from chexmask_u.read import read, read_bytes
+from chexmask_u.preparation import read_bytes
+from chexmask_u.read import read
 from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings, SettingsError
 from chexmask_u.sources.synthetic import draw
 

@@ -10,7 +10,6 @@ float64 as the plain form's, several times sooner (benchmarks/LOG.md).
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from math import gcd
 from typing import Any, NamedTuple
@@ -24,11 +23,6 @@ from chexmask_u.model.encoder import CHANNELS, Encoder, Features, ImageNorm, Res
 # Values in a strip: 4 MiB. Twice as much leaves the cache; half as much pays for more calls.
 STRIP_VALUES = 2**20
 
-# glibc's numbers for the options of mallopt(3): free memory at the heap's end that is kept, and the size from which a
-# block is mapped for itself. The latter's largest possible value is 32 MiB; nothing here is larger.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES, MAPPED_BYTES = 2**28, 2**25
-
 # Values, channels of neighbouring pixels, that are taken at once: the fewest that torch works on at full speed. A power
 # of two, as numbers of channels are.
 LANES = 64
@@ -40,20 +34,6 @@ class Moments(NamedTuple):
     pixels: int
     mean: Tensor
     scatter: Tensor
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep the memory that the network frees, for the next image, instead of mapping it anew.
-
-    With its own choice glibc gives 45 MiB back after every image, and getting them again takes a tenth of the time.
-    Other C libraries are left as they are.
-    """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    set_option(M_TRIM_THRESHOLD, KEPT_BYTES)
-    set_option(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def applies(encoder: Encoder, images: Tensor) -> bool:
@@ -195,6 +175,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, columns: int) -> Tensor:
 
 def _weight_of_columns(weight: Tensor, columns: int) -> Tensor:
     """Weight of the same 3x3 convolution with `columns` neighbouring columns as channels, channels-last."""
+    if columns == 1:
+        return weight.contiguous(memory_format=torch.channels_last)
     out_channels, in_channels, height, taps = weight.shape
     spread = weight.new_zeros(columns, out_channels, columns, in_channels, height, taps)
     for column in range(columns):
