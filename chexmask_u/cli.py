@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     parser = _parser()
     options = vars(parser.parse_args(arguments))
-    as_json, verb, settings_type = options.pop("json"), options.pop("verb"), options.pop("settings_type")
+    as_json, verb, settings_type = options.pop("json", False), options.pop("verb"), options.pop("settings_type")
     # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -269,13 +269,17 @@ def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="chexmask-u", description="Landmarks of chest radiographs, with uncertainty.")
+    parser = argparse.ArgumentParser(
+        prog="chexmask-u",
+        description="Landmarks of chest radiographs, with uncertainty.",
+        epilog="Exit codes: 0 done; 1 ended incomplete, and the same command goes on; 2 bad usage or input.",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    manifests = _group(verbs, "manifest", "list images as a manifest")
+    manifests = _group(verbs, "manifest", "List images as a manifest.")
     _add(manifests, "folder", _manifest_folder, ManifestFolderSettings, positional=("uri",))
     for name, source in sources.PUBLISHED.items():
-        about = f"list {source.title}'s images, joined with their rows in a CheXmask CSV"
+        about = f"List {source.title}'s images, joined with their rows in a CheXmask CSV."
         _add(manifests, name, _manifest_source, ManifestSourceSettings, required=("images",), help=about, source=name)
     _add(manifests, "merge", _manifest_merge, ManifestMergeSettings, positional=("manifests",))
     _add(verbs, "generate", _generate, GenerateSettings)
@@ -288,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "evaluate", _evaluate, EvaluateSettings)
     _add(verbs, "bench", _bench, BenchSettings)
     _add(verbs, "plan", _plan, PlanSettings, required=("manifest",))
-    _add(verbs, "info", _info, Settings, help="versions of this code, its libraries and its bundled weights")
+    _add(verbs, "info", _info, Settings, help="Print the versions of this code, its libraries and its bundled weights.")
     return parser
 
 
@@ -312,6 +316,8 @@ def _add(
         name, help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     hints = typing.get_type_hints(settings_type)
+    # The dataclass's own default holds then, and argparse prints none.
+    absent = argparse.SUPPRESS
     for field in fields(settings_type):
         if field.name in fixed:
             continue
@@ -325,16 +331,15 @@ def _add(
                 options["nargs"] = "+"
             parser.add_argument(field.name, metavar=field.name.upper(), **options)
         elif hints[field.name] is bool:
-            # Absent, the dataclass's own default holds.
-            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=options["help"])
+            parser.add_argument(flag, action="store_true", default=absent, help=options["help"])
         else:
             # argparse would print "(default: None)" behind a help text that already says what happens.
             unsaid = field.default is None or several or field.name in required
             if several:
                 options["action"] = "append"
-            default = argparse.SUPPRESS if unsaid else field.default
+            default = absent if unsaid else field.default
             parser.add_argument(flag, default=default, required=field.name in required, **options)
-    parser.add_argument("--json", action="store_true", help="end stdout with one line of JSON")
+    parser.add_argument("--json", action="store_true", default=absent, help="end stdout with one line of JSON")
     parser.set_defaults(verb=verb, settings_type=settings_type, **fixed)
 
 

@@ -32,6 +32,7 @@ QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 BATCH_ROWS = 4096
 
 _EXAMPLES = 10
+_REPORT = "diff.json"
 _HUB = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIGURE_COLUMNS = 4
@@ -172,8 +173,12 @@ def diff(settings: DiffSettings) -> dict[str, Any]:
 
     Raises:
         ReleaseError, StorageError: if one of them is no release.
+        StorageError: if the output holds something else than an earlier comparison.
         DiffError: if their landmarks are not alike, or one is damaged.
     """
+    if settings.output is not None:
+        # Somebody's own CHANGELOG.md may be there.
+        storage.check_output(storage.normalise(settings.output), "comparison", [_REPORT])
     where = {"before": locate(settings.before), "after": locate(settings.after)}
     before, after = (release.read_marker(folder) for folder in where.values())
     failed_before, failed_after = _failures(where["before"], before), _failures(where["after"], after)
@@ -419,8 +424,11 @@ def text(report: Mapping[str, Any]) -> str:
 
 def changelog(report: Mapping[str, Any]) -> str:
     """A draft of the changelog's entry, in Markdown."""
-    lines = [f"## [{report['after']['version']}] - {datetime.now(UTC).date()}", ""]
-    lines += [f"Compared with {report['before']['version']}. {_version_line(report)}", ""]
+    before, after = report["before"]["version"], report["after"]["version"]
+    # Two runs may be called the same, released into folders of their own; two entries may not.
+    title = report["follows"] if after == before and report["change"] is not None else after
+    lines = [f"## [{title}] - {datetime.now(UTC).date()}", ""]
+    lines += [f"Compared with {before}. {_version_line(report)}", ""]
     changed, added, removed = [], [], []
     for name, (old, new) in report["settings"].items():
         changed.append(f"- {name}: {_short(old)} -> {_short(new)}")
@@ -469,10 +477,11 @@ def _version_line(report: Mapping[str, Any]) -> str:
     if report["change"] is None:
         return "They are the same release."
     what = versions.MEANING[report["change"]]
-    version, follows = report["after"]["version"], report["follows"]
-    if version == follows or version == report["before"]["version"]:
-        return f"Version: {follows} follows {report['before']['version']}, since {what} ({report['change']})."
-    return f"Version: {follows} would follow, since {what} ({report['change']}); this is {version}."
+    before, version, follows = report["before"]["version"], report["after"]["version"], report["follows"]
+    if version == follows:
+        return f"Version: {follows} follows {before}, since {what} ({report['change']})."
+    is_called = f"this is {version}" + (" too, until it is released beside the other" if version == before else "")
+    return f"Version: {follows} would follow, since {what} ({report['change']}); {is_called}."
 
 
 def _records(count: int) -> str:
@@ -528,7 +537,7 @@ def _write(output: str, report: dict[str, Any], movers: Sequence[Mover]) -> None
     fs, path = storage.filesystem(output)
     try:
         fs.makedirs(path, exist_ok=True)
-        fs.pipe_file(storage.join(path, "diff.json"), (json.dumps(report, indent=2) + "\n").encode())
+        fs.pipe_file(storage.join(path, _REPORT), (json.dumps(report, indent=2) + "\n").encode())
         fs.pipe_file(storage.join(path, "CHANGELOG.md"), changelog(report).encode())
         if movers:
             title = f"{report['before']['version']} -> {report['after']['version']}: records that moved most"

@@ -8,9 +8,9 @@ import time
 from chexmask_u import storage
 from chexmask_u.record import ReadError
 
-# For storages whose clients give up at once: HTTP, and buckets and shares that are mounted as folders.
-ATTEMPTS = 5
-BACKOFF_SECONDS = 0.5
+# Longer than a server's restart. What is out of reach for longer costs a row with the reason "storage", for `--retry`.
+PATIENCE_SECONDS = 120.0
+BACKOFF_SECONDS = (1.0, 16.0)
 
 
 def fetch(uri: str, *, max_bytes: int) -> bytes:
@@ -45,15 +45,16 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
 
 def _fetch(uri: str, max_bytes: int) -> bytes:
     fs, path = storage.resolve(uri)
-    attempts = 1 if storage.asks_again(fs) else ATTEMPTS
-    for attempt in range(1, attempts + 1):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pause, longest = BACKOFF_SECONDS
+    while True:
         try:
             # A range is one request, which a size that is asked for first is not, and it bounds what comes.
             data: bytes = fs.cat_file(path, start=0, end=max_bytes + 1)
             return data
         except Exception as error:
-            if attempt == attempts or not storage.is_transient(error):
+            if not storage.is_transient(error) or time.monotonic() > deadline:
                 raise
         # Full jitter: fetchers that were turned away together do not come back together.
-        time.sleep(random.uniform(0, BACKOFF_SECONDS * 2**attempt))
-    raise AssertionError
+        time.sleep(random.uniform(0, pause))
+        pause = min(2 * pause, longest)

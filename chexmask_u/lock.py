@@ -66,7 +66,8 @@ class _Owner:
         self.url = url
         self.lost: dict[str, Any] | None = None
         self.over = threading.Event()
-        self._fs, self._path = storage.filesystem(storage.join(url, LOCK))
+        # The next beat is as good, and a driver that is told to stop in an outage is not to wait for its owner file.
+        self._fs, self._path = storage.filesystem(storage.join(url, LOCK), patient=False)
         self._entry: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),

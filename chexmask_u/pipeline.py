@@ -66,7 +66,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     del model
     facts = manifest.inspect(manifest_uri)
     write.check_same(run, settings, weights, facts.sha256)
-    with lock.held(run.url), connected(settings.address) as started_here:
+    with lock.held(run.url), connected(settings.address) as started_here, stopped_in_one_line():
         if settings.device == "cuda" and not gpus():
             if started_here:
                 raise ClusterError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
@@ -84,12 +84,13 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         finished = run.read_json("report.json")
         if done == facts.rows and finished is not None and finished["complete"]:
             return finished | {"already_done": done}
+        done = _rows_once(run, done)
         start = time.monotonic()
         seen: dict[str, float | None] = {}
         if done < facts.rows:
             seen = _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
         seconds = time.monotonic() - start
-        stored = run.committed_rows()
+        stored = _rows_once(run, run.committed_rows())
         return on_worker(
             write.write_report,
             run,
@@ -106,6 +107,14 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         )
 
 
+def _rows_once(run: write.Run, rows: int) -> int:
+    """Of so many committed rows those that are left once parts that repeat others' records are taken out."""
+    if not rows or not (doubled := on_worker(write.Run.redo_doubled_parts, run)):
+        return rows
+    print(f"{doubled} parts of the run repeated records; what they alone held is done again", file=sys.stderr)
+    return run.committed_rows()
+
+
 def _run_graph(
     settings: GenerateSettings, manifest_uri: str, run: write.Run, sha256: str, total: int, done: int
 ) -> dict[str, float | None]:
@@ -115,6 +124,9 @@ def _run_graph(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Ray's newer reader starts 32 actors for each Parquet source, the manifest and a resume's checkpoint. They take a
+    # small machine minutes, and Ray does not start them again should their machine be taken away.
+    context.use_datasource_v2 = False
     checkpoint_fs, _ = storage.arrow_filesystem(run.checkpoint)
     context.checkpoint_config = CheckpointConfig(
         id_column="record_id",
@@ -132,7 +144,7 @@ def _run_graph(
     options.resource_limits = options.resource_limits.copy(object_store_memory=store_bytes)
     manifest_fs, manifest_path = storage.arrow_filesystem(manifest_uri)
     records_fs, records_path = storage.arrow_filesystem(run.records)
-    with object_store_peak() as store_peak, progress(total, done) as tally, stopped_in_one_line():
+    with object_store_peak() as store_peak, progress(total, done) as tally:
         (
             ray.data.read_parquet(manifest_path, filesystem=manifest_fs)
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
@@ -215,12 +227,12 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
     if settings.version is not None:
         release.check_version(settings.version)
     run = write.Run(storage.normalise(settings.run))
-    with connected(settings.address):
+    with connected(settings.address), stopped_in_one_line():
         plan = on_worker(release.plan, run, settings)
         if not plan.is_settled:
-            described = on_workers(release.describe_shard, [(run, plan, shard) for shard in plan.shards])
+            described = on_workers(release.describe_shard, release.calls(run, plan))
             plan = on_worker(release.settle, plan, settings, described)
-        files = on_workers(release.write_shard, [(run, plan, shard) for shard in plan.shards])
+        files = on_workers(release.write_shard, release.calls(run, plan))
         return on_worker(release.finish, plan, files)
 
 

@@ -111,10 +111,14 @@ class _Adder:
 def progress(total: int, done: int, verb: str = "generate", unit: str = "image") -> Iterator[Tally]:
     """Show units done, units/s, the time left and what fails, every few seconds; yields what workers add to."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     from tqdm import tqdm
 
     plural = f"{unit}es" if unit.endswith("h") else f"{unit}s"
-    tally = Tally(ray.remote(num_cpus=0)(_Adder).remote(plural, total - done))
+    # On the driver's own machine: any other may be taken away in mid-run, and the end of a run asks for the totals.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    adder = ray.remote(_Adder).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    tally = Tally(adder.remote(plural, total - done))
     stop = threading.Event()
     interval = BAR_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     bar = tqdm(total=total, initial=done, unit=unit, mininterval=0, miniters=1, desc=verb, file=sys.stderr)

@@ -33,6 +33,9 @@ MASK_ROWS_PER_GROUP = 5_000
 # Masks of so many rows are some 100 MB.
 READ_ROWS = 1_000
 
+# Arrow's own name for the file that a row comes from.
+_FILE = "__filename"
+
 
 class ReleaseError(ValueError):
     """A run that cannot be released, or a release that is not whole; the message names the file or field."""
@@ -40,7 +43,10 @@ class ReleaseError(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of a release: the rows of one kind and source whose ids lie in [first, last]."""
+    """One Parquet file of a release: the rows of one kind and source whose ids lie in [first, last].
+
+    `files` of the run hold them: looking for them in all of its thousands would take longer than writing them.
+    """
 
     path: str
     kind: str
@@ -49,6 +55,7 @@ class Shard:
     first: str
     last: str
     rows: int
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,8 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
             f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
             " run the same `generate` command again, which makes them anew"
         )
-    table = run.dataset().to_table(columns=["record_id", "source", "status", "reason"]).sort_by("record_id")
+    columns = ["record_id", "source", "status", "reason", _FILE]
+    table = run.dataset().to_table(columns=columns).sort_by("record_id")
     _check_ids(run, frozen, table)
     if unknown := set(settings.exclude) - set(pc.unique(table["source"]).to_pylist()):
         raise ReleaseError(f"{run.url}: holds no source {min(unknown)}, which --exclude names")
@@ -122,12 +130,12 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
     shards: list[Shard] = []
     counts = {}
     for source in sorted(pc.unique(table["source"]).to_pylist()):
-        ids = ok.filter(pc.equal(ok["source"], source))["record_id"]
+        rows = ok.filter(pc.equal(ok["source"], source))
         of_source = pc.sum(pc.equal(table["source"], source)).as_py()
-        counts[source] = {"ok": len(ids), "failed": of_source - len(ids)}
+        counts[source] = {"ok": len(rows), "failed": of_source - len(rows)}
         for kind, config in (("landmarks", source), ("masks", f"{source}-masks")):
-            shards += _cut(kind, config, source, ids, settings.rows_per_shard)
-    shards += _cut("failures", "failures", None, failed["record_id"], settings.rows_per_shard)
+            shards += _cut(kind, config, source, rows, settings.rows_per_shard)
+    shards += _cut("failures", "failures", None, failed, settings.rows_per_shard)
     weights = dict(frozen["weights"])
     if storage.local_folder(weights["source"]) is not None:
         # A maintainer's own folders are nobody's business; the digest says which weights they were.
@@ -248,6 +256,11 @@ def _check_claim(plan: Plan) -> None:
         raise ReleaseError(f"{plan.folder}: another release of this version is under way; this one stops")
 
 
+def calls(run: Run, plan: Plan) -> list[tuple[Run, Plan, Shard]]:
+    """What `describe_shard` and `write_shard` take, for each shard; the others are long lists of files."""
+    return [(run, replace(plan, shards=()), shard) for shard in plan.shards]
+
+
 def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
     """Write one shard; returns its path, config, rows, bytes and sha256.
 
@@ -269,24 +282,35 @@ def describe_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
 
 def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[dict[str, Any], bytes]:
     """What release.json says of a shard, and its bytes."""
-    wanted = (pc.field("record_id") >= shard.first) & (pc.field("record_id") <= shard.last)
-    wanted &= pc.field("status") == (record.FAILED if shard.kind == "failures" else record.OK)
+    wanted = pc.field("status") == (record.FAILED if shard.kind == "failures" else record.OK)
     if shard.source is not None:
         wanted &= pc.field("source") == shard.source
     wanted &= ~pc.field("source").isin(pa.array(plan.excluded, pa.string()))
     schema = record.RELEASED[shard.kind]
-    table = run.dataset().to_table(columns=schema.names, filter=wanted).sort_by("record_id")
-    if len(table) != shard.rows:
+    dataset = run.dataset(shard.files)
+
+    def rows(columns: list[str], first: str, last: str) -> pa.Table:
+        within = (pc.field("record_id") >= first) & (pc.field("record_id") <= last)
+        return dataset.to_table(columns=columns, filter=wanted & within).sort_by("record_id")
+
+    ids = rows(["record_id"], shard.first, shard.last)["record_id"]
+    if len(ids) != shard.rows:
         raise ReleaseError(
-            f"{run.url}: {shard.path} needs {shard.rows} records, found {len(table)}; is it still running?"
+            f"{run.url}: {shard.path} needs {shard.rows} records, found {len(ids)}; is it still running?"
         )
     facts: dict[str, Any] = {"path": shard.path, "config": shard.config, "kind": shard.kind, "rows": shard.rows}
-    if shard.kind == "landmarks":
-        facts["outside"] = _outside(table)
-        facts["uncertainty"] = _histogram(table["uncertainty"])
     sink = io.BytesIO()
     rows_per_group = min(plan.rows_per_group, MASK_ROWS_PER_GROUP) if shard.kind == "masks" else plan.rows_per_group
-    pq.write_table(table.cast(schema), sink, compression="zstd", row_group_size=rows_per_group)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        # Group by group, since masks of a whole shard are more than a GB in memory.
+        for start in range(0, len(ids), rows_per_group):
+            group = ids.slice(start, rows_per_group)
+            table = rows(schema.names, group[0].as_py(), group[-1].as_py())
+            writer.write_table(table.cast(schema), row_group_size=rows_per_group)
+    if shard.kind == "landmarks":
+        # A shard of these is one group.
+        facts["outside"] = _outside(table)
+        facts["uncertainty"] = _histogram(table["uncertainty"])
     content = sink.getvalue()
     facts["arrow_bytes"] = _arrow_bytes(content)
     return facts | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}, content
@@ -448,8 +472,7 @@ def _check_numbers(where: str, group: pa.Table) -> None:
 def _check_ids(run: Run, frozen: dict[str, Any], table: pa.Table) -> None:
     """In = done + quarantined: the ids of the manifest are those of the records, each once."""
     uri = frozen["manifest"]["uri"]
-    facts = manifest.inspect(uri)
-    if facts.sha256 != frozen["manifest"]["sha256"]:
+    if manifest.sha256(uri) != frozen["manifest"]["sha256"]:
         raise ReleaseError(f"{uri}: the manifest changed since the run began; restore it, or run again")
     fs, path = storage.arrow_filesystem(uri)
     expected = pq.read_table(path, columns=["record_id"], filesystem=fs)["record_id"].cast(pa.string())
@@ -467,14 +490,15 @@ def _check_ids(run: Run, frozen: dict[str, Any], table: pa.Table) -> None:
         raise ReleaseError(f"{run.url}: holds records that its manifest does not list")
 
 
-def _cut(kind: str, config: str, source: str | None, ids: pa.ChunkedArray, rows_per_shard: int) -> list[Shard]:
-    total = -(-len(ids) // rows_per_shard)
+def _cut(kind: str, config: str, source: str | None, rows: pa.Table, rows_per_shard: int) -> list[Shard]:
+    total = -(-len(rows) // rows_per_shard)
     shards = []
     for index in range(total):
-        part = ids.slice(index * rows_per_shard, rows_per_shard)
+        part = rows.slice(index * rows_per_shard, rows_per_shard)
+        ids, files = part["record_id"], tuple(sorted(pc.unique(part[_FILE]).to_pylist()))
         folder = source if source is not None else "failures"
         name = f"{folder}/{kind}-{index:05d}-of-{total:05d}.parquet"
-        shards.append(Shard(name, kind, config, source, part[0].as_py(), part[-1].as_py(), len(part)))
+        shards.append(Shard(name, kind, config, source, ids[0].as_py(), ids[-1].as_py(), len(part), files))
     return shards
 
 

@@ -49,12 +49,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class GenerateSettings(Settings):
-    """Regenerate landmarks, uncertainty and masks for every image of a manifest."""
+    """Make landmarks, uncertainty and masks of every image of a manifest; the same command goes on with a run."""
 
     manifest: str | None = setting(
         None, "manifest Parquet file (local path or URL); without one, a demo is drawn and run"
     )
-    output: str | None = setting(None, "folder of the run (local path or URL); the same one resumes it")
+    output: str | None = setting(
+        None, "folder of the run (local path or URL); the same one resumes it (default, of the demo: ./chexmask-u-demo)"
+    )
     weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
     weights_sha256: str | None = setting(None, "digest that the weight file must have")
     samples: int = setting(50, "draws N per image", numbers=True)
@@ -69,9 +71,7 @@ class GenerateSettings(Settings):
     device: str = setting("auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda"))
     batch_size: int = setting(16, "images a replica of the network takes at once")
     replicas: int | None = setting(None, "replicas of the network (default: one per GPU that is up, or per 8 cores)")
-    rows_per_file: int = setting(
-        256, "least records in one Parquet part, to which up to a block of 32 come: the work that a kill can undo"
-    )
+    rows_per_file: int = setting(256, "records in one Parquet part, or up to 32 more: the work that a kill can undo")
     retry: tuple[str, ...] = setting(
         (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated"
     )
@@ -178,7 +178,7 @@ class PlanSettings(Settings):
     device: str = setting("auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda"))
     probe: int = setting(200, "images to sample")
     seed: int = setting(0, "fixes the sample")
-    rows: int | None = setting(None, "images to forecast (default: those of the manifest; all of CheXmask: 657566)")
+    rows: int | None = setting(None, "images to forecast (default: the manifest's; all of CheXmask are 657566)")
     cpus: int | None = setting(None, "cores of all machines together (default: those that the probe saw)")
     gpus: int | None = setting(None, "GPUs of all machines together (default: those that the probe saw)")
     price_per_hour: float | None = setting(None, "price of all machines together for an hour")
@@ -197,8 +197,8 @@ class PlanSettings(Settings):
 class ReleaseSettings(Settings):
     """Turn a complete run into one immutable, validated dataset version."""
 
-    run: str = setting("", "folder of the run")
-    output: str = setting("", "folder that holds the releases; the version becomes a folder in it")
+    run: str = setting("", "folder of the run (local path or URL)")
+    output: str = setting("", "folder that holds the releases (local path or URL); the version becomes a folder in it")
     version: str | None = setting(
         None, "version vX.Y.Z (default: the one that follows the newest in --output, v1.0.0 where there is none)"
     )
@@ -282,7 +282,7 @@ class DiffSettings(Settings):
 class ValidateSettings(Settings):
     """Check a release: files, checksums, ids, counts and numbers."""
 
-    release: str = setting("", "folder of one version")
+    release: str = setting("", "folder of one version (local path or URL)")
 
 
 @dataclass(frozen=True)
@@ -307,8 +307,16 @@ class AnnotatedSettings(Settings):
         numbers=True,
     )
     drawings: int = setting(0, "drawn radiographs to add", numbers=True)
-    on_bad: str = setting("refuse", "images or annotations that cannot be used", choices=("refuse", "skip"))
-    split: str | None = setting(None, "CSV with columns name and part (train or validation): who is held out")
+    on_bad: str = setting(
+        "refuse",
+        "images or annotations that cannot be used; refuse: stop and name them, skip: leave them out",
+        choices=("refuse", "skip"),
+    )
+    split: str | None = setting(
+        None,
+        "CSV with columns name and part (train or validation): who is held out (without it, train holds out "
+        "--validation of them by a hash of their names, and evaluate scores all)",
+    )
     max_side: int = setting(10_000, "longest side in pixels of an image that is decoded")
 
     def __post_init__(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -28,13 +29,15 @@ _TRANSIENT_STATUS = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 
-# aiohttp's, by name since other storages need no aiohttp.
-_LOST_CONNECTION = {"ClientConnectionError", "ClientPayloadError"}
+# aiohttp's and botocore's, by name since other storages need neither.
+_LOST_CONNECTION = {"ClientConnectionError", "ClientPayloadError", "ConnectionError", "HTTPClientError"}
 
 # How buckets and shares that are mounted as folders say it.
 _TRANSIENT_ERRNO = (errno.EIO, errno.ESTALE)
 
-_PERSISTENT_CLIENTS = {"s3", "gs", "abfs"}
+# Of a request that finds S3 out of reach or busy; with the clients' pauses about a minute. Their own defaults are five
+# to nine seconds, after which a short outage would have failed images and ended runs.
+S3_ATTEMPTS = 10
 
 # Schemes whose pyarrow filesystem is native; every other one goes through fsspec.
 _NATIVE_SCHEMES = ("s3", "gs", "gcs")
@@ -86,26 +89,34 @@ def check_scheme(url: str) -> None:
         raise StorageError(f"{url}: {protocol}:// needs a package that is not installed ({error})") from error
 
 
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of a URL, without cached listings, and the path on it."""
+def filesystem(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of a URL, without cached listings, and the path on it.
+
+    Args:
+        url: of an object or folder.
+        patient: whether requests wait for a storage that is out of reach; else they give up as the client does.
+    """
     check_scheme(url)
-    fs, path = resolve(url)
+    fs, path = resolve(url, patient=patient)
     fs.invalidate_cache()
     return fs, path
 
 
-def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def resolve(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of a URL, as it may be cached, and the path on it; a local path is taken literally."""
     if is_local(url):
         # fsspec itself would cut a path at "::", its mark of a chained URL.
         return fsspec.filesystem("file"), normalise(url)
-    fs, path = fsspec.url_to_fs(url, **_options(url))
+    fs, path = fsspec.url_to_fs(url, **_options(url, patient))
     return fs, path
 
 
-def _options(url: str) -> dict[str, Any]:
+def _options(url: str, patient: bool) -> dict[str, Any]:
     """What a filesystem's client is told beyond its defaults."""
-    if split_protocol(url)[0] not in ("http", "https"):
+    protocol, _ = split_protocol(url)
+    if protocol == "s3" and patient:
+        return {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": s3_attempts()}}}
+    if protocol not in ("http", "https"):
         return {}
     from aiohttp import ClientTimeout
 
@@ -121,14 +132,78 @@ def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     if protocol in _NATIVE_SCHEMES:
         # Keys are taken literally, as fsspec does; pyarrow would decode them, and cut them at "#".
         fs, path = pafs.FileSystem.from_uri(f"{protocol}://{quote(key)}")
-        return fs, path
+        return PatientS3(**_arguments(fs)) if isinstance(fs, pafs.S3FileSystem) else fs, path
     fsspec_fs, path = filesystem(url)
     return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs)), path
+
+
+class PatientS3(pafs.S3FileSystem):  # type: ignore[misc]
+    """S3 whose requests are tried `s3_attempts()` times, on workers too: pyarrow's own arrive there with three."""
+
+    def __init__(self, **arguments: Any) -> None:
+        strategy = pafs.AwsStandardS3RetryStrategy(max_attempts=s3_attempts())
+        # Small files then take one request, and a writer that is killed leaves no upload that nobody sees and all pay.
+        super().__init__(**{**arguments, "allow_delayed_open": True, "retry_strategy": strategy})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _patient_s3, (_arguments(self),)
+
+
+def _patient_s3(arguments: dict[str, Any]) -> PatientS3:
+    return PatientS3(**arguments)
+
+
+def _arguments(fs: pafs.S3FileSystem) -> dict[str, Any]:
+    """What makes the same filesystem again."""
+    arguments: dict[str, Any] = pafs.S3FileSystem.__reduce__(fs)[1][0]
+    return arguments
+
+
+def s3_attempts() -> int:
+    """How often a request to S3 is tried; AWS's own variable says otherwise."""
+    return int(os.environ.get("AWS_MAX_ATTEMPTS", S3_ATTEMPTS))
 
 
 def join(url: str, *parts: str) -> str:
     """`url` with path components added."""
     return "/".join([url.rstrip("/"), *parts])
+
+
+def names_in(url: str) -> list[str]:
+    """Names in a folder, sorted; none where there is no folder."""
+    fs, path = filesystem(url)
+    try:
+        found = fs.ls(path, detail=False)
+    except Exception as error:
+        if is_missing(error):
+            return []
+        raise
+    # A file, or an object store's own mark of a folder, is listed as being in itself.
+    return sorted({PurePosixPath(one).name for one in found if one.rstrip("/") != path.rstrip("/")})
+
+
+def check_output(url: str, what: str, marks: Sequence[str], ignored: Sequence[str] = ()) -> None:
+    """Check that a folder is empty, or holds what the same verb made there before.
+
+    Args:
+        url: the folder; it need not be there.
+        what: that the verb makes.
+        marks: files of which one is there if the verb made it.
+        ignored: beginnings of other names that say nothing; hidden files and folders do not either.
+
+    Raises:
+        StorageError: naming something else that is there, or if the folder cannot be listed.
+    """
+    try:
+        names = names_in(url)
+    except Exception as error:
+        raise StorageError(f"{url}: cannot be opened ({explain(error)})") from error
+    strangers = [name for name in names if not name.startswith((".", *ignored))]
+    if strangers and not set(marks).intersection(names):
+        raise StorageError(
+            f"{url}: is not empty and holds no {what} (there is {strangers[0]!r});"
+            " choose another --output or a new folder in it"
+        )
 
 
 def explain(error: BaseException) -> str:
@@ -160,12 +235,6 @@ def is_forbidden(error: BaseException) -> bool:
 def is_out_of_range(error: BaseException) -> bool:
     """Whether an exception says that the object ends before the range that was asked for begins."""
     return _http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-
-
-def asks_again(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether a filesystem's client itself repeats requests that a passing trouble made fail."""
-    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    return not _PERSISTENT_CLIENTS.isdisjoint(names)
 
 
 def is_transient(error: BaseException) -> bool:

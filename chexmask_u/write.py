@@ -88,15 +88,11 @@ class Run:
 
     def strangers(self) -> list[str]:
         """Names in the folder, other than hidden ones and the owner file, sorted."""
-        fs, path = storage.filesystem(self.url)
         try:
-            found = fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return []
+            names = storage.names_in(self.url)
         except Exception as error:
             raise RunError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
-        names = {PurePosixPath(one).name for one in found if one.rstrip("/") != path.rstrip("/")}
-        return sorted(name for name in names if not name.startswith((".", LOCK)))
+        return [name for name in names if not name.startswith((".", LOCK))]
 
     def committed_rows(self) -> int:
         """How many records are committed, counted from file footers."""
@@ -104,10 +100,15 @@ class Run:
         files = [file for file in _parquet_files(fs, path) if not file.endswith(_PENDING)]
         return int(pads.dataset(files, filesystem=fs, format="parquet").count_rows()) if files else 0
 
-    def dataset(self) -> pads.Dataset:
-        """The committed records, to be scanned; parts that a killed writer left behind are passed over."""
+    def dataset(self, files: Collection[str] | None = None) -> pads.Dataset:
+        """The committed records, to be scanned; parts that a killed writer left behind are passed over.
+
+        Args:
+            files: those of them that are wanted, as a dataset of this run names them; None for all.
+        """
         fs, _ = storage.arrow_filesystem(self.records)
-        files = [file for part in self._parts().values() for file in part]
+        if files is None:
+            files = [file for part in self._parts().values() for file in part]
         return pads.dataset(sorted(files), schema=record.RECORD, filesystem=fs, format="parquet")
 
     def lost_parts(self) -> dict[str, list[str]]:
@@ -150,6 +151,32 @@ class Run:
             # Last: without it nobody would look for the part's other files.
             checkpoint_fs.delete_file(checkpoint)
         return len(lost)
+
+    def redo_doubled_parts(self) -> int:
+        """Delete parts, with their checkpoints, that hold a record which another part holds too; returns how many.
+
+        A machine that a network has cut off can go on writing for a driver that is gone, while the next driver's own
+        machines do the same images. What a deleted part alone held is done again.
+        """
+        checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
+        records_fs, _ = storage.arrow_filesystem(self.records)
+        parts = self._parts()
+        checkpoints = sorted(parts)
+        seen: set[str] = set()
+        doubled = []
+        with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+            read = partial(pq.read_table, filesystem=checkpoint_fs, columns=["record_id"])
+            for checkpoint, table in zip(checkpoints, pool.map(read, checkpoints), strict=True):
+                ids = table["record_id"].to_pylist()
+                if seen.isdisjoint(ids):
+                    seen.update(ids)
+                else:
+                    doubled.append(checkpoint)
+        for checkpoint in doubled:
+            for file in parts[checkpoint]:
+                records_fs.delete_file(file)
+            checkpoint_fs.delete_file(checkpoint)
+        return len(doubled)
 
     def retry(self, reasons: Collection[str]) -> int:
         """Take out of the run the rows that failed for these reasons, so that they are done again.

@@ -103,11 +103,28 @@ def test_a_manifest_that_lacks_a_column_is_refused(tmp_path, capsys, columns, wo
         ({"source": ["x", "Has Spaces"]}, "lower case letters, digits and dashes"),
     ],
 )
-def test_a_manifest_with_wrong_rows_is_refused(tmp_path, capsys, local_ray, change, words):
+def test_a_manifest_with_wrong_rows_is_refused(tmp_path, capsys, change, words):
     columns = {"record_id": ["x/a", "x/b"], "uri": ["/a.png", "/b.png"], "source": ["x", "x"], "image_id": ["a", "b"]}
     pq.write_table(pa.table(columns | change), tmp_path / "m.parquet")
     flags = ["--manifest", str(tmp_path / "m.parquet"), "--output", str(tmp_path / "run")]
     assert words in refusal(capsys, "generate", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["generate", "plan"])
+def test_ids_that_occur_twice_are_told_in_one_line_before_ray_is_started(tmp_path, verb):
+    """In a process of its own, since this one may hold a Ray already."""
+    columns = {"record_id": ["x/a", "x/b", "x/a"], "uri": ["/a.png"] * 3, "source": ["x"] * 3, "image_id": ["a"] * 3}
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    command = [sys.executable, "-m", "chexmask_u.cli", verb, "--manifest", str(tmp_path / "m.parquet")]
+    command += ["--output", str(tmp_path / "run")] if verb == "generate" else []
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert refused.returncode == cli.BAD_INPUT
+    assert refused.stdout == ""
+    assert refused.stderr == (
+        f"chexmask-u: {tmp_path}/m.parquet: 1 record ids occur more than once, for instance 'x/a';"
+        " each image needs one row with an id of its own\n"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -129,12 +146,21 @@ def test_a_release_of_nothing_is_refused(tmp_path, capsys, local_ray):
     assert "is no release" in refusal(capsys, "validate", str(tmp_path))
 
 
-@pytest.mark.parametrize("verb", [[], ["generate"], ["release"], ["validate"], ["manifest", "folder"], ["info"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *("", "manifest", "manifest folder", "manifest padchest", "manifest merge", "generate", "release", "validate"),
+        *("export", "publish", "diff", "train", "evaluate", "bench", "plan", "info"),
+    ],
+)
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main([*verb, "--help"])
+        cli.main([*verb.split(), "--help"])
     assert caught.value.code == 0
-    assert "usage: chexmask-u" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"usage: chexmask-u {verb}".strip() in told
+    # What stands for "not given" in the code says nothing to people.
+    assert not [word for word in ("None", "False", "()", "SUPPRESS") if f"default: {word}" in told]
 
 
 def test_unknown_flags_are_bad_usage():

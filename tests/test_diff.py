@@ -196,9 +196,11 @@ def test_the_folder_holds_a_report_a_picture_and_a_draft_of_the_changelog(before
     picture = cv2.imread(str(out / "diff.png"))
     assert min(picture.shape[:2]) > 1000
     entry = (out / "CHANGELOG.md").read_text()
-    assert entry.startswith("## [v1.0.0] - 20")
+    # Both are called v1.0.0, and an entry of that name is there already.
+    assert entry.startswith("## [v1.1.0] - 20")
     for words in (
-        "v1.1.0 follows v1.0.0",
+        "Compared with v1.0.0. Version: v1.1.0 would follow",
+        "this is v1.0.0 too",
         "- 1 record of a\n",
         "images had failed: empty 1",
         "24 of 24 records of a",
@@ -206,6 +208,26 @@ def test_the_folder_holds_a_report_a_picture_and_a_draft_of_the_changelog(before
         "seed: 0 -> 1",
     ):
         assert words in entry, words
+
+
+def test_versions_of_one_place_get_entries_of_their_names(tmp_path):
+    releases = tmp_path / "releases"
+    for seed in range(2):
+        run = invented_runs.make_run(tmp_path / f"run-{seed}", {"a": A}, seed=seed)
+        invented_runs.make_release(run, str(releases))
+    compare(str(releases / "v1.0.0"), str(releases / "v1.1.0"), output=str(tmp_path / "out"))
+    entry = (tmp_path / "out" / "CHANGELOG.md").read_text()
+    assert entry.startswith("## [v1.1.0] - 20")
+    assert "Version: v1.1.0 follows v1.0.0, since its records or their numbers differ (minor)." in entry
+
+
+def test_a_changelog_of_ones_own_is_not_written_over(before, tmp_path, capsys):
+    (tmp_path / "CHANGELOG.md").write_text("# Ours, of ten years\n")
+    assert cli.main(["diff", before, before, "--output", str(tmp_path)]) == cli.BAD_INPUT
+    assert "holds no comparison (there is 'CHANGELOG.md'); choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "CHANGELOG.md").read_text() == "# Ours, of ten years\n"
+    for _ in range(2):
+        assert cli.main(["diff", before, before, "--output", str(tmp_path / "changes")]) == cli.DONE
 
 
 def test_a_dollar_in_an_id_is_no_formula():

@@ -23,6 +23,7 @@ from chexmask_u.export import ExportError, ExportReport, chexmask, export
 from chexmask_u.export.output import whole_files
 from chexmask_u.release import MARKER, ReleaseError
 from chexmask_u.settings import ExportSettings, SettingsError
+from chexmask_u.storage import StorageError
 from tests.chosen_releases import Record, draw, letterbox, write_release
 from tests.official_layouts import PUBLISHED_FILES
 from tests.s3 import s3_server
@@ -363,7 +364,7 @@ def test_a_file_that_is_there_is_never_replaced(released, tmp_path):
     with pytest.raises(ExportError, match=r"CheXpert\.csv: exists, and nothing in .*; move it away, or choose another"):
         run(released, tmp_path)
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [theirs]
-    theirs.unlink()
+    shutil.rmtree(theirs.parent)
     run(released, tmp_path)
     theirs.write_text("edited")
     with pytest.raises(ExportError, match=r"CheXpert\.csv: has 6 bytes, not the [\d,]+ that were exported"):
@@ -371,8 +372,26 @@ def test_a_file_that_is_there_is_never_replaced(released, tmp_path):
     assert theirs.read_text() == "edited"
 
 
+def test_a_folder_of_other_things_is_left_alone(released, tmp_path):
+    """Scripts take every file of a folder; only where an export began before may others have come since."""
+    notes = tmp_path / "notes.json"
+    notes.write_text("{}")
+    for kind in ("chexmask-csv", "coco"):
+        with pytest.raises(StorageError, match=r"is not empty and holds no export \(there is 'notes.json'\); choose"):
+            run(released, tmp_path, kind)
+    assert list(tmp_path.iterdir()) == [notes]
+    notes.rename(tmp_path / ".DS_Store")
+    run(released, tmp_path)
+    notes.write_text("{}")
+    assert run(released, tmp_path).made_before == tuple(IDS)
+    assert run(released, tmp_path, "coco").made_before == ()
+    assert notes.read_text() == "{}"
+
+
 def test_two_exports_do_not_write_the_same_file_at_a_time(released, tmp_path):
+    run(released, tmp_path)
     theirs = tmp_path / "OriginalResolution" / "CheXpert.csv"
+    theirs.unlink()
     with whole_files([str(theirs)]) as (stream,):
         stream.write("half")
         with pytest.raises(ExportError, match=r"CheXpert\.csv: another export writes it"):

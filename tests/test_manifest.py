@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexmask_u import record
-from chexmask_u.manifest import Listing, ManifestError, ManifestFacts, check_columns, complete, inspect, list_folder
+from chexmask_u.manifest import (
+    BATCH_ROWS,
+    Listing,
+    ManifestError,
+    ManifestFacts,
+    check_columns,
+    complete,
+    inspect,
+    list_folder,
+)
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.storage import StorageError, arrow_filesystem, filesystem
 
@@ -225,6 +236,57 @@ def test_ids_that_occur_twice_are_refused(tmp_path: Path) -> None:
     assert uri in message
     assert "2 record ids occur more than once" in message
     assert "'a'" in message or "'b'" in message
+
+
+def test_faults_are_found_wherever_they_stand_in_a_long_manifest(tmp_path: Path) -> None:
+    rows = 2 * BATCH_ROWS + 100
+    names = [f"x/{index}" for index in range(rows)]
+    whole = {"uri": [f"/{name}" for name in names], "source": ["x"] * (rows - 1) + ["y"], "image_id": names}
+    facts = check(write(tmp_path / "m.parquet", record_id=names, **whole))
+    assert (facts.rows, facts.sources) == (rows, {"x": rows - 1, "y": 1})
+
+    def with_changes(column: str, **changes: str | None) -> str:
+        values = list(names if column == "record_id" else whole[column])
+        for place, value in changes.items():
+            values[{"first": 0, "middle": BATCH_ROWS + 7, "last": -1}[place]] = value
+        return write(tmp_path / "m.parquet", **{"record_id": names, **whole, column: values})
+
+    message = refusal(check, with_changes("record_id", middle=names[3], last=names[3]))
+    assert "1 record ids occur more than once, for instance 'x/3'" in message
+    assert "3 rows have no uri" in refusal(check, with_changes("uri", first=None, middle="", last=None))
+    assert "uri 'b.png' is relative" in refusal(check, with_changes("uri", middle="b.png", last="c.png"))
+    assert "'Not This'" in refusal(check, with_changes("source", last="Not This"))
+    assert "s33://x/a" in refusal(check, with_changes("uri", first="memory://a", last="s33://x/a"), error=StorageError)
+
+
+def test_different_ids_are_not_taken_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all of their hashes were the same: what counts is the ids."""
+    monkeypatch.setattr("builtins.hash", lambda value: 7)
+    assert check(write(tmp_path / "m.parquet")).rows == 2
+
+
+def test_a_driver_checks_a_long_manifest_in_little_memory(tmp_path: Path) -> None:
+    """Read at once it takes 420 MiB."""
+    rows = 200_000
+    names = [f"{index:0380d}" for index in range(rows)]
+    uri = write(
+        tmp_path / "m.parquet", record_id=names, uri=[f"/{name}" for name in names], source=["x"] * rows, image_id=names
+    )
+    script = (
+        "import resource, sys\n"
+        "from chexmask_u.manifest import inspect\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == 'linux' else 1024)\n"
+        "before = peak()\n"
+        "print(inspect(sys.argv[1]).rows, (peak() - before) / 1024)\n"
+    )
+    # Its own allocator keeps what is free for later.
+    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    told = subprocess.run(
+        [sys.executable, "-c", script, uri], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    found, mib = told.stdout.split()
+    assert int(found) == rows
+    assert float(mib) < 250
 
 
 def test_a_manifest_without_rows_is_refused(tmp_path: Path) -> None:

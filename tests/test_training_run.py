@@ -125,6 +125,49 @@ def test_finished_run_is_not_trained_again_but_can_go_on(
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["epochs"] == 4
 
 
+# As if the package were not installed: every finder of modules knows nothing of it.
+_WITHOUT_TENSORBOARD = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, *where):
+        return None if name.partition(".")[0] == "tensorboard" else self.finder.find_spec(name, *where)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
+from chexmask_u.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_tensorboard_training_says_at_once_what_to_install(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _WITHOUT_TENSORBOARD, "train", "--drawings", "9"]
+    command += ["--output", str(tmp_path / "run")]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr == 'chexmask-u: training needs TensorBoard: pip install "chexmask-u[train]"\n'
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run writes a README.md, and an evaluation the very names that say how far a training run is."""
+    (tmp_path / "README.md").write_text("ours")
+    for verb in ("train", "evaluate"):
+        assert main([verb, "--drawings", "9", "--output", str(tmp_path)]) == 2
+        assert "(there is 'README.md'); choose another --output or a new folder in it" in capsys.readouterr().err
+    (tmp_path / "training.json").write_text("{}")
+    assert main(["evaluate", "--drawings", "9", "--output", str(tmp_path)]) == 2
+    assert "choose another --output" in capsys.readouterr().err
+    (tmp_path / "scores.json").write_text("{}")
+    assert main(["evaluate", "--drawings", "9", "--output", str(tmp_path)]) == 2
+    assert "holds a training run; choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "scores.json").read_text() == "{}"
+
+
 def test_run_of_other_settings_or_data_is_refused(
     trained: Path, people: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

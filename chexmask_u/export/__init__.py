@@ -45,7 +45,7 @@ def export(settings: ExportSettings) -> ExportReport:
 
     Raises:
         ReleaseError: if there is no release, or it is damaged.
-        ExportError: if the output cannot be written, or holds something else.
+        ExportError, StorageError: if the output cannot be written, or holds something else.
     """
     folder, output = storage.normalise(settings.release), storage.normalise(settings.output)
     content = release.read_marker(folder)

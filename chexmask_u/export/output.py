@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from chexmask_u import __version__, storage
+from chexmask_u.settings import EXPORT_FORMATS
 
 
 class ExportError(ValueError):
@@ -33,15 +34,16 @@ class Journal:
 
         Raises:
             ExportError: if the folder cannot be written, is of another export, or has one of `files` from elsewhere.
+            StorageError: if it holds no export, in either format, and something else.
         """
-        # Hidden, since people take all *.json files of a folder for COCO's.
-        url = storage.join(output, f".export-{format}.json")
+        url = storage.join(output, _journal(format))
         digest = hashlib.sha256(json.dumps(release, sort_keys=True).encode()).hexdigest()
         made_of = {"release": release["version"], "release_sha256": digest, "chexmask_u": __version__}
         try:
             content = _read_json(url)
             if content is None:
                 _refuse_foreign(output, files)
+                storage.check_output(output, "export", [_journal(one) for one in EXPORT_FORMATS])
                 content = {"made_of": made_of, "files": {}}
                 _write_json(url, content)
             theirs = content["made_of"]
@@ -115,6 +117,11 @@ def _whole_local_file(path: Path) -> Iterator[TextIO]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _journal(format: str) -> str:
+    # Hidden, since people take all *.json files of a folder for COCO's.
+    return f".export-{format}.json"
 
 
 def _names(made_of: dict[str, str]) -> str:

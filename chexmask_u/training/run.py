@@ -17,10 +17,11 @@ from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.datasets import FORMS
 from chexmask_u.training.examples import Examples, Problem
-from chexmask_u.write import versions
+from chexmask_u.write import LOCK, versions
 
 SETTINGS = "training.json"
 SCORES = "scores.json"
+PROBLEMS = "problems.csv"
 WEIGHTS = "model.safetensors"
 
 
@@ -45,6 +46,11 @@ class TrainingRun:
     def checkpoints(self) -> str:
         """Ray Train's own folder."""
         return self.path("checkpoints")
+
+    def check_place(self) -> None:
+        """Raise StorageError if the folder holds something else than a training run."""
+        # The owner file, and what an attempt wrote whose images were refused.
+        storage.check_output(self.url, "training run", [SETTINGS], ignored=(LOCK, PROBLEMS))
 
     def read(self, name: str) -> bytes | None:
         """A file of the run, or None if it is not there."""
@@ -115,7 +121,7 @@ def freeze(
         return
     names, parts = [*train.names, *validation.names], ["train"] * len(train) + ["validation"] * len(validation)
     run.write("split.csv", annotated.split_csv(names, parts))
-    run.write("problems.csv", annotated.problems_csv(problems))
+    run.write(PROBLEMS, annotated.problems_csv(problems))
     # Last: it says that the run has begun.
     run.write(SETTINGS, json.dumps(now | {"given": settings.asdict(), "versions": versions()}, indent=2) + "\n")
 
