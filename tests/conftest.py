@@ -33,8 +33,11 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of a small input: fast, and as good as any where only the plumbing is looked at."""
-    torch.manual_seed(0)
+    """Random weights of a small input: fast, and as good as any where only the plumbing is looked at.
+
+    With this seed every organ lies in the image; with most, masks are empty and so all the same.
+    """
+    torch.manual_seed(7)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_model(HybridGNet(input_size=64, variant="skip"), path)
     return path

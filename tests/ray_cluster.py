@@ -1,4 +1,4 @@
-"""A real Ray cluster for tests, on loopback: a CPU head, and a worker that says it has a GPU."""
+"""A real Ray cluster for tests, on loopback: a CPU head, and workers, which can be killed and added."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 # Nothing here is worth a longer farewell; Ray would take 20 s after a job.
 STOP_SECONDS = 3.0
 
@@ -38,6 +38,20 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 @dataclass(frozen=True)
+class Node:
+    """A node's `ray start --block` and all that it started."""
+
+    process: subprocess.Popen[Any]
+
+    def kill(self) -> None:
+        """SIGKILL to the raylet, its workers and all else of the node, as when a machine is taken away."""
+        for pid in (self.process.pid, *_descendants(self.process.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass(frozen=True)
 class RayCluster:
     """A running cluster: where drivers and jobs find it, and the environment that opens it to them."""
 
@@ -45,6 +59,39 @@ class RayCluster:
     job_address: str
     env: dict[str, str]
     folder: Path
+    worker_options: Sequence[str] = ()
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def workers(self) -> list[Node]:
+        """The living nodes but for the head."""
+        return [node for node in self.nodes[1:] if node.process.poll() is None]
+
+    def processes(self, *nodes: Node) -> dict[int, str]:
+        """Command lines of the living processes of these or all nodes, by id; Ray's workers name their task there."""
+        living = [node.process.pid for node in nodes or self.nodes if node.process.poll() is None]
+        return {pid: line for pid in _descendants(*living) if (line := _command_line(pid))}
+
+    def add_worker(self) -> Node:
+        """Start another worker node; returns once it has joined."""
+        (agent,) = free_ports(1)
+        options = [f"--address={self.gcs_address}", f"--dashboard-agent-listen-port={agent}", *self.worker_options]
+        return self.start([sys.executable, "-c", JOIN_ON_LOOPBACK, "start", *options])
+
+    def start(self, command: Sequence[str]) -> Node:
+        """Start a node, which ends with the cluster."""
+        log = self.folder / f"node-{len(self.nodes)}"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, env=self.env, stdout=output, stderr=output, start_new_session=True, cwd="/"
+            )
+        self.nodes.append(Node(process))
+        try:
+            _wait_for(lambda: b"Ray runtime started" in log.read_bytes(), process, log)
+        except RuntimeError:
+            stop_group(process)
+            raise
+        return self.nodes[-1]
 
     def client_env(self) -> dict[str, str]:
         """The environment of a user who may use this cluster, on a machine where no other one is named."""
@@ -65,14 +112,17 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int = 2) -> Iterator[RayCluster]:
-    """Start `ray start --head` without a GPU and a node that says it has one; both end with the context.
+def ray_cluster(
+    env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int = 2, worker_gpus: int = 1, workers: int = 1
+) -> Iterator[RayCluster]:
+    """Start `ray start --head` without a GPU and worker nodes, each saying it has one; all end with the context.
 
     Args:
         env: what the jobs' processes find in their environment, beyond this process's own.
-        head_cpus, worker_cpus: CPUs that the two nodes advertise.
+        head_cpus, worker_cpus, worker_gpus: what each node advertises.
+        workers: how many worker nodes.
     """
-    port, dashboard, client, head_agent, worker_agent = free_ports(5)
+    port, dashboard, client, head_agent = free_ports(4)
     # Short, since Ray's sockets below it have at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
     environment = {
@@ -88,6 +138,9 @@ def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int 
         # Two nodes on a small machine that others use too: a busy disk or memory is no reason to refuse work.
         "RAY_local_fs_capacity_threshold": "1.0",
         "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_raylet_start_wait_time_s": str(int(START_SECONDS)),
+        # Ray has its workers run behind everything else, so that tests would wait for whoever else uses the machine.
+        "RAY_worker_niceness": "0",
     }
     common = [
         "--block",
@@ -110,25 +163,22 @@ def ray_cluster(env: Mapping[str, str], *, head_cpus: int = 2, worker_cpus: int 
         "--num-gpus=0",
         *common,
     ]
-    worker = [
-        sys.executable,
-        "-c",
-        JOIN_ON_LOOPBACK,
-        "start",
-        f"--address=127.0.0.1:{port}",
-        f"--dashboard-agent-listen-port={worker_agent}",
-        f"--num-cpus={worker_cpus}",
-        "--num-gpus=1",
-        *common,
-    ]
-    cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment, folder)
+    cluster = RayCluster(
+        f"127.0.0.1:{port}",
+        f"http://127.0.0.1:{dashboard}",
+        environment,
+        folder,
+        [f"--num-cpus={worker_cpus}", f"--num-gpus={worker_gpus}", *common],
+    )
     try:
-        with ExitStack() as stack:
-            stack.enter_context(_node(head, environment, folder / "head"))
-            stack.enter_context(_node(worker, environment, folder / "worker"))
-            _wait_for_nodes(cluster, 2)
-            yield cluster
+        cluster.start(head)
+        for _ in range(workers):
+            cluster.add_worker()
+        _wait_for_nodes(cluster, 1 + workers)
+        yield cluster
     finally:
+        for node in reversed(cluster.nodes):
+            stop_group(node.process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -156,17 +206,6 @@ def stop_group(process: subprocess.Popen[Any]) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-@contextmanager
-def _node(command: Sequence[str], env: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True, cwd="/")
-    try:
-        _wait_for(lambda: b"Ray runtime started" in log.read_bytes(), process, log)
-        yield
-    finally:
-        stop_group(process)
 
 
 def _wait_for_nodes(cluster: RayCluster, count: int) -> None:
@@ -198,15 +237,27 @@ def _without_ray(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("RAY_")}
 
 
-def _descendants(pid: int) -> dict[int, int]:
-    """Ids and start times of all processes below one."""
+def _descendants(*pids: int) -> dict[int, int]:
+    """Ids and start times of all processes below these."""
     processes = {int(path.name): _stat(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
     found: dict[int, int] = {}
-    parents = {pid}
+    parents = set(pids)
     while parents:
         parents = {child for child, (parent, _, _) in processes.items() if parent in parents} - found.keys()
         found.update({child: processes[child][2] for child in parents})
     return found
+
+
+def parent(pid: int) -> int:
+    """Id of a process's parent; 0 if it is gone."""
+    return _stat(pid)[0]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _stat(pid: int) -> tuple[int, int, int]:

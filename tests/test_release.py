@@ -9,6 +9,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -18,14 +20,13 @@ import chexmask_u as cu
 from chexmask_u import pipeline, release, write
 from chexmask_u.manifest import list_folder
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings, ValidateSettings
+from tests import invented_runs
 from tests.test_pipeline import draw_images
 
 
 @pytest.fixture(scope="module")
 def run(tiny_weights, tmp_path_factory, local_ray) -> str:
     """A finished run over two sources, one image of three in each damaged."""
-    import pyarrow as pa
-
     folder = tmp_path_factory.mktemp("release")
     parts = []
     for source, count in (("hospital-a", 30), ("hospital-b", 7)):
@@ -103,6 +104,27 @@ def test_the_same_run_gives_the_same_bytes(released, run, tmp_path):
     assert len(files) == 14
     for file in files:
         assert (released / file).read_bytes() == (tmp_path / "v1.0.0" / file).read_bytes(), file
+
+
+def test_masks_are_written_group_by_group_from_the_files_that_hold_them(tmp_path, monkeypatch):
+    run = Path(invented_runs.make_run(tmp_path / "run", {"a": invented_runs.Records(ok=range(23))}))
+    whole = pq.read_table(run / "records" / "part_000000-0.parquet")
+    # Parts whose ids lie between each other's, and one that a shard has nothing of.
+    order = np.random.default_rng(0).permutation(20)
+    for index, rows in enumerate((order[:9], order[9:], [20, 21, 22])):
+        part = whole.take(pa.array(rows))
+        pq.write_table(part, run / "records" / f"part_{index:06d}-0.parquet")
+        pq.write_table(part.select(["record_id"]), run / "checkpoint" / f"part_{index:06d}.parquet")
+    monkeypatch.setattr(release, "MASK_ROWS_PER_GROUP", 4)
+    invented_runs.make_release(str(run), str(tmp_path / "out"), rows_per_shard=10)
+    released = tmp_path / "out" / "v1.0.0"
+    release.validate(str(released))
+    files = [pq.ParquetFile(path) for path in sorted((released / "a").glob("masks-*"))]
+    groups = [[file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] for file in files]
+    assert groups == [[4, 4, 2], [4, 4, 2], [3]]
+    columns = ["record_id", "height", "width", *cu.ORGANS]
+    expected = whole.filter(pc.equal(whole["status"], "ok")).select(columns).sort_by("record_id")
+    assert pa.concat_tables([file.read() for file in files]).to_pylist() == expected.to_pylist()
 
 
 def test_counts_add_up_and_validate_agrees(released):
