@@ -107,6 +107,11 @@ def connected(address: str | None) -> Iterator[bool]:
             print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
     except ConnectionError as error:
         raise ClusterError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
+    except (ValueError, RuntimeError, OSError) as error:
+        what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
+        raise ClusterError(
+            f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         # Ray takes the signal for itself, and would end the process with a stack of its own.
         signal.signal(signal.SIGTERM, on_sigterm)

@@ -320,7 +320,7 @@ def _batches(folder: str, content: Mapping[str, Any], config: str) -> Iterator[p
             continue
         try:
             with fs.open_input_file(storage.join(path, file["path"])) as stream:
-                yield from pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS)
+                yield from pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(batch_size=BATCH_ROWS)
         except (OSError, pa.ArrowInvalid) as error:
             raise DiffError(f"{folder}/{file['path']}: cannot be read ({storage.explain(error)})") from error
 

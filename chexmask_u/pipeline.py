@@ -54,6 +54,11 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     if settings.manifest is None or settings.output is None:
         raise SettingsError("--manifest and --output are needed")
     manifest_uri = storage.normalise(settings.manifest)
+    if storage.redact(manifest_uri) != manifest_uri:
+        raise SettingsError(
+            f"--manifest {storage.redact(manifest_uri)}: its URL holds a secret; `release` reads the manifest again,"
+            " and a run keeps no secrets; copy it to a place without"
+        )
     run = write.Run(storage.normalise(settings.output))
     manifest.check_columns(manifest_uri)
     model = load_model(settings.weights, sha256=settings.weights_sha256)
@@ -183,6 +188,7 @@ def _run_graph(
                 min_rows_per_file=settings.rows_per_file,
                 mode=ray.data.SaveMode.APPEND,
                 compression=write.COMPRESSION,
+                write_page_checksum=True,
                 # As the step before it, or Ray would not join the two in one task.
                 ray_remote_args={"max_retries": MAX_RESTARTS},
             )

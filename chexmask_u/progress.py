@@ -131,14 +131,17 @@ def progress(total: int, done: int, verb: str = "generate", unit: str = "image")
         bar.set_postfix_str(", ".join(notes), refresh=False)
         # A retried block is counted twice here, so the bar is held at its end; the report counts records.
         bar.update(min(done + totals.units, total) - bar.n)
+        if sys.stderr.isatty():
+            # The clock goes on before the first batch is done.
+            bar.refresh()
 
     def watch() -> None:
         while not stop.wait(interval):
             try:
                 update()
             except Exception:
-                # The cluster is going away; the run itself says why.
-                return
+                # A busy cluster answers later; of one that is gone the run itself tells.
+                continue
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

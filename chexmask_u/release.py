@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from chexmask_u import card, manifest, record, storage, versions
@@ -115,7 +116,7 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
             " run the same `generate` command again, which makes them anew"
         )
     columns = ["record_id", "source", "status", "reason", _FILE]
-    table = run.dataset().to_table(columns=columns).sort_by("record_id")
+    table = _read(run, run.dataset(), columns).sort_by("record_id")
     _check_ids(run, frozen, table)
     if unknown := set(settings.exclude) - set(pc.unique(table["source"]).to_pylist()):
         raise ReleaseError(f"{run.url}: holds no source {min(unknown)}, which --exclude names")
@@ -291,7 +292,7 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[dict[str, Any], bytes]:
 
     def rows(columns: list[str], first: str, last: str) -> pa.Table:
         within = (pc.field("record_id") >= first) & (pc.field("record_id") <= last)
-        return dataset.to_table(columns=columns, filter=wanted & within).sort_by("record_id")
+        return _read(run, dataset, columns, wanted & within).sort_by("record_id")
 
     ids = rows(["record_id"], shard.first, shard.last)["record_id"]
     if len(ids) != shard.rows:
@@ -301,7 +302,7 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[dict[str, Any], bytes]:
     facts: dict[str, Any] = {"path": shard.path, "config": shard.config, "kind": shard.kind, "rows": shard.rows}
     sink = io.BytesIO()
     rows_per_group = min(plan.rows_per_group, MASK_ROWS_PER_GROUP) if shard.kind == "masks" else plan.rows_per_group
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         # Group by group, since masks of a whole shard are more than a GB in memory.
         for start in range(0, len(ids), rows_per_group):
             group = ids.slice(start, rows_per_group)
@@ -314,6 +315,26 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[dict[str, Any], bytes]:
     content = sink.getvalue()
     facts["arrow_bytes"] = _arrow_bytes(content)
     return facts | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}, content
+
+
+def _read(run: Run, dataset: pads.Dataset, columns: list[str], rows: pc.Expression | None = None) -> pa.Table:
+    """Columns of the run's records, checked against their pages' checksums.
+
+    Raises:
+        ReleaseError: naming the part that is damaged.
+    """
+    try:
+        return dataset.to_table(columns=columns, filter=rows)
+    except (OSError, pa.ArrowInvalid):
+        for file in dataset.files:
+            try:
+                run.dataset([file]).to_table()
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ReleaseError(
+                    f"{file}: a part of the run's records is damaged ({storage.explain(error)}); delete it, and the"
+                    " same `generate` command makes its records again"
+                ) from error
+        raise
 
 
 def finish(plan: Plan, files: list[dict[str, Any]]) -> dict[str, Any]:
@@ -372,7 +393,7 @@ def read_marker(folder: str) -> dict[str, Any]:
     fs, path = storage.filesystem(folder)
     try:
         content: dict[str, Any] = json.loads(fs.cat_file(storage.join(path, MARKER)))
-        content["files"], content["pages"]
+        content["files"], content["pages"], content["counts"], content["failures"], content["manifest"]["rows"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ReleaseError(f"{folder}: is no release (no {MARKER}), or one that was never finished") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -446,7 +467,7 @@ def read_rows(fs: Any, path: str, where: str, kind: str) -> Iterator[pa.Table]:
     """
     try:
         with fs.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
             if not file.schema_arrow.equals(record.RELEASED[kind]):
                 raise ReleaseError(f"{where}: its columns are not those of schema {record.SCHEMA_VERSION}")
             for batch in file.iter_batches(batch_size=READ_ROWS):

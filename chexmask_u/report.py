@@ -50,7 +50,7 @@ _SCAN_FULL_ROWS = {
     "batch_size": 1024,
     "batch_readahead": 1,
     "fragment_readahead": 1,
-    "fragment_scan_options": ds.ParquetFragmentScanOptions(pre_buffer=False),
+    "fragment_scan_options": ds.ParquetFragmentScanOptions(pre_buffer=False, page_checksum_verification=True),
 }
 
 _NOTHING = "\N{EN DASH}"

@@ -41,6 +41,11 @@ _REWRITERS = 8
 # Of every part.
 COMPRESSION = "zstd"
 
+# Parts carry a checksum per page, so that a flipped bit is an error and no other landmark.
+_VERIFIED = pads.ParquetFileFormat(
+    default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
 # Libraries whose version can move a number.
 VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pillow")
 
@@ -69,13 +74,15 @@ class Run:
         """A JSON file of the run, or None if it is not there."""
         fs, path = storage.filesystem(storage.join(self.url, name))
         try:
-            content: dict[str, Any] = json.loads(fs.cat_file(path))
+            content = json.loads(fs.cat_file(path))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise RunError(f"{self.url}/{name}: is no JSON; choose another --output") from error
         except Exception as error:
             raise RunError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{self.url}/{name}: is no JSON object; choose another --output")
         return content
 
     def write_text(self, name: str, text: str) -> None:
@@ -109,7 +116,7 @@ class Run:
         fs, _ = storage.arrow_filesystem(self.records)
         if files is None:
             files = [file for part in self._parts().values() for file in part]
-        return pads.dataset(sorted(files), schema=record.RECORD, filesystem=fs, format="parquet")
+        return pads.dataset(sorted(files), schema=record.RECORD, filesystem=fs, format=_VERIFIED)
 
     def lost_parts(self) -> dict[str, list[str]]:
         """Checkpoints whose part is gone, damaged or short, each with the files that are left of the part.
@@ -124,7 +131,7 @@ class Run:
 
         def is_whole(part: tuple[str, list[str]]) -> bool:
             checkpoint, files = part
-            return _rows(checkpoint_fs, checkpoint) == sum(_rows(records_fs, file) for file in files)
+            return 0 < _rows(checkpoint_fs, checkpoint) == sum(_rows(records_fs, file) for file in files)
 
         parts = self._parts()
         try:
@@ -215,7 +222,7 @@ class Run:
         if len(kept):
             pq.write_table(kept.select(["record_id"]), new + _PENDING, filesystem=checkpoint_fs)
             target = storage.join(records_path, f"{name}.parquet")
-            pq.write_table(kept, target, filesystem=records_fs, compression=COMPRESSION)
+            pq.write_table(kept, target, filesystem=records_fs, compression=COMPRESSION, write_page_checksum=True)
         checkpoint_fs.move(checkpoint, old + _PENDING)
         if len(kept):
             checkpoint_fs.move(new + _PENDING, new + ".parquet")

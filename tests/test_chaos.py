@@ -173,7 +173,10 @@ def make_manifest(place: str, copies: int, folder: Path) -> tuple[str, int]:
 
 
 def survive(arena: Arena, name: str, kinds: Sequence[str], rng: random.Random) -> list[Outcome]:
-    """Run the command until it is done, under faults of these kinds, and check what it left."""
+    """Run the command until it is done, under faults of these kinds, and check what it left.
+
+    The release is compared too where the undisturbed run has one.
+    """
     chaos = Chaos(
         arena.cluster, arena.run(name), arena.command(name), arena.env, arena.logs / f"{name}.log", rng, arena.gate
     )
@@ -182,7 +185,8 @@ def survive(arena: Arena, name: str, kinds: Sequence[str], rng: random.Random) -
     assert leftovers(arena.run(name)) == []
     assert half_uploads(arena) == []
     check_same_records(arena.run("undisturbed"), arena.run(name), arena)
-    check_same_release(arena.releases["undisturbed"], arena.release(name))
+    if "undisturbed" in arena.releases:
+        check_same_release(arena.releases["undisturbed"], arena.release(name))
     return chaos.outcomes
 
 
@@ -251,10 +255,9 @@ def check_same_masks(expected: pa.Table, found: pa.Table, organ: str) -> None:
 
 def undisturbed(arena: Arena) -> None:
     arena.call(*arena.command("undisturbed")[len(CLI) :])
-    arena.releases["undisturbed"] = arena.release("undisturbed")
-    masks = arena.releases["undisturbed"].tables["folder-masks"]
-    assert sum(mask != "" for mask in masks["heart"].to_pylist()) > len(masks) / 2
-    assert arena.releases["undisturbed"].content["failures"].keys() == {"damaged", "empty", "unsupported"}
+    rows = arena.run("undisturbed").dataset().to_table(columns=["heart", "reason"])
+    assert sum(bool(mask) for mask in rows["heart"].to_pylist()) > len(rows) / 2
+    assert set(rows["reason"].to_pylist()) == {None, "damaged", "empty", "unsupported"}
 
 
 def test_an_outage_of_a_quarter_of_a_minute_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,13 +282,12 @@ def test_an_outage_of_a_quarter_of_a_minute_is_waited_for(tmp_path: Path, monkey
         assert pq.read_table(part, filesystem=arrow_fs).num_rows == 1
 
 
-# A cluster, six faults and their recovery: a minute when nobody else uses the machine, ten when many do.
+# A cluster, three faults and their recovery: a minute or two when nobody else uses the machine, ten when many do.
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("arena", [("s3", 6)], indirect=True, ids=["s3"])
-def test_a_run_under_six_kinds_of_faults_ends_like_one_that_nothing_happened_to(arena: Arena) -> None:
+def test_a_run_that_loses_its_driver_a_node_and_a_replica_ends_like_one_that_does_not(arena: Arena) -> None:
     undisturbed(arena)
-    kinds = ["predictor", "driver in a rename", "storage", "reader", "node", "writer at a commit"]
-    outcomes = survive(arena, "disturbed", kinds, random.Random(SEED))
+    outcomes = survive(arena, "disturbed", ["driver in a rename", "node", "predictor"], random.Random(SEED))
     print(table(outcomes))
     assert sum(outcome.hit for outcome in outcomes) >= 2
 
@@ -301,6 +303,7 @@ def test_fifty_faults_lose_no_record_and_double_none(arena: Arena) -> None:
     rng = random.Random(SEED)
     print(f"\nseed {SEED}")
     undisturbed(arena)
+    arena.releases["undisturbed"] = arena.release("undisturbed")
     outcomes: list[Outcome] = []
     while sum(outcome.hit for outcome in outcomes) < FAULTS:
         kinds = KINDS_ON_S3 if arena.gate is not None else list(KINDS)

@@ -308,3 +308,24 @@ def test_wrong_content_is_found_even_behind_right_checksums(copy, column, change
     (copy / release.MARKER).write_text(json.dumps(marker))
     with pytest.raises(release.ReleaseError, match=words):
         pipeline.validate(ValidateSettings(release=str(copy)))
+
+
+def test_a_flipped_bit_in_a_part_is_named_and_never_released(run, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    part = max((copied / "records").iterdir(), key=lambda path: path.stat().st_size)
+    group = pq.read_metadata(part).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    column = next(one for one in columns if one.path_in_schema.startswith("landmarks_mean"))
+    content = bytearray(part.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(release.ReleaseError, match=f"{part.name}: a part of the run's records is damaged"):
+        pipeline.make_release(ReleaseSettings(run=str(copied), output=str(tmp_path / "releases")))
+    assert not list((tmp_path / "releases").rglob("release.json"))
+    # As the message says.
+    part.unlink()
+    settings = json.loads((copied / "run.json").read_text())["settings"]
+    again = GenerateSettings(**{**settings, "output": str(copied), "retry": ()})
+    assert pipeline.generate(again)["complete"]
+    assert pipeline.make_release(ReleaseSettings(run=str(copied), output=str(tmp_path / "releases")))["version"]
