@@ -35,7 +35,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of a small input: fast, and as good as any where only the plumbing is looked at.
 
-    With this seed every organ lies in the image; with most, masks are empty and so all the same.
+    With this seed most organs lie in the image; with others, masks are empty and so all the same.
     """
     torch.manual_seed(7)
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
