@@ -114,7 +114,7 @@ def progress(total: int, done: int, verb: str = "generate", unit: str = "image")
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     from tqdm import tqdm
 
-    plural = f"{unit}es" if unit.endswith("h") else f"{unit}s"
+    plural = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
     # On the driver's own machine: any other may be taken away in mid-run, and the end of a run asks for the totals.
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     adder = ray.remote(_Adder).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)

@@ -44,6 +44,9 @@ ECHO_SECONDS = 120.0
 # How long a fault waits for the process that it is to kill, while the driver lives.
 TARGET_SECONDS = 120.0
 
+# What schedulers give a process that they told to stop, at least.
+STOP_SECONDS = 30.0
+
 
 @dataclass
 class Outcome:
@@ -105,6 +108,7 @@ class Chaos:
         self._progress = time.monotonic()
         self._faults: dict[str, Callable[[], bool]] = {
             "driver": self._kill_driver,
+            "driver told to stop": self._stop_driver,
             "predictor": lambda: self._kill(lambda: self.processes("Predictor")),
             "reader": lambda: self._kill(self._readers),
             "decoder": lambda: self._kill(self._decoders),
@@ -270,6 +274,13 @@ class Chaos:
         if hit and orphans:
             self._helpers.append(threading.Thread(target=watch))
             self._helpers[-1].start()
+        return hit
+
+    def _stop_driver(self) -> bool:
+        """As a scheduler does before it kills."""
+        hit = self._driver.poll() is None
+        self._driver.terminate()
+        assert self._driver.wait(STOP_SECONDS) in (0, 1), "it did not end as it should"
         return hit
 
     def _kill_node(self) -> bool:
