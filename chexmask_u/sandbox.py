@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,10 @@ serve()
 """
 
 _READY = b"ready\n"
+
+# What anybody may ask of Linux for a pipe. With the usual 64 KiB the two sides wait for each other dozens of times an
+# image.
+_PIPE_BYTES = 2**20
 
 
 class SandboxError(RuntimeError):
@@ -135,6 +140,7 @@ class Sandbox:
                 process_group=0,
             )
             if self._pipes()[1].readline() == _READY:
+                _widen(self._pipes())
                 return
             code = self._end()
         raise SandboxError(f"the decoder's process does not start ({_cause(code)}); this process's stderr says why")
@@ -240,6 +246,16 @@ def _receive(stdout: IO[bytes]) -> tuple[dict[str, Any], bytes]:
 
 def _cause(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _widen(pipes: Iterable[IO[bytes]]) -> None:
+    # A user's share of such pipes may be used up; narrow ones do as well.
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):
+            for pipe in pipes:
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _address_space() -> int:
