@@ -25,9 +25,6 @@ CORES_PER_REPLICA = 8
 # small machine nothing would be left for writing, and no record would be committed before the last one is read.
 WAITING_TASKS = 2
 
-# Processes of Ray that read footers of the manifest and of what is done.
-FOOTER_READERS = 2
-
 # A replica or task that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
 MAX_RESTARTS = 20
 
@@ -74,9 +71,6 @@ def connected(address: str | None) -> Iterator[bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Otherwise the driver prints a warning about a restart of actors that Ray Data arranges itself.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Ray Data would start 32 processes to read a folder's Parquet footers, 128 at once in each: minutes, and gigabytes,
-    # of a small machine before a run goes on.
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", str(FOOTER_READERS))
     if address is None or _on_loopback(address):
         # Ray uses the host's own address otherwise; it reads this when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

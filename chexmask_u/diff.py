@@ -73,7 +73,8 @@ class _Source:
             "removed": self.removed,
             "changed": self.changed,
             "resized": self.resized,
-            "masks_differ": masks_differ,
+            # Files of other records differ, whatever their masks are like.
+            "masks_differ": masks_differ if both == before == after else None,
             "columns": dict(sorted(self.columns.items())),
             "failed_to_ok": dict(sorted(self.recovered.items())),
             "ok_to_failed": dict(sorted(self.lost.items())),

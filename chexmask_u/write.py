@@ -6,7 +6,7 @@ import json
 import platform
 import uuid
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -144,7 +144,6 @@ class Run:
     def redo_lost_parts(self) -> int:
         """Delete what is left of lost parts, and their checkpoints, so that their images are done again."""
         checkpoint_fs, checkpoint_path = storage.arrow_filesystem(self.checkpoint)
-        records_fs, _ = storage.arrow_filesystem(self.records)
         checkpoints = set(_parquet_files(checkpoint_fs, checkpoint_path))
         for file in checkpoints:
             # Object stores rename by a copy and a deletion. Killed between the two, a part is both committed and not,
@@ -152,11 +151,7 @@ class Run:
             if file.endswith(_PENDING) and file.removesuffix(_PENDING) + ".parquet" in checkpoints:
                 checkpoint_fs.delete_file(file)
         lost = self.lost_parts()
-        for checkpoint, files in lost.items():
-            for file in files:
-                records_fs.delete_file(file)
-            # Last: without it nobody would look for the part's other files.
-            checkpoint_fs.delete_file(checkpoint)
+        self._delete(lost)
         return len(lost)
 
     def redo_doubled_parts(self) -> int:
@@ -166,7 +161,6 @@ class Run:
         machines do the same images. What a deleted part alone held is done again.
         """
         checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
-        records_fs, _ = storage.arrow_filesystem(self.records)
         parts = self._parts()
         checkpoints = sorted(parts)
         seen: set[str] = set()
@@ -179,11 +173,17 @@ class Run:
                     seen.update(ids)
                 else:
                     doubled.append(checkpoint)
-        for checkpoint in doubled:
-            for file in parts[checkpoint]:
+        self._delete({checkpoint: parts[checkpoint] for checkpoint in doubled})
+        return len(doubled)
+
+    def _delete(self, parts: Mapping[str, list[str]]) -> None:
+        """Delete parts: files first, since without the checkpoint nobody would look for what is left of them."""
+        checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
+        records_fs, _ = storage.arrow_filesystem(self.records)
+        for checkpoint, files in parts.items():
+            for file in files:
                 records_fs.delete_file(file)
             checkpoint_fs.delete_file(checkpoint)
-        return len(doubled)
 
     def retry(self, reasons: Collection[str]) -> int:
         """Take out of the run the rows that failed for these reasons, so that they are done again.

@@ -56,6 +56,8 @@ def local_ray():
     """One local Ray for the session, as `generate` starts it; `cluster.connected` uses one that is there."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Ray ends workers that have nothing to do for a second; each run would wait for others to import torch.
+    patient = {"idle_worker_killing_time_threshold_ms": 600_000}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=patient)
     yield ray
     ray.shutdown()

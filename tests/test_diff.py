@@ -79,6 +79,7 @@ def test_records_that_came_went_failed_or_recovered_are_told_apart(before, tmp_p
     assert (facts["before"], facts["after"], facts["in_both"]) == (25, 26, 23)
     assert (facts["added"], facts["failed_to_ok"]) == (2, {"empty": 1})
     assert (facts["removed"], facts["ok_to_failed"]) == (1, {"crashed": 1})
+    assert facts["masks_differ"] is None
     assert report["sources"]["b"]["removed"] == 6
     assert report["sources"]["c"]["added"] == 3
     assert report["failures"] == {

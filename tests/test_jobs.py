@@ -125,6 +125,7 @@ def test_job_runs_the_code_that_was_submitted(s3: S3Server, generated: Job) -> N
     assert run["versions"]["chexmask_u"] == SUBMITTED_VERSION, generated.log
 
 
+@pytest.mark.slow
 def test_job_again_redoes_nothing(
     s3: S3Server, cluster: RayCluster, project: Path, generated: Job, manifest: str, tiny_weights: Path
 ) -> None:

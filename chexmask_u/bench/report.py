@@ -354,10 +354,9 @@ def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Tab
     """Manifest rows of drawn radiographs: 8-bit JPEG files, or PNG files of 16 bits, 12 of them used."""
     (folder / "images").mkdir(parents=True)
     for index in range(8):
-        image = draw(index, side=max(size)).image[: size[0], : size[1]]
-        if deep:
-            image = reading.twelve_bit(image)
-        cv2.imwrite(str(folder / "images" / f"{index}{'.png' if deep else '.jpg'}"), image)
+        grey = draw(index, side=max(size)).image[: size[0], : size[1]]
+        name, image = (f"{index}.png", reading.twelve_bit(grey)) if deep else (f"{index}.jpg", grey)
+        cv2.imwrite(str(folder / "images" / name), image)
     listed = str(folder / "manifest.parquet")
     manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
     return pq.read_table(listed)
