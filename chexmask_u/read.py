@@ -26,9 +26,12 @@ def read_image(uri: str, *, source: str = "folder", max_side: int = 10_000) -> R
     """Fetch, decode and prepare one image as `source` is prepared.
 
     Raises:
-        ReadError: with the reason why not.
+        ReadError: with the file and the reason why not.
     """
-    return read_bytes(fetch(uri, max_bytes=_max_bytes(max_side)), source=source, max_side=max_side)
+    try:
+        return read_bytes(fetch(uri, max_bytes=_max_bytes(max_side)), source=source, max_side=max_side)
+    except ReadError as error:
+        raise ReadError(error.reason, f"{storage.redact(uri)}: {error}") from error
 
 
 def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:

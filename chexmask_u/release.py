@@ -499,8 +499,14 @@ def _check_ids(run: Run, frozen: dict[str, Any], table: pa.Table) -> None:
     expected = pq.read_table(path, columns=["record_id"], filesystem=fs)["record_id"].cast(pa.string())
     expected = expected.take(pc.sort_indices(expected)).combine_chunks()
     actual = table["record_id"].combine_chunks()
-    if len(pc.unique(actual)) != len(actual):
-        raise ReleaseError(f"{run.url}: {len(actual) - len(pc.unique(actual))} records occur more than once")
+    if twice := len(actual) - len(pc.unique(actual)):
+        counts = pc.value_counts(actual)
+        name = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
+        files = pc.unique(table.filter(pc.equal(table["record_id"], name))[_FILE]).to_pylist()
+        raise ReleaseError(
+            f"{run.url}: {twice} records occur more than once, for instance {name.as_py()!r} in {' and '.join(files)};"
+            " delete these parts and run the same `generate` command again"
+        )
     missing = len(expected) - pc.sum(pc.is_in(expected, value_set=actual)).as_py()
     if missing:
         raise ReleaseError(

@@ -16,6 +16,7 @@ from pydicom.pixels.processing import apply_voi_lut
 
 from chexmask_u.preparation import ReadImage
 from chexmask_u.read import read_image
+from chexmask_u.record import ReadError
 from tests.dicom_files import compress, dataset, encode
 from tests.test_read import texture
 
@@ -63,6 +64,13 @@ def check(result: ReadImage, grey: NDArray[np.uint8], kept: NDArray[np.uint8]) -
     assert (result.image == frame(kept)).all()
     assert (result.height, result.width) == grey.shape
     assert (result.letterbox.crop_height, result.letterbox.crop_width) == kept.shape
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no image")
+    with pytest.raises(ReadError, match=r"/notes\.png: not a PNG, JPEG or DICOM file") as error:
+        read_image(str(tmp_path / "notes.png"))
+    assert error.value.reason == "unsupported"
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

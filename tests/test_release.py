@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +186,17 @@ def test_a_part_that_is_lost_or_damaged_is_made_again(run, tmp_path, damage):
     assert rows <= 43 - summary["already_done"] < 43
     content = pipeline.make_release(to_release)
     assert sum(counts["ok"] + counts["failed"] for counts in content["counts"].values()) == 43
+
+
+def test_a_part_that_was_copied_over_another_is_named_with_it(run, tmp_path):
+    hurt = Path(shutil.copytree(run, tmp_path / "run"))
+    parts = (hurt / "records").glob("*.parquet")
+    other, *_, original = sorted(parts, key=lambda part: pq.read_metadata(part).num_rows)
+    # As many rows as were there, or it would be a lost part.
+    pq.write_table(pq.read_table(original).slice(0, pq.read_metadata(other).num_rows), other)
+    with pytest.raises(release.ReleaseError, match=r"occur more than once.*delete these parts") as error:
+        pipeline.make_release(ReleaseSettings(run=str(hurt), output=str(tmp_path / "out")))
+    assert {original.name, other.name} <= set(re.findall(r"[\w-]+\.parquet", str(error.value)))
 
 
 class FailingStorage(LocalFileSystem):
