@@ -395,6 +395,8 @@ def read_marker(folder: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(fs.cat_file(storage.join(path, MARKER)))
         content["files"], content["pages"], content["counts"], content["failures"], content["manifest"]["rows"]
     except (FileNotFoundError, NotADirectoryError) as error:
+        if found := [name for name in storage.names_in(folder) if versions.is_version(name)]:
+            raise ReleaseError(f"{folder}: holds the versions {', '.join(found)}; name one of them") from error
         raise ReleaseError(f"{folder}: is no release (no {MARKER}), or one that was never finished") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ReleaseError(f"{folder}/{MARKER}: is damaged ({storage.explain(error)})") from error

@@ -281,6 +281,11 @@ def test_a_lost_cut_or_edited_file_is_named(copy, name, damage, words):
     assert name in str(caught.value)
 
 
+def test_a_folder_of_versions_is_told_from_one(copy):
+    with pytest.raises(release.ReleaseError, match=r"holds the versions v1\.0\.0; name one of them"):
+        pipeline.validate(ValidateSettings(release=str(copy.parent)))
+
+
 def test_a_release_without_its_marker_is_none(copy):
     (copy / release.MARKER).unlink()
     with pytest.raises(release.ReleaseError, match="never finished"):
