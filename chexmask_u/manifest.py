@@ -151,8 +151,9 @@ def inspect(uri: str) -> ManifestFacts:
     # Whole ids would be 100 MB of a driver that is to stay small.
     hashes = [np.empty(0, np.int64)]
     digest = sha256(uri)
-    for batch in _batches(uri, record.REQUIRED_MANIFEST_COLUMNS):
+    for batch in _batches(uri, _known_columns(uri)):
         rows += len(batch)
+        _check_numbers(uri, batch)
         for name in record.REQUIRED_MANIFEST_COLUMNS:
             missing[name] += len(batch) - (pc.sum(pc.not_equal(batch[name], "")).as_py() or 0)
         relative += relative or batch["uri"].filter(_is_relative(batch["uri"])).slice(0, 1).to_pylist()
@@ -178,6 +179,32 @@ def inspect(uri: str) -> ManifestFacts:
     for example in schemes.values():
         storage.check_scheme(example)
     return ManifestFacts(uri, digest, rows, dict(sorted(sources.items())))
+
+
+def _known_columns(uri: str) -> list[str]:
+    fs, path = storage.arrow_filesystem(uri)
+    with fs.open_input_file(path) as file:
+        there = pq.read_schema(file).names
+    return [name for name in record.MANIFEST.names if name in there]
+
+
+def _check_numbers(uri: str, batch: pa.RecordBatch) -> None:
+    """Raise ManifestError on a number that a step would stumble over hours later."""
+    for name in set(batch.schema.names) - set(record.REQUIRED_MANIFEST_COLUMNS):
+        type_ = record.MANIFEST.field(name).type
+        try:
+            _finite(batch[name]).cast(type_)
+        except pa.ArrowInvalid as error:
+            raise ManifestError(
+                f"{uri}: column {name!r} must hold {type_} values ({storage.explain(error)})"
+            ) from error
+
+
+def _finite(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The column with null for what is no number, as other tools write what is missing."""
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
 
 
 def sha256(uri: str) -> str:
@@ -269,7 +296,9 @@ def write(tables: Iterable[pa.Table], uri: str) -> int:
 def complete(batch: pa.Table) -> pa.Table:
     """Manifest rows with every column of `record.MANIFEST`, null where the manifest has none; others are dropped."""
     columns = [
-        batch[field.name].cast(field.type) if field.name in batch.column_names else pa.nulls(len(batch), field.type)
+        _finite(batch[field.name]).cast(field.type)
+        if field.name in batch.column_names
+        else pa.nulls(len(batch), field.type)
         for field in record.MANIFEST
     ]
     return pa.table(columns, schema=record.MANIFEST)

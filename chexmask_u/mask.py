@@ -115,7 +115,8 @@ def _mask_row(mean: NDArray[Any] | None, std: NDArray[Any] | None, row: dict[str
     if mean is not None and std is not None:
         try:
             letterbox = Letterbox.from_row(row["letterbox"])
-            original = letterbox.to_original(mean)
+            # As they are stored: of what was rounded to float32 afterwards, others would draw another border.
+            original = letterbox.to_original(mean).astype(np.float32)
             masks = {organ: organ_rle(original, organ, row["height"], row["width"]) for organ in anatomy.ORGANS}
             result |= {"landmarks_mean": original, "landmarks_std": letterbox.spread_to_original(std)} | masks
         except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
 from collections import Counter
@@ -9,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from chexmask_u import lock, manifest, release, storage, write
 from chexmask_u.anatomy import FRAME
@@ -41,6 +44,9 @@ ROWS_PER_BLOCK = 32
 BLOCKS_IN_STORE_PER_CORE = 2
 BLOCK_BYTES = ROWS_PER_BLOCK * FRAME**2
 
+# Ray Data takes the rest of a path for a query, or drops it, and would do every image again.
+_LOST_ON_RAY = re.compile(r"[?\t\r\n]")
+
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:
     """Make one record of every manifest row; an interrupted run goes on where it stopped.
@@ -60,6 +66,10 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             " and a run keeps no secrets; copy it to a place without"
         )
     run = write.Run(storage.normalise(settings.output))
+    if lost := _LOST_ON_RAY.search(run.url):
+        raise SettingsError(
+            f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another"
+        )
     manifest.check_columns(manifest_uri)
     model = load_model(settings.weights, sha256=settings.weights_sha256)
     weights = {
@@ -80,8 +90,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             raise ClusterError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
         on_worker(manifest.check_access, manifest_uri)
         write.freeze(run, settings, facts, weights)
-        if lost := on_worker(write.Run.redo_lost_parts, run):
-            print(f"{lost} parts of the run were lost or damaged; their images are done again", file=sys.stderr)
+        _redo_lost(run)
         if settings.retry:
             again = on_worker(write.Run.retry, run, settings.retried_reasons())
             print(f"{again} failed images are done again", file=sys.stderr)
@@ -93,8 +102,11 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         start = time.monotonic()
         seen: dict[str, float | None] = {}
         if done < facts.rows:
+            # That of an earlier attempt would be believed if this one ended before its own.
+            run.remove("report.json")
             seen = _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
         seconds = time.monotonic() - start
+        _redo_lost(run)
         stored = _rows_once(run, run.committed_rows())
         return on_worker(
             write.write_report,
@@ -110,6 +122,11 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
                 **seen,
             },
         )
+
+
+def _redo_lost(run: write.Run) -> None:
+    if lost := on_worker(write.Run.redo_lost_parts, run):
+        print(f"{lost} parts of the run were lost or damaged; their images are done again", file=sys.stderr)
 
 
 def _rows_once(run: write.Run, rows: int) -> int:
@@ -151,7 +168,8 @@ def _run_graph(
     records_fs, records_path = storage.arrow_filesystem(run.records)
     with object_store_peak() as store_peak, progress(total, done) as tally:
         (
-            ray.data.read_parquet(manifest_path, filesystem=manifest_fs)
+            # Whatever the file is called, and whatever its folders' names look like.
+            ray.data.read_parquet(manifest_path, filesystem=manifest_fs, file_extensions=None, partitioning=None)
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
             .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
             .map_batches(
@@ -215,7 +233,14 @@ class _CountingPredictor(Predictor):
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         start = time.perf_counter()
-        predicted = super().__call__(batch)
+        try:
+            predicted = super().__call__(batch)
+        except torch.AcceleratorError as error:
+            # Of a fault of the device this process does not recover; Ray starts another, for so many times.
+            print(
+                f"chexmask_u: the GPU failed ({storage.explain(error)}); its process ends", file=sys.stderr, flush=True
+            )
+            os._exit(1)
         end = time.perf_counter()
         failures = Counter(reason for reason in predicted["reason"].to_pylist() if reason is not None)
         idle = 0.0 if self.end is None else start - self.end

@@ -325,15 +325,9 @@ def _read(run: Run, dataset: pads.Dataset, columns: list[str], rows: pc.Expressi
     """
     try:
         return dataset.to_table(columns=columns, filter=rows)
-    except (OSError, pa.ArrowInvalid):
-        for file in dataset.files:
-            try:
-                run.dataset([file]).to_table()
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ReleaseError(
-                    f"{file}: a part of the run's records is damaged ({storage.explain(error)}); delete it, and the"
-                    " same `generate` command makes its records again"
-                ) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        if damaged := run.damaged_part():
+            raise ReleaseError(damaged) from error
         raise
 
 
@@ -348,7 +342,7 @@ def finish(plan: Plan, files: list[dict[str, Any]]) -> dict[str, Any]:
     content["pages"] = _describe(pages)
     _check_content(plan.folder, content)
     _check_claim(plan)
-    fs.pipe_file(storage.join(path, MARKER), (json.dumps(content, indent=2) + "\n").encode())
+    storage.put(storage.join(plan.folder, MARKER), (json.dumps(content, indent=2) + "\n").encode())
     fs.rm(storage.join(path, ATTEMPT))
     return content | {"folder": plan.folder}
 

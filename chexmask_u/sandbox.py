@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ SPARE_BYTES = 512 * 2**20
 
 # A death may come from outside, as when a machine runs out of memory; two of the same image do not.
 ATTEMPTS = 2
+PAUSE_SECONDS = 1.0
 
 # The package's own __init__ would import torch: two seconds and 300 MB for each child.
 _START = """
@@ -130,20 +132,30 @@ class Sandbox:
         if self._child is not None:
             self._end()
         for _ in range(ATTEMPTS):
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", _START, str(Path(__file__).parent)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                # Ray finds this code by sys.path, which a child does not inherit.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
-                # Ctrl-C is for the parent, which then ends the child.
-                process_group=0,
-            )
+            try:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-c", _START, str(Path(__file__).parent)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    # Ray finds this code by sys.path, which a child does not inherit.
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                        "OPENBLAS_NUM_THREADS": "1",
+                    },
+                    # Ctrl-C is for the parent, which then ends the child.
+                    process_group=0,
+                )
+            except OSError as error:
+                cause = storage.explain(error)
+                # Memory and processes may be short for a moment only.
+                time.sleep(PAUSE_SECONDS)
+                continue
             if self._pipes()[1].readline() == _READY:
                 _widen(self._pipes())
                 return
-            code = self._end()
-        raise SandboxError(f"the decoder's process does not start ({_cause(code)}); this process's stderr says why")
+            cause = f"{_cause(self._end())}; this process's stderr says why"
+        raise SandboxError(f"the decoder's process does not start ({cause})")
 
     def _end(self) -> int:
         """Make sure that the child is gone; returns its exit code, negative for a signal."""

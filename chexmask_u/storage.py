@@ -43,11 +43,12 @@ S3_ATTEMPTS = 10
 _NATIVE_SCHEMES = ("s3", "gs", "gcs")
 
 
-_USER_INFO = re.compile(r"(://)[^/\s@\"'<>]+@")
+# Up to the last "@" before a slash: a password may hold another.
+_USER_INFO = re.compile(r"(://)[^/\s\"<>]*@")
 
 # Of presigned URLs (AWS, Google, Azure) and of those that web servers make up.
 _SECRET_PARAMETER = re.compile(
-    r"([?&;][^=&;\s]*(?:sig|token|secret|passw|credential|key|auth|access)[^=&;\s]*=)[^&\s\"'<>)]*[^&\s\"'<>):,]",
+    r"([?&;][^=&;\s]*(?:sig|token|secret|passw|pwd|credential|key|auth|access|jwt)[^=&;\s]*=)[^&\s\"'<>)]*[^&\s\"'<>):,]",
     re.IGNORECASE,
 )
 
@@ -69,7 +70,9 @@ def normalise(url: str) -> str:
     if is_local(url):
         path = split_protocol(url)[1]
         # Not Path.expanduser, which raises where a name merely begins with "~".
-        return os.path.normpath(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
+        absolute = os.path.normpath(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
+        # Two slashes at the start stay where they are, by POSIX, and Ray then takes the path for a relative one.
+        return re.sub("^//+", "/", absolute)
     check_scheme(url)
     return url.rstrip("/")
 
@@ -107,6 +110,11 @@ def resolve(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSyste
     if is_local(url):
         # fsspec itself would cut a path at "::", its mark of a chained URL.
         return fsspec.filesystem("file"), normalise(url)
+    protocol, rest = split_protocol(url)
+    if "::" in rest and "://" not in rest:
+        # No chained URL, which names another behind its "::"; fsspec would cut it there, and name another object.
+        fs = fsspec.filesystem(protocol, **_options(url, patient))
+        return fs, fs._strip_protocol(url)
     fs, path = fsspec.url_to_fs(url, **_options(url, patient))
     return fs, path
 
@@ -162,6 +170,26 @@ def _arguments(fs: pafs.S3FileSystem) -> dict[str, Any]:
 def s3_attempts() -> int:
     """How often a request to S3 is tried; AWS's own variable says otherwise."""
     return int(os.environ.get("AWS_MAX_ATTEMPTS", S3_ATTEMPTS))
+
+
+def put(url: str, content: bytes) -> None:
+    """Write one object whole: whatever ends this process, or fills the disk, leaves the old one or the new one."""
+    fs, path = filesystem(url)
+    fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    if not is_local(url):
+        fs.pipe_file(path, content)
+        return
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.partial")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def join(url: str, *parts: str) -> str:

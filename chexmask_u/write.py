@@ -86,12 +86,19 @@ class Run:
         return content
 
     def write_text(self, name: str, text: str) -> None:
-        fs, path = storage.filesystem(self.url)
         try:
-            fs.makedirs(path, exist_ok=True)
-            fs.pipe_file(storage.join(path, name), text.encode())
+            storage.put(storage.join(self.url, name), text.encode())
         except Exception as error:
             raise RunError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+
+    def remove(self, name: str) -> None:
+        """Delete a file of the run, if it is there."""
+        fs, path = storage.filesystem(storage.join(self.url, name))
+        try:
+            fs.rm_file(path)
+        except Exception as error:
+            if not storage.is_missing(error):
+                raise RunError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
 
     def strangers(self) -> list[str]:
         """Names in the folder, other than hidden ones and the owner file, sorted."""
@@ -117,6 +124,18 @@ class Run:
         if files is None:
             files = [file for part in self._parts().values() for file in part]
         return pads.dataset(sorted(files), schema=record.RECORD, filesystem=fs, format=_VERIFIED)
+
+    def damaged_part(self) -> str | None:
+        """The first part that cannot be read to its end, and why; None if all can."""
+        for file in self.dataset().files:
+            try:
+                self.dataset([file]).to_table()
+            except (OSError, pa.ArrowInvalid) as error:
+                return (
+                    f"{file}: a part of the run's records is damaged ({storage.explain(error)}); delete it, and the"
+                    " same `generate` command makes its records again"
+                )
+        return None
 
     def lost_parts(self) -> dict[str, list[str]]:
         """Checkpoints whose part is gone, damaged or short, each with the files that are left of the part.
@@ -204,13 +223,16 @@ class Run:
             with ThreadPoolExecutor(_REWRITERS) as pool:
                 return sum(pool.map(partial(self._without, wanted), parts.keys(), parts.values()))
         except OSError as error:
-            raise RunError(f"{self.url}: cannot be rewritten ({storage.explain(error)}); try again later") from error
+            raise RunError(
+                self.damaged_part() or f"{self.url}: cannot be rewritten ({storage.explain(error)}); try again later"
+            ) from error
 
     def _without(self, reasons: pa.Array, checkpoint: str, files: list[str]) -> int:
         """Replace a part by one without the rows of these reasons; returns how many there were."""
         checkpoint_fs, checkpoint_path = storage.arrow_filesystem(self.checkpoint)
         records_fs, records_path = storage.arrow_filesystem(self.records)
-        part = pads.dataset(files, schema=record.RECORD, filesystem=records_fs, format="parquet")
+        # Damage would get a checksum of its own with the rows that are kept.
+        part = pads.dataset(files, schema=record.RECORD, filesystem=records_fs, format=_VERIFIED)
         taken = pc.field("reason").isin(reasons)
         count = int(part.count_rows(filter=taken))
         if not count:
@@ -234,7 +256,8 @@ class Run:
     def _parts(self) -> dict[str, list[str]]:
         """Files of records by the checkpoint that commits them: Ray gives them its name and a suffix."""
         fs, path = storage.arrow_filesystem(self.checkpoint)
-        checkpoints = [file for file in _parquet_files(fs, path) if not file.endswith(_PENDING)]
+        # An empty one, of a machine that lost its power, is a lost part.
+        checkpoints = [file for file in _parquet_files(fs, path, empty=True) if not file.endswith(_PENDING)]
         by_name = {PurePosixPath(file).stem: file for file in checkpoints}
         names = sorted(by_name)
         parts: dict[str, list[str]] = {file: [] for file in checkpoints}
@@ -329,7 +352,12 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     It scans every record and reads the contact sheet's images again, so a worker does it and not the driver.
     """
     dataset = run.dataset()
-    summary = report.summarise(dataset) | facts
+    try:
+        summary = report.summarise(dataset) | facts
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(
+            run.damaged_part() or f"{run.url}: cannot be read ({storage.explain(error)}); try again later"
+        ) from error
     frozen = run.read_json("run.json") or {}
     settings = frozen["settings"]
     pictures = []
@@ -341,14 +369,17 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
             # It was there when its record was made; a report is not worth failing for.
             continue
         pictures.append(report.to_picture(row, image, ranks[row["record_id"]]))
-    run.write_text("report.json", storage.redact(json.dumps(summary, indent=2)) + "\n")
     run.write_text("report.html", report.render_html(summary, frozen, pictures))
+    # Last: it is what says that a run is complete.
+    run.write_text("report.json", storage.redact(json.dumps(summary, indent=2)) + "\n")
     return summary
 
 
-def _parquet_files(fs: pafs.FileSystem, path: str) -> list[str]:
+def _parquet_files(fs: pafs.FileSystem, path: str, *, empty: bool = False) -> list[str]:
+    """Parquet files below a folder, sorted; those that hold nothing only if they are asked for."""
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    return sorted(info.path for info in fs.get_file_info(selector) if info.path.endswith(".parquet") and info.size)
+    found = [info for info in fs.get_file_info(selector) if info.is_file and info.path.endswith(".parquet")]
+    return sorted(info.path for info in found if info.size or empty)
 
 
 def _rows(fs: pafs.FileSystem, file: str) -> int:

@@ -229,6 +229,19 @@ def test_numbers_must_be_numbers(tmp_path: Path, column: str) -> None:
         assert check(write(tmp_path / "m.parquet", **{column: values})).rows == 2
 
 
+def test_a_number_that_is_missing_may_be_written_as_nan_as_other_tools_do(tmp_path: Path) -> None:
+    uri = write(tmp_path / "m.parquet", height=[1024.0, float("nan")], dice_rca_mean=[float("nan"), 0.5])
+    assert check(uri).rows == 2
+    rows = complete(pq.read_table(uri))
+    assert (rows["height"].to_pylist(), rows["dice_rca_mean"].to_pylist()) == ([1024, None], [None, 0.5])
+
+
+@pytest.mark.parametrize("value", [1024.5, 2.0**31])
+def test_a_size_that_is_none_is_refused_before_the_run(tmp_path: Path, value: float) -> None:
+    message = refusal(check, write(tmp_path / "m.parquet", height=[1024.0, value]))
+    assert "'height' must hold int32 values" in message
+
+
 def test_ids_that_occur_twice_are_refused(tmp_path: Path) -> None:
     names = {name: list("abcab") for name in ("record_id", "image_id", "source")}
     uri = write(tmp_path / "m.parquet", uri=[f"/{letter}" for letter in "abcab"], **names)

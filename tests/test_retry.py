@@ -81,7 +81,8 @@ def run(tmp_path: Path) -> Iterator[write.Run]:
         (tmp_path / folder).mkdir()
     for name, outcomes in reasons.items():
         ids = [f"folder/{name}-{index}" for index in range(len(outcomes))]
-        pq.write_table(rows(ids, outcomes, rng), tmp_path / "records" / f"{name}_000000-0.parquet")
+        part = tmp_path / "records" / f"{name}_000000-0.parquet"
+        pq.write_table(rows(ids, outcomes, rng), part, write_page_checksum=True)
         pq.write_table(pa.table({"record_id": ids}), tmp_path / "checkpoint" / f"{name}.parquet")
     yield write.Run(f"flaky://{tmp_path}")
     FlakyFileSystem.allowed = 10**9
@@ -185,6 +186,30 @@ def test_wherever_a_retry_is_killed_a_rerun_finds_every_record_at_most_once_and_
         killed += 1
     # The first part takes two files, two renames of two steps, and two deletions; the second a rename and those.
     assert killed == 8 + 4
+
+
+def test_a_damaged_part_is_named_and_gets_no_new_checksum(run: write.Run) -> None:
+    parts = Path(run.records.removeprefix("flaky://")).iterdir()
+    part = max(parts, key=lambda path: path.stat().st_size)
+    group = pq.read_metadata(part).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    column = next(one for one in columns if one.path_in_schema.startswith("landmarks_mean"))
+    content = bytearray(part.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(write.RunError, match=rf"{part.name}: a part of the run's records is damaged.*delete it"):
+        run.retry({"damaged", "timeout"})
+    assert part.read_bytes() == content
+
+
+def test_a_checkpoint_that_a_power_cut_left_empty_is_a_lost_part(run: write.Run) -> None:
+    rows = run.committed_rows()
+    checkpoint = sorted(Path(run.checkpoint.removeprefix("flaky://")).iterdir())[0]
+    left = rows - pq.read_metadata(checkpoint).num_rows
+    checkpoint.write_bytes(b"")
+    assert run.redo_lost_parts() == 1
+    assert (run.committed_rows(), run.dataset().count_rows()) == (left, left)
+    assert not checkpoint.exists()
 
 
 def test_a_commit_that_was_killed_between_copy_and_deletion_keeps_its_records(run: write.Run) -> None:

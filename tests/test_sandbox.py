@@ -193,6 +193,10 @@ def test_a_decoder_that_does_not_start_ends_the_run_and_fails_no_image(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(sandbox.SandboxError, match="exit code 1"):
         read(listed(tmp_path))
+    monkeypatch.setattr(sandbox, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(sandbox.SandboxError, match="No such file"):
+        read(listed(tmp_path))
     monkeypatch.undo()
     assert read(listed(tmp_path))["status"].to_pylist() == ["ok"]
 

@@ -46,7 +46,7 @@ START = 320
 WITHOUT_SCORES = 103
 
 DRIVER_MIB = 2_000
-DRIVER_BYTES = 1_024  # for each record more
+DRIVER_BYTES = 2_048  # for each record more: 657,566 of them keep to DRIVER_MIB
 SLOPE = 0.1
 POLL_SECONDS = 0.5
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -32,14 +34,13 @@ class Annotation:
     """Landmarks of one image as they were found: nothing of it is checked yet.
 
     Attributes:
-        load: gives float [n, 2], x then y, with NaN for organs that are not annotated; n is 120, or 94 for lungs alone.
+        load: gives float [n, 2], x then y, with NaN for organs that are not annotated (n is 120, or 94 for lungs
+            alone), and height and width in pixels of the image that was annotated, where the file says so.
         of_pixels: whether the landmarks are in pixels of the image file, whatever --landmarks-in says (masks are).
-        size: height and width in pixels of the image that was annotated, where the file says so.
     """
 
-    load: Callable[[], NDArray[np.float64]]
+    load: Callable[[], tuple[NDArray[np.float64], tuple[int, int] | None]]
     of_pixels: bool = False
-    size: tuple[int, int] | None = None
 
 
 def name_of(file: str) -> str:
@@ -101,20 +102,25 @@ def files_below(url: str) -> list[str]:
     return sorted(file if storage.is_local(url) else fs.unstrip_protocol(file) for file in fs.find(path))
 
 
-def _masks_loader(files: dict[str, str]) -> Callable[[], NDArray[np.float64]]:
-    def load() -> NDArray[np.float64]:
+def _masks_loader(files: dict[str, str]) -> Callable[[], tuple[NDArray[np.float64], tuple[int, int] | None]]:
+    def load() -> tuple[NDArray[np.float64], tuple[int, int] | None]:
         landmarks = np.full((N_LANDMARKS, 2), np.nan)
+        sizes: dict[tuple[int, int], str] = {}
         for organ, file in files.items():
             fs, path = storage.resolve(file)
             try:
                 mask = decode(fs.cat_file(path), max_side=2**15)
             except ReadError as error:
                 raise AnnotationError(f"{PurePosixPath(file).name}: {error}") from error
+            sizes.setdefault(mask.shape, organ)
             try:
                 landmarks[LANDMARKS[organ]] = mask_landmarks(mask, organ)
             except ValueError as error:
                 raise AnnotationError(str(error)) from error
-        return landmarks
+        if len(sizes) > 1:
+            told = " and ".join(f"{width} x {height} ({organ})" for (height, width), organ in sizes.items())
+            raise AnnotationError(f"its masks have {told} pixels")
+        return landmarks, next(iter(sizes), None)
 
     return load
 
@@ -123,7 +129,7 @@ def _from_npz(url: str, data: bytes) -> list[tuple[str, Annotation]]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             content = {key: archive[key] for key in archive.files}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise AnnotationError(f"{url}: is no .npz archive of plain arrays ({storage.explain(error)})") from error
     missing = {"names", "landmarks"} - content.keys()
     if missing:
@@ -136,7 +142,7 @@ def _from_npz(url: str, data: bytes) -> list[tuple[str, Annotation]]:
     if heights.shape != names.shape or widths.shape != names.shape:
         raise AnnotationError(f"{url}: height and width do not have one value per name")
     return [
-        (name_of(str(name)), Annotation(_given(points), size=_size(height, width)))
+        (name_of(str(name)), Annotation(_given(points, _size(height, width))))
         for name, points, height, width in zip(names, landmarks.astype(np.float64), heights, widths, strict=True)
     ]
 
@@ -162,7 +168,7 @@ def _from_csv(url: str, data: bytes) -> list[tuple[str, Annotation]]:
             )
         except (ValueError, IndexError) as error:
             raise AnnotationError(f"{url}, line {line}: {storage.explain(error)}") from error
-        found.append((name_of(row[columns["name"]]), Annotation(_given(points), size=_size(height, width))))
+        found.append((name_of(row[columns["name"]]), Annotation(_given(points, _size(height, width)))))
     return found
 
 
@@ -170,8 +176,10 @@ def _size(height: float, width: float) -> tuple[int, int] | None:
     return (int(height), int(width)) if np.isfinite([height, width]).all() else None
 
 
-def _given(points: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
-    return lambda: points
+def _given(
+    points: NDArray[np.float64], size: tuple[int, int] | None
+) -> Callable[[], tuple[NDArray[np.float64], tuple[int, int] | None]]:
+    return lambda: (points, size)
 
 
 def _from_files(files: list[str]) -> list[tuple[str, Annotation]]:
@@ -198,8 +206,8 @@ def _from_files(files: list[str]) -> list[tuple[str, Annotation]]:
         return landmarks
 
     return [
-        *((name, Annotation(lambda file=file: points(file))) for name, file in whole),  # type: ignore[misc]
-        *((name, Annotation(lambda organs=organs: of_organs(organs))) for name, organs in by_organ.items()),  # type: ignore[misc]
+        *((name, Annotation(lambda file=file: (points(file), None))) for name, file in whole),  # type: ignore[misc]
+        *((name, Annotation(lambda organs=organs: (of_organs(organs), None))) for name, organs in by_organ.items()),  # type: ignore[misc]
     ]
 
 

@@ -73,16 +73,10 @@ class TrainingRun:
         return content
 
     def write(self, name: str, data: bytes | str) -> None:
-        """Write a file whole: on a disk beside and moved, so that a kill leaves the old one or the new one."""
+        """Write a file whole."""
         content = data.encode() if isinstance(data, str) else data
-        fs, path = storage.filesystem(self.path(name))
         try:
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            if storage.is_local(self.url):
-                fs.pipe_file(f"{path}.partial", content)
-                fs.mv(f"{path}.partial", path)
-            else:
-                fs.pipe_file(path, content)
+            storage.put(self.path(name), content)
         except Exception as error:
             raise TrainingError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
 
