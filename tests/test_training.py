@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,12 @@ import chexmask_u as cu
 from chexmask_u import evaluate
 from chexmask_u.cli import _parser
 from chexmask_u.model.checkpoint import save_model
+from chexmask_u.model.encoder import Features
+from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.settings import EvaluateSettings, SettingsError, TrainSettings
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.training import examples, scores
+from chexmask_u.training.annotations import AnnotationError
 from chexmask_u.training.augment import augment
 from chexmask_u.training.contour import mask_landmarks
 from chexmask_u.training.examples import Examples
@@ -293,6 +297,15 @@ def test_evaluate_gives_the_bundled_weights_the_scores_of_their_card(shared: Pat
     assert summary["covered"]["images_higher"] >= 0.9
 
 
+def test_evaluate_draws_none_of_the_drawings_that_training_drew() -> None:
+    shown = examples.drawn(3, 0, 1024)
+    scored, _ = evaluate.read(EvaluateSettings(drawings=3))
+    assert not set(shown.names) & set(scored.names)
+    assert not any((one == other).all() for one in shown.images for other in scored.images)
+    # Those that training holds out where there is nothing else.
+    np.testing.assert_array_equal(scored.images, examples.held_out(3, 0, 1024).images)
+
+
 # --- scores
 
 
@@ -348,6 +361,25 @@ def test_folder_of_any_sizes_is_prepared_with_its_landmarks(tmp_path: Path) -> N
         np.testing.assert_allclose(landmarks * 1024, image.letterbox.to_frame(original[file]), atol=0.01)
 
 
+class Seeing(HybridGNet):
+    """Keeps what it is given to encode."""
+
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Features]:
+        self.seen = images
+        return super().encode(images)
+
+
+@pytest.mark.parametrize("side", [256, 384, 640])
+def test_training_sees_an_image_as_the_network_will_when_it_predicts(side: int) -> None:
+    """At sides that do not divide 1024, too, where a library has ideas of its own of an area."""
+    image = np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8)
+    model = Seeing(side, "noskip").eval()
+    cu.predict(model, image[None], ["a"], n_samples=1)
+    reduced = examples.reduced(image, side)
+    assert reduced.dtype == np.uint8
+    np.testing.assert_allclose(reduced, model.seen[0, 0].numpy() * 255, atol=0.5001, rtol=0)
+
+
 def _csv(folder: Path, landmarks: np.ndarray) -> None:
     with (folder / "landmarks.csv").open("w") as file:
         table = csv.writer(file)
@@ -401,6 +433,37 @@ def test_masks_give_landmarks_of_those_organs(tmp_path: Path) -> None:
     assert not found.has_heart().any()
     offset = found.landmarks[:, :94] * 512 - landmarks[:, :94]
     assert np.hypot(*np.moveaxis(offset, -1, 0)).mean() < 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kind", "words"),
+    [
+        ((400, 400), "resolution", "annotated at 400 x 400, but the image has 512 x 512"),
+        ((512, 400), "unreadable", r"its masks have 512 x 512 \(right_lung\) and 400 x 400 \(left_lung\) pixels"),
+    ],
+)
+def test_masks_of_another_size_than_their_image_are_named(
+    tmp_path: Path, sizes: tuple[int, int], kind: str, words: str
+) -> None:
+    landmarks = write_folder(tmp_path, side=512)
+    (tmp_path / "landmarks.npz").unlink()
+    for organ, size in zip(("right_lung", "left_lung"), sizes, strict=True):
+        (tmp_path / "masks" / organ).mkdir(parents=True)
+        mask = cu.organ_mask(landmarks[0], organ, 512, 512)[:size, :size]
+        cv2.imwrite(str(tmp_path / "masks" / organ / "person0.png"), mask * np.uint8(255))
+    _, problems = read(tmp_path)
+    (problem,) = [problem for problem in problems if problem.name == "person0"]
+    assert problem.kind == kind
+    assert re.search(words, problem.detail)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"PK" + data])
+def test_a_damaged_landmark_file_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    write_folder(tmp_path)
+    file = tmp_path / "landmarks.npz"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(AnnotationError, match=r"landmarks\.npz: is no \.npz archive"):
+        read(tmp_path)
 
 
 def _without(folder: Path, landmarks: np.ndarray) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
@@ -130,6 +131,11 @@ def drawn(count: int, seed: int, side: int) -> Examples:
         if drawings
         else np.zeros((0, N_LANDMARKS, 2), np.float32),
     )
+
+
+def held_out(count: int, seed: int, side: int) -> Examples:
+    """Drawings, as `drawn` gives them, that no training with this seed is shown: those of the next population."""
+    return drawn(count, seed + 1, side)
 
 
 def read_examples(settings: AnnotatedSettings, side: int, only: Choice | None = None) -> tuple[Examples, list[Problem]]:
@@ -286,16 +292,16 @@ def _example(
     dataset: Dataset, uri: str, annotation: Annotation, side: int, max_side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     try:
-        points = np.asarray(annotation.load(), np.float64)
+        points, annotated_size = annotation.load()
     except AnnotationError as error:
         raise _UnusableError("unreadable" if annotation.of_pixels else "count", str(error)) from error
-    landmarks = _complete(points)
+    landmarks = _complete(np.asarray(points, np.float64))
     try:
         read = dataset.read(uri, max_side)
     except ReadError as error:
         raise _UnusableError("unreadable", f"{error.reason}: {error}") from error
-    if annotation.size is not None and annotation.size != (read.height, read.width):
-        height, width = annotation.size
+    if annotated_size is not None and annotated_size != (read.height, read.width):
+        height, width = annotated_size
         raise _UnusableError(
             "resolution", f"annotated at {width} x {height}, but the image has {read.width} x {read.height}"
         )
@@ -365,7 +371,9 @@ def check(landmarks: NDArray[np.float64], in_frame: NDArray[np.float64], size: t
 
 
 def reduced(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A prepared image [1024, 1024] at the network's input size, averaged over areas as `predict` does."""
+    """A prepared image [1024, 1024] at the network's input size, averaged over areas as `predict` does, rounded."""
     if side == FRAME:
         return image
-    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
+    # OpenCV's areas are the same only where the side divides 1024.
+    grey = F.interpolate(torch.from_numpy(image)[None, None].float(), (side, side), mode="area")
+    return np.asarray(grey[0, 0].round_().to(torch.uint8).numpy())
