@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
-from chexmask_u.model.checkpoint import load_model
+from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.predict import Prediction, predict
 from chexmask_u.settings import EvaluateSettings, SettingsError
@@ -57,7 +57,7 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
     annotated.refuse(problems, settings.on_bad)
     if given:
         annotated.split(found.names, 0.0, settings.split)
-    found = annotated.join([found, annotated.drawn(settings.drawings, settings.seed, FRAME)])
+    found = annotated.join([found, annotated.held_out(settings.drawings, settings.seed, FRAME)])
     if not len(found):
         raise SettingsError("there is no annotated image to score; see --data, --split and --part")
     return found, problems
@@ -77,6 +77,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(settings.weights, device=device)
     examples, problems = read(settings)
+    say_if_demonstration(settings.weights)
     result = score(model, examples, samples=settings.samples, seed=settings.seed, batch_size=settings.batch_size)
     head = {
         "weights": settings.weights,

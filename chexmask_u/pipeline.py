@@ -30,7 +30,7 @@ from chexmask_u.cluster import (
     stopped_in_one_line,
 )
 from chexmask_u.mask import mask
-from chexmask_u.model.checkpoint import load_model
+from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.predictor import Predictor
 from chexmask_u.progress import Tally, progress
 from chexmask_u.read import read
@@ -89,6 +89,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         if settings.precision == "tf32" and not layout(settings.device).on_gpus:
             raise ClusterError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
         on_worker(manifest.check_access, manifest_uri)
+        say_if_demonstration(settings.weights)
         write.freeze(run, settings, facts, weights)
         _redo_lost(run)
         if settings.retry:

@@ -397,11 +397,14 @@ class EvaluateSettings(AnnotatedSettings):
     """Score weights on annotated radiographs: errors, overlap, and whether the uncertainty means anything."""
 
     weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    drawings: int = setting(
+        0, "drawn radiographs to add: others than those a training with the same --seed was shown", numbers=True
+    )
     part: str = setting(
         "validation", "which images of the --split to score", choices=("validation", "train", "all"), numbers=True
     )
     samples: int = setting(50, "draws N per image", numbers=True)
-    seed: int = setting(0, "fixes the draws, together with each image's name", numbers=True)
+    seed: int = setting(0, "fixes the draws, together with each image's name, and the drawings", numbers=True)
     batch_size: int = setting(8, "images the network takes at once")
     device: str = setting(
         "auto", "where the network runs; auto: CUDA where there is a GPU", choices=("auto", "cpu", "cuda")

@@ -17,6 +17,8 @@ from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
 from chexmask_u.bench.pipeline import Run, Sustained
 from chexmask_u.bench.predict import stretched
 from chexmask_u.bench.reference import Reference, window_mean
+from chexmask_u.model.checkpoint import save_model
+from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import Encoder
 from chexmask_u.model.graph import window_lookup
 from chexmask_u.predict import latent_noise
@@ -169,6 +171,69 @@ def test_a_target_that_is_missed_is_named(reached, missed):
     failed = [target["name"] for target in report.targets("cpu", rows_of(*reached)) if not target["passed"]]
     assert len(failed) == len(missed)
     assert all(words in name for words, name in zip(missed, failed, strict=True))
+
+
+def test_the_table_compares_only_what_drew_as_often_as_the_published_algorithm():
+    row = {"seconds": 1.0, "times_limit": 2.0}
+    read = row | {"name": "JPEG", "ratio": 1.5}
+    flowing = {"name": report.READING_GIVEN, "seconds": 1.0, "ratio": 1.0, "start_seconds": 1.0}
+    result = {
+        "date": "2026-01-01",
+        "device": {"name": "a machine", "cores": 2},
+        "load_average": {"before": [0.0], "after": [0.0]},
+        "settings": {"quick": False},
+        "samples": 50,
+        "weights": {"source": "demo", "input_size": 64, "variant": "skip"},
+        "machine": {"bytes_per_second": 1e9, "flop_per_second": {"float32": 1e9}},
+        "upstream_seconds": {"encode": 1.0, "decode": 1.0},
+        "targets": [],
+        "rows": {
+            "predict": [
+                row | {"name": "whole, N = 50", "samples": 50, "ratio": 1 / 7.7},
+                row | {"name": "whole, N = 10", "samples": 10, "ratio": 1 / 8.8},
+                row | {"name": "encoder alone", "ratio": 1 / 9.9},
+            ],
+            "read": [read],
+            "mask": [read],
+            "pipeline": [flowing | {"object_store_peak_mib": [1.0], "object_store_limit_mib": 2.0}],
+        },
+    }
+    lines = {line[:44].strip(): line[44:].split() for line in report.render(result).splitlines()}
+    assert lines["whole, N = 50"] == ["1000.00", "1.0", "7.7x", "2.0x"]
+    assert lines["whole, N = 10"] == ["1000.00", "1.0", "-", "2.0x"]
+    assert lines["encoder alone"] == ["1000.00", "1.0", "9.9x", "2.0x"]
+
+
+def test_images_of_ones_own_are_one_workload_that_is_not_named_or_judged_as_drawn_ones(tmp_path):
+    (tmp_path / "listed").mkdir()
+    listed = report._drawn(tmp_path / "listed", (64, 64))
+    given = report.reading_workloads(listed, (64, 80), tmp_path)
+    assert [rows is listed for rows in given.values()] == [True]
+    assert not [name for name in given if "PNG" in name or "JPEG" in name]
+    rows = rows_of(4.1, 2.4, 0.95)
+    rows["pipeline"] = [rows["pipeline"][0], *(rows["pipeline"][1] | {"name": name, "ratio": 9.0} for name in given)]
+    assert all(target["passed"] for target in report.targets("cpu", rows))
+    drawn = report.reading_workloads(None, (64, 80), tmp_path)
+    assert list(drawn) == [report.READING_BOUND, report.READING_MOSTLY]
+    for name, kind in ((report.READING_BOUND, ".png"), (report.READING_MOSTLY, ".jpg")):
+        assert all(uri.endswith(kind) for uri in drawn[name]["uri"].to_pylist())
+
+
+def test_the_reference_is_float32_whatever_torch_would_take(radiograph):
+    """On a CPU that is bfloat16 all around it; on a GPU torch takes TF32 by itself."""
+    model = cu.load_model("demo")
+    noise = [latent_noise("a", 3, 0)]
+    ((expected, _),) = Reference(model).predict(radiograph[None], noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        ((found, _),) = Reference(model).predict(radiograph[None], noise)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_weights_that_the_published_algorithm_cannot_take_are_refused(tmp_path, capsys):
+    save_model(build(64, "dropout"), tmp_path / "w.safetensors")
+    assert cli.main(["bench", "--quick", "--device", "cpu", "--weights", str(tmp_path / "w.safetensors")]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "take those of the variant skip or noskip" in message
 
 
 @pytest.mark.parametrize(

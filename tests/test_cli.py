@@ -169,6 +169,15 @@ def test_unknown_flags_are_bad_usage():
     assert caught.value.code == cli.BAD_INPUT
 
 
+@pytest.mark.parametrize("weights", ["demo", "own"])
+def test_whoever_uses_the_demonstration_weights_is_told_and_no_reader_of_json_is(weights, tiny_weights, capsys):
+    flags = [] if weights == "demo" else ["--weights", str(tiny_weights)]
+    assert cli.main(["evaluate", "--drawings", "1", "--samples", "2", "--json", *flags]) == cli.DONE
+    said = capsys.readouterr()
+    assert ("demonstration" in said.err and "not for clinical use" in said.err) == (weights == "demo")
+    assert json.loads(said.out.splitlines()[-1])["images"] == 1
+
+
 def test_info_names_the_versions_that_numbers_hang_on(capsys):
     assert cli.main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +18,12 @@ from chexmask_u import write
 from chexmask_u.letterbox import prepare
 from chexmask_u.manifest import ManifestFacts
 from chexmask_u.model import fast, hybridgnet
+from chexmask_u.model.decoder import Decoded
+from chexmask_u.model.dropout import NOISE_SIZE, build
 from chexmask_u.model.hybridgnet import HybridGNet
-from chexmask_u.model.precision import PRECISIONS, arithmetic
+from chexmask_u.model.precision import PRECISIONS, arithmetic, without_tf32
 from chexmask_u.predict import latent_noise
-from chexmask_u.predictor import Predictor
+from chexmask_u.predictor import Predictor, _compiles
 from chexmask_u.settings import GenerateSettings
 
 # The contract of a precision other than float32, against float32: pixels of the 1024 frame, and a share of the std.
@@ -141,6 +146,86 @@ def test_bfloat16_breaks_the_contract_with_trained_weights_too(shared):
     assert std < CONTRACT_STD
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_dropout_variant_computes_in_the_precision_that_a_run_records(precision):
+    torch.manual_seed(0)
+    model = build(64, "dropout").eval()
+    images, noise = torch.rand(2, 1, 64, 64), torch.randn(2, NOISE_SIZE)
+    plain = model.encode(images, noise)[0].detach()
+    model.precision = precision
+    with torch.inference_mode():
+        latents, log_var, features = model.encode(images, noise)
+    assert {latents.dtype, log_var.dtype, *(maps.dtype for maps in features)} == {torch.float32}
+    assert torch.isneginf(log_var).all()
+    difference = float((latents - plain).abs().max() / plain.abs().max())
+    assert difference < 1e-5 if precision == "float32" else 1e-4 < difference < 0.2
+
+
+def compiled(module: nn.Module, change: Callable[[Any], Any]) -> None:
+    """What torch does when it compiles a module, with a compiler that changes what it returns."""
+
+    def replace(**_: Any) -> None:
+        module._compiled_call_impl = lambda *given: change(module.forward(*given))
+
+    module.compile = replace
+
+
+def shifted_decoder(pixels: float, model: HybridGNet) -> None:
+    compiled(model.decoder, lambda decoded: decoded._replace(landmarks=decoded.landmarks + pixels / 1024))
+
+
+def shifted_encoder(share: float, model: HybridGNet) -> None:
+    compiled(model.encoder, lambda encoded: (encoded[0] + share * encoded[0].abs().max(), *encoded[1:]))
+
+
+def one_node_shifted(model: HybridGNet) -> None:
+    def move(decoded: Decoded) -> Decoded:
+        landmarks = decoded.landmarks.clone()
+        landmarks[..., 7, 0] += 30 / 1024
+        return decoded._replace(landmarks=landmarks)
+
+    compiled(model.decoder, move)
+
+
+def failing(model: HybridGNet) -> None:
+    def fail(**_: Any) -> None:
+        raise RuntimeError("no compiler\nfor this device")
+
+    model.encoder.compile = fail
+
+
+@pytest.mark.parametrize("which", ["skip", "noskip", "dropout"])
+@pytest.mark.parametrize(
+    ("compiler", "fault"),
+    [
+        (partial(shifted_decoder, 0.0), None),
+        (partial(shifted_decoder, 0.02), None),
+        # As a lookup may that lies on the border of a cell: 1 of 240 coordinates.
+        (one_node_shifted, None),
+        (partial(shifted_decoder, 0.2), "landmarks by 0.2 px"),
+        (partial(shifted_decoder, float("nan")), "landmarks by nan px"),
+        (partial(shifted_encoder, 0.5), "latents differ by 0.5"),
+        (partial(shifted_encoder, float("nan")), "latents differ by nan"),
+        (failing, "no compiler"),
+    ],
+)
+def test_a_compiler_that_changes_either_half_of_the_network_is_found_out(compiler, fault, which, capsys):
+    torch.manual_seed(0)
+    model = build(64, which).eval()
+    # The fast form, for which no compiler is needed, is float32's on a CPU.
+    model.precision = "bfloat16"
+    if which == "dropout" and "latents" in (fault or ""):
+        pytest.skip("its draws take the encoder's blocks one by one, which are never compiled")
+    # Beside the half that is changed, the other is as it was.
+    for half in (model.encoder, model.decoder):
+        compiled(half, lambda result: result)
+    compiler(model)
+    assert _compiles(model) == (fault is None)
+    said = capsys.readouterr().err
+    assert (fault or "") in said
+    assert len(said.splitlines()) == (fault is not None)
+
+
 def test_training_goes_through_the_plain_form_and_reaches_every_weight(variant):
     model = network(64, variant).train()
     images = torch.rand(2, 1, 64, 64)
@@ -167,11 +252,11 @@ def test_decoding_in_pieces_is_decoding_at_once(monkeypatch, variant):
 
 
 def test_precisions_that_are_not_there_are_refused(tiny_weights):
-    model = cu.load_model(str(tiny_weights))
-    for precision, words in (("tf32", "NVIDIA"), ("float16", "one of float32, tf32, bfloat16")):
-        model.precision = precision
-        with pytest.raises(ValueError, match=words):
-            cu.predict(model, np.zeros((1, 1024, 1024), np.uint8), ["a"], 2)
+    for model in (cu.load_model(str(tiny_weights)), build(64, "dropout").eval()):
+        for precision, words in (("tf32", "NVIDIA"), ("float16", "one of float32, tf32, bfloat16")):
+            model.precision = precision
+            with pytest.raises(ValueError, match=words):
+                cu.predict(model, np.zeros((1, 1024, 1024), np.uint8), ["a"], 2)
 
 
 def test_float32_is_not_tf32_and_torch_is_left_as_it_was():
@@ -183,6 +268,21 @@ def test_float32_is_not_tf32_and_torch_is_left_as_it_was():
     assert convolutions.fp32_precision == "tf32"
     with torch.autocast("cpu", torch.bfloat16), arithmetic("float32", torch.device("cpu")):
         assert nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == torch.float32
+
+
+def test_a_process_that_trains_in_float32_can_leave_tf32_for_good():
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    assert before[0] == "tf32"
+    try:
+        without_tf32()
+        assert convolutions.fp32_precision == products.fp32_precision == "ieee"
+        # Validation, in between, leaves it so.
+        with arithmetic("tf32", torch.device("cuda")):
+            pass
+        assert convolutions.fp32_precision == products.fp32_precision == "ieee"
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before
 
 
 def test_a_resumed_run_may_not_change_its_precision(tmp_path):

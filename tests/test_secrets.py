@@ -90,7 +90,7 @@ def test_no_error_message_echoes_a_secret(
     flags = [word for pair in places.items() for word in pair]
     assert cli.main(["generate", *flags, "--json"]) == cli.BAD_INPUT
     said = capsys.readouterr()
-    assert said.err.splitlines()[-1].startswith("chexmask-u: ")
+    assert said.err.startswith("chexmask-u: ")
     assert "s3cr3t" not in said.err + said.out
 
 

@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import chexmask_u as cu
+from chexmask_u import storage
 from chexmask_u.cli import main
+from chexmask_u.training.distributed import _mend
 from tests.test_training import HEART, save_landmarks, write_folder
 
 pytestmark = pytest.mark.timeout(600)
@@ -218,11 +221,44 @@ def test_run_whose_list_of_checkpoints_was_torn_goes_on(
     snapshot.write_bytes(snapshot.read_bytes()[:50])
     # A kill between the last checkpoint and the card.
     (output / "scores.json").unlink()
+    # As if no epoch after the second had been as good; Ray keeps the best one beside the newest.
+    checkpoints = output / "checkpoints"
+    best = torch.load(checkpoints / "epoch-000004" / "state.pt", weights_only=True)
+    best |= {"epoch": 2, "history": [*best["history"][:1], best["history"][1] | {"mse": 1.0}]}
+    for epoch in (1, 2):
+        (checkpoints / f"epoch-{epoch:06d}").mkdir(exist_ok=True)
+        torch.save(best, checkpoints / f"epoch-{epoch:06d}" / "state.pt")
+    # And what an earlier kill left of another.
+    torn = checkpoints / "epoch-000001" / "state.pt"
+    torn.write_bytes(torn.read_bytes()[:5000])
     assert main(shorter) == 0
+    assert json.loads((output / "scores.json").read_text())["epoch"] == 2
     snapshot.write_bytes(snapshot.read_bytes()[:50])
     assert main(["train", *people, *SMALL, "--output", str(output)]) == 0
     assert _first_epoch_of_last_attempt(output) == 5
     assert (output / "metrics.csv").read_bytes() == (trained / "metrics.csv").read_bytes()
+    assert json.loads((output / "scores.json").read_text())["epoch"] == 2
+
+
+def test_checkpoints_that_a_torn_list_forgot_are_all_found_in_order_and_a_torn_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filesystem, path = storage.arrow_filesystem(str(tmp_path))
+    assert _mend(filesystem, path) == []
+    for epoch in (10, 2, 4):
+        folder = tmp_path / "checkpoints" / f"epoch-{epoch:06d}"
+        folder.mkdir(parents=True)
+        torch.save({"epoch": epoch, "weights": torch.zeros(5000)}, folder / "state.pt")
+    torn = tmp_path / "checkpoints" / "epoch-000004" / "state.pt"
+    torn.write_bytes(torn.read_bytes()[:5000])
+    snapshot = tmp_path / "checkpoints" / "checkpoint_manager_snapshot.json"
+    snapshot.write_text("{}")
+    assert _mend(filesystem, path) == [], "Ray has its list"
+    snapshot.write_text('{"check')
+    # The second time as after a kill that came before Ray wrote a new list.
+    for _ in range(2):
+        assert [Path(folder).name for folder in _mend(filesystem, path)] == ["epoch-000002", "epoch-000010"]
+        assert "epoch-000004: a checkpoint that a kill tore" in capsys.readouterr().err
 
 
 @pytest.mark.slow

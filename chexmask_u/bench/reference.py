@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from chexmask_u.anatomy import COARSE_RING_SIZES, FRAME, RING_SIZES
 from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.precision import arithmetic
 
 # What upstream's own code took for one 1024 x 1024 image and 50 draws on two CPU cores (measured once).
 UPSTREAM_ENCODE_SECONDS = 0.37
@@ -44,7 +45,7 @@ class Reference:
       at 120 nodes is the faster of the two.
 
     Args:
-        model: whose weights are used, in float32.
+        model: whose weights are used, in float32; TF32 and bfloat16 are off, whatever torch's defaults are.
         device: where it runs (default: where the model is).
     """
 
@@ -88,6 +89,10 @@ class Reference:
 
     def encode(self, image: Tensor) -> Encoded:
         """Posterior and feature maps of one image, float32 [1, 1, S, S] in [0, 1]."""
+        with arithmetic("float32", self.device):
+            return self._encode(image)
+
+    def _encode(self, image: Tensor) -> Encoded:
         x = image
         maps: list[Tensor] = []
         for level in range(1, ENCODER_BLOCKS + 1):
@@ -100,6 +105,10 @@ class Reference:
 
     def decode(self, z: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Landmarks float32 [N, 120, 2] of draws float32 [N, 64], and the skip blocks' positions; unit square."""
+        with arithmetic("float32", self.device):
+            return self._decode(z, encoded)
+
+    def _decode(self, z: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor | None, Tensor | None]:
         pos1 = pos2 = None
         x = F.relu(F.linear(z, self.weights["dec_lin.weight"], self.weights["dec_lin.bias"]))
         x = x.reshape(len(z), len(self.coarse), -1)

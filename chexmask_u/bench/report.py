@@ -49,6 +49,8 @@ LISTED_IMAGES = 256
 # only the slower one keeps them busy with decoding alone; the other is not judged.
 PREDICTION_BOUND, READING_BOUND = "pipeline, bounded by prediction", "pipeline, bounded by reading (PNG, 16 bit)"
 READING_MOSTLY = "pipeline, mostly reading (JPEG)"
+# Of --images nobody knows what bounds it.
+READING_GIVEN = "pipeline, mostly reading (--images)"
 
 
 class BenchError(SettingsError):
@@ -91,7 +93,8 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         What the JSON file holds; see `render` for its meaning.
 
     Raises:
-        BenchError: if there is no GPU where one is asked for, or no image can be read.
+        BenchError: if there is no GPU where one is asked for, no image can be read, or the published algorithm has no
+            such variant of the network.
         ManifestError, CheckpointError, StorageError: on other bad input.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
@@ -107,6 +110,11 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             weights = str(folder / "stretched.safetensors")
             network.stretched(scale.input_size, Path(weights))
         model = load_model(weights)
+        if model.variant == "dropout":
+            raise BenchError(
+                f"--weights {weights}: are of the variant dropout, which the published algorithm, that it is compared"
+                " with, does not have; take those of the variant skip or noskip"
+            )
         predicted, machine = _network(weights, kind, scale)
         rows = {
             "predict": predicted,
@@ -182,8 +190,9 @@ def render(result: Mapping[str, Any]) -> str:
     """The result as a table for a person.
 
     Times are of one image, and medians over rounds in which everything has its turn. "faster" compares with the
-    published algorithm. "limit" is the time over the least that the part's bytes and FLOP take at the rates of this
-    machine (see `limits`). Reading and masks are of one core, beside the bare library calls, and beside decoding.
+    published algorithm, for as many draws as that was timed with. "limit" is the time over the least that the part's
+    bytes and FLOP take at the rates of this machine (see `limits`). Reading and masks are of one core, beside the bare
+    library calls, and beside decoding.
     """
     device, machine, weights, rows = result["device"], result["machine"], result["weights"], result["rows"]
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine["flop_per_second"].items())
@@ -198,7 +207,8 @@ def render(result: Mapping[str, Any]) -> str:
         f"{'network':<44} {'ms':>9} {'images/s':>9} {'faster':>7} {'limit':>7}",
     ]
     lines += [
-        f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f} {1 / row['ratio']:>6.1f}x {row['times_limit']:>6.1f}x"
+        f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f} {_faster(row, result['samples'])}"
+        f" {row['times_limit']:>6.1f}x"
         for row in rows["predict"]
     ]
     lines.append(
@@ -293,23 +303,12 @@ def _add_limit(row: Row, least: float) -> None:
 
 
 def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, folder: Path) -> list[Row]:
-    """The whole pipeline where prediction bounds it, and where reading does: a tiny network that draws once.
-
-    The files that reading takes longest for are like PadChest's, and the others like CheXpert's and MIMIC-CXR-JPG's.
-    """
+    """The whole pipeline where prediction bounds it, and where reading does: a tiny network that draws once."""
     tiny = folder / "tiny.safetensors"
     network.stretched(64, tiny)
     predicting = GenerateSettings(weights=cluster.seen_from_workers(weights), device=kind)
     decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
-    small, large, deep = (
-        [
-            _drawn(folder / "small", scale.small),
-            _drawn(folder / "large", scale.large),
-            _drawn(folder / "deep", scale.large, deep=True),
-        ]
-        if listed is None
-        else [listed] * 3
-    )
+    small = _drawn(folder / "small", scale.small) if listed is None else listed
     with cluster.connected(None):
         share = cluster.layout(kind)
         cores = min(share.cores, os.cpu_count() or 1)
@@ -332,9 +331,27 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
 
         return [
             measure(PREDICTION_BOUND, predicting, small, lambda: whole.predict_seconds(predicting, some)),
-            measure_reading(READING_BOUND, deep),
-            measure_reading(READING_MOSTLY, large),
+            *(measure_reading(name, rows) for name, rows in reading_workloads(listed, scale.large, folder).items()),
         ]
+
+
+def reading_workloads(listed: pa.Table | None, size: tuple[int, int], folder: Path) -> dict[str, pa.Table]:
+    """Manifest rows to time reading with, by the name of the result's row.
+
+    Those given are one workload. Else files are drawn into the folder: those that reading takes longest for are like
+    PadChest's, and the others like CheXpert's and MIMIC-CXR-JPG's.
+
+    Args:
+        listed: manifest rows of --images, or None.
+        size: height and width of what is drawn.
+        folder: local, for what is drawn.
+    """
+    if listed is not None:
+        return {READING_GIVEN: listed}
+    return {
+        READING_BOUND: _drawn(folder / "deep", size, deep=True),
+        READING_MOSTLY: _drawn(folder / "large", size),
+    }
 
 
 def _listed(images: str, folder: Path) -> pa.Table:
@@ -365,6 +382,10 @@ def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Tab
 def _target(name: str, value: float, threshold: float, *, more: bool = True) -> dict[str, Any]:
     passed = value >= threshold if more else value <= threshold
     return {"name": name, "value": value, "threshold": threshold, "more": more, "passed": passed}
+
+
+def _faster(row: Row, samples: int) -> str:
+    return f"{1 / row['ratio']:>6.1f}x" if row.get("samples", samples) == samples else f"{'-':>7}"
 
 
 def _ms(row: Row) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -23,6 +24,12 @@ _HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:/(?P<folder>[^@]+))?(?:@(
 
 class CheckpointError(ValueError):
     """Weights that cannot be found, read or fitted to the network; the message is one line that names the remedy."""
+
+
+def say_if_demonstration(source: str) -> None:
+    """Tell on stderr whoever is about to work with the demonstration weights that they are no more than that."""
+    if source == "demo":
+        print("Weights: the bundled demonstration, not the published ones, and not for clinical use", file=sys.stderr)
 
 
 def load_model(source: str = "demo", *, device: str | torch.device = "cpu", sha256: str | None = None) -> HybridGNet:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.model.encoder import CHANNELS, Features
 from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.precision import arithmetic
 
 # Chance that a channel is dropped, of all blocks; the paper compares with dropout and does not say how much.
 RATE = 0.1
@@ -39,7 +40,7 @@ class DropoutNet(HybridGNet):
         del self.encoder.fc_logvar
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Features]:
-        """Latents and feature maps, with the channels dropped that the noise says.
+        """Latents and feature maps, with the channels dropped that the noise says; without gradients in `precision`.
 
         Args:
             images: float32 [B, 1, S, S], grey in [0, 1].
@@ -47,7 +48,17 @@ class DropoutNet(HybridGNet):
 
         Returns:
             latents float32 [B, 64], their log variance (minus infinity: they are a point), and the feature maps.
+
+        Raises:
+            ValueError: if the device does not have the precision.
         """
+        if torch.is_grad_enabled():
+            return self._encode(images, noise)
+        with arithmetic(self.precision, images.device):
+            latents, log_var, features = self._encode(images, noise)
+        return latents.float(), log_var.float(), Features(*(maps.float() for maps in features))
+
+    def _encode(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Features]:
         x = images
         maps: list[Tensor] = []
         kept = None if noise is None else _kept(noise).split(CHANNELS[1:], dim=1)

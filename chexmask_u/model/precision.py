@@ -13,6 +13,12 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
+def without_tf32() -> None:
+    """Have this process compute float32 as such on a GPU from now on, in the backward pass and other threads too."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Compute in `precision` inside; torch's own default takes TF32 for the convolutions of a float32 network.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from chexmask_u import evaluate as evaluation
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.dropout import build
+from chexmask_u.model.precision import without_tf32
 from chexmask_u.progress import progress
 from chexmask_u.settings import SettingsError, TrainSettings
 from chexmask_u.training import examples as annotated
@@ -55,6 +57,7 @@ CARD_SAMPLES = 50
 HELD_OUT_DRAWINGS = 64
 
 _STATE = "state.pt"
+_EPOCH = re.compile(r"/epoch-(\d+)$")
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -131,7 +134,7 @@ def prepare(settings: TrainSettings, url: str) -> tuple[Examples, Examples, dict
     if settings.drawings:
         training = annotated.join([training, annotated.drawn(settings.drawings, settings.seed, settings.input_size)])
     if not len(found):
-        validation = annotated.drawn(HELD_OUT_DRAWINGS, settings.seed + 1, settings.input_size)
+        validation = annotated.held_out(HELD_OUT_DRAWINGS, settings.seed, settings.input_size)
     if not len(training) or not len(validation):
         raise annotated.ExamplesError(
             f"{len(training)} images are left to train on and {len(validation)} to validate; "
@@ -172,7 +175,7 @@ def _fit(
     run_config_type: Any = RunConfig
 
     filesystem, path = storage.arrow_filesystem(run.url)
-    resume_from = _mend(filesystem, path)
+    forgotten = _mend(filesystem, path)
     before = run.read("metrics.csv")
     done = max(0, len((before or b"").splitlines()) - 1)
     with progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as tally:
@@ -184,7 +187,7 @@ def _fit(
                 "train": train_ref,
                 "validation": validation_ref,
                 "first_drawing": first_drawing,
-                "resume_from": resume_from,
+                "forgotten": forgotten,
                 "tally": tally,
             },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
@@ -240,21 +243,35 @@ def _on_loopback() -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 
 
-def _mend(filesystem: pafs.FileSystem, path: str) -> str | None:
-    """Put aside Ray's list of checkpoints if a kill tore it; returns the newest checkpoint, which Ray then forgot.
+def _mend(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """Put aside Ray's list of checkpoints if a kill tore it; returns those that Ray then knows nothing of, in order.
 
-    Ray writes the list in place, after the checkpoint itself is whole.
+    Ray writes the list in place, after the newest checkpoint itself is whole.
     """
     snapshot = storage.join(path, "checkpoints", _SNAPSHOT)
-    if filesystem.get_file_info(snapshot).type == pafs.FileType.NotFound:
-        return None
-    with filesystem.open_input_stream(snapshot) as file:
-        content = file.read()
-    with suppress(ValueError):
-        json.loads(content)
-        return None
-    filesystem.move(snapshot, f"{snapshot}.damaged")
-    return _newest(filesystem, path)
+    # Without a list, a kill came before the first one was written, or before one took the place of a torn one.
+    if filesystem.get_file_info(snapshot).type != pafs.FileType.NotFound:
+        with filesystem.open_input_stream(snapshot) as file:
+            content = file.read()
+        with suppress(ValueError):
+            json.loads(content)
+            return []
+        filesystem.move(snapshot, f"{snapshot}.damaged")
+    return [folder for folder in _checkpoints(filesystem, path) if _is_whole(filesystem, folder)]
+
+
+def _is_whole(filesystem: pafs.FileSystem, folder: str) -> bool:
+    """Whether a checkpoint can be loaded: an older kill can have torn one that is not the newest any more."""
+    from ray.train import Checkpoint
+
+    # What the storage says is wrong is no fault of the file's.
+    with Checkpoint(folder, filesystem=filesystem).as_directory() as local:
+        try:
+            _load(local, torch.device("cpu"))
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            print(f"{folder}: a checkpoint that a kill tore; passed over", file=sys.stderr)
+            return False
+    return True
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -268,6 +285,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray_train.get_context()
     threads = settings.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
+    without_tf32()
     cv2.setNumThreads(1)
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
     examples, validation = ray.get(config["train"]), ray.get(config["validation"])
@@ -277,10 +295,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     checkpoint = ray_train.get_checkpoint()
     if checkpoint is not None:
         training.load(_state_of(checkpoint, place.device))
-    elif config["resume_from"] is not None:
-        forgotten = Checkpoint(config["resume_from"], filesystem=storage.arrow_filesystem(run.url)[0])
-        training.load(_state_of(forgotten, place.device))
-        _report(training, first)
+    for folder in config["forgotten"]:
+        # Not only the newest: the best one is to be kept, too. A worker that starts again has reported some before.
+        if _epoch_of(folder) > training.epoch:
+            forgotten = Checkpoint(folder, filesystem=storage.arrow_filesystem(run.url)[0])
+            training.load(_state_of(forgotten, place.device))
+            _report(training, first)
     count: Callable[[int], None] = config["tally"].add if first else _ignore
     with _Board(run, training.epoch) if first else _NoBoard() as board:
         while training.epoch < settings.epochs:
@@ -313,7 +333,11 @@ def _report(training: Training, first: bool) -> None:
 
 def _state_of(checkpoint: Any, device: torch.device) -> dict[str, Any]:
     with checkpoint.as_directory() as folder:
-        state: dict[str, Any] = torch.load(Path(folder, _STATE), map_location=device, weights_only=True)
+        return _load(folder, device)
+
+
+def _load(folder: str, device: torch.device) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(Path(folder, _STATE), map_location=device, weights_only=True)
     return state
 
 
@@ -370,7 +394,8 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
     run = TrainingRun(url)
     filesystem, path = storage.arrow_filesystem(url)
     state = _state_of(Checkpoint(best, filesystem=filesystem), torch.device("cpu"))
-    last = _state_of(Checkpoint(_newest(filesystem, path) or best, filesystem=filesystem), torch.device("cpu"))
+    newest = [best, *_checkpoints(filesystem, path)][-1]
+    last = _state_of(Checkpoint(newest, filesystem=filesystem), torch.device("cpu"))
     model = build(settings.input_size, settings.variant)
     model.load_state_dict(state["model"])
     with tempfile.TemporaryDirectory() as folder:
@@ -382,7 +407,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
     names = frozenset(facts["validation_names"])
     validation, _ = annotated.read_examples(settings, FRAME, only=lambda some: [name in names for name in some])
     if not len(validation):
-        validation = annotated.drawn(len(names), settings.seed + 1, FRAME)
+        validation = annotated.held_out(len(names), settings.seed, FRAME)
     evaluated = evaluation.score(model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1)
     content = {
         "weights": WEIGHTS,
@@ -409,6 +434,11 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
     return content
 
 
-def _newest(filesystem: pafs.FileSystem, path: str) -> str | None:
-    folders = filesystem.get_file_info(pafs.FileSelector(storage.join(path, "checkpoints")))
-    return max((info.path for info in folders if re.search(r"/epoch-\d+$", info.path)), default=None)
+def _checkpoints(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """Folders of the checkpoints of the run at a path, oldest first."""
+    found = filesystem.get_file_info(pafs.FileSelector(storage.join(path, "checkpoints"), allow_not_found=True))
+    return sorted((info.path for info in found if _EPOCH.search(info.path)), key=_epoch_of)
+
+
+def _epoch_of(folder: str) -> int:
+    return int(_EPOCH.findall(folder)[0])
