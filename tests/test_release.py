@@ -331,12 +331,7 @@ def test_a_flipped_bit_in_a_part_is_named_and_never_released(run, tmp_path):
     copied = tmp_path / "run"
     shutil.copytree(run, copied)
     part = max((copied / "records").iterdir(), key=lambda path: path.stat().st_size)
-    group = pq.read_metadata(part).row_group(0)
-    columns = [group.column(index) for index in range(group.num_columns)]
-    column = next(one for one in columns if one.path_in_schema.startswith("landmarks_mean"))
-    content = bytearray(part.read_bytes())
-    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
-    part.write_bytes(content)
+    invented_runs.flip_a_bit(part)
     with pytest.raises(release.ReleaseError, match=f"{part.name}: a part of the run's records is damaged"):
         pipeline.make_release(ReleaseSettings(run=str(copied), output=str(tmp_path / "releases")))
     assert not list((tmp_path / "releases").rglob("release.json"))

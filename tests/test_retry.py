@@ -23,6 +23,7 @@ from chexmask_u import cli, pipeline, record, storage, write
 from chexmask_u.columns import landmark_array, latent_array
 from chexmask_u.manifest import list_folder
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, SettingsError
+from tests.invented_runs import flip_a_bit
 from tests.s3 import s3_server
 
 REASONS = ["damaged", "timeout", "storage"]
@@ -191,12 +192,8 @@ def test_wherever_a_retry_is_killed_a_rerun_finds_every_record_at_most_once_and_
 def test_a_damaged_part_is_named_and_gets_no_new_checksum(run: write.Run) -> None:
     parts = Path(run.records.removeprefix("flaky://")).iterdir()
     part = max(parts, key=lambda path: path.stat().st_size)
-    group = pq.read_metadata(part).row_group(0)
-    columns = [group.column(index) for index in range(group.num_columns)]
-    column = next(one for one in columns if one.path_in_schema.startswith("landmarks_mean"))
-    content = bytearray(part.read_bytes())
-    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
-    part.write_bytes(content)
+    flip_a_bit(part)
+    content = part.read_bytes()
     with pytest.raises(write.RunError, match=rf"{part.name}: a part of the run's records is damaged.*delete it"):
         run.retry({"damaged", "timeout"})
     assert part.read_bytes() == content
