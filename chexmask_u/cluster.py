@@ -99,6 +99,12 @@ def connected(address: str | None) -> Iterator[bool]:
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
+        if threading.current_thread() is threading.main_thread():
+            # Ray takes the signal for itself, and would end the process with a stack of its own.
+            signal.signal(signal.SIGTERM, on_sigterm)
+    except SystemExit as stopped:
+        # Ray's own answer to SIGTERM while it starts.
+        raise KeyboardInterrupt from stopped
     except ConnectionError as error:
         raise ClusterError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
     except (ValueError, RuntimeError, OSError) as error:
@@ -106,9 +112,6 @@ def connected(address: str | None) -> Iterator[bool]:
         raise ClusterError(
             f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        # Ray takes the signal for itself, and would end the process with a stack of its own.
-        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield address is None
     finally:
