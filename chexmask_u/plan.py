@@ -231,7 +231,7 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
             "plan: the steps are measured; now a short and a long run of the whole pipeline over the sample, repeated",
             file=sys.stderr,
         )
-        runs = _runs(run_settings, rows, measured.long_images(speed, flow_seconds), settings.scratch)
+        runs = _runs(run_settings, rows, measured.pair_images(speed, flow_seconds, cores), settings.scratch)
     probe = Probe(steps, cores, share.gpus, threads, runs.images_per_second, ray_seconds + runs.start_seconds)
     fleet = settings.cpus or cores, settings.gpus or share.gpus
     expected = forecast(probe, settings.rows or total, *fleet, settings.price_per_hour)
@@ -361,13 +361,14 @@ def _stored_bytes(records: pa.Table) -> float:
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns)) / len(records)
 
 
-def _runs(settings: GenerateSettings, rows: pa.Table, long: int, scratch: str | None) -> measured.Sustained:
+def _runs(
+    settings: GenerateSettings, rows: pa.Table, images: tuple[int, int], scratch: str | None
+) -> measured.Sustained:
     """A short and a long run of the pipeline over the sample."""
     with tempfile.TemporaryDirectory(prefix="chexmask-u-plan-") as local:
         folder = storage.join(scratch or local, f"plan-{uuid.uuid4().hex}")
-        short_run = measured.timed_run(settings, rows, measured.SHORT_IMAGES, folder)
-        long_run = measured.timed_run(settings, rows, long, folder)
-    return measured.Sustained.of([short_run], [long_run])
+        short, long = (measured.timed_run(settings, rows, count, folder) for count in images)
+    return measured.Sustained.of([short], [long])
 
 
 def _duration(hours: float) -> str:

@@ -14,7 +14,7 @@ import chexmask_u as cu
 from chexmask_u import cli
 from chexmask_u.bench import report
 from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
-from chexmask_u.bench.pipeline import Run, Sustained
+from chexmask_u.bench.pipeline import Run, Sustained, pair_images
 from chexmask_u.bench.predict import stretched
 from chexmask_u.bench.reference import Reference, window_mean
 from chexmask_u.model.checkpoint import save_model
@@ -82,6 +82,14 @@ def test_a_pair_of_runs_tells_speed_and_start_up_apart():
     sustained = Sustained.of(short, long)
     assert sustained.images_per_second == pytest.approx(10)
     assert sustained.start_seconds == pytest.approx(10)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16])
+def test_the_runs_of_a_pair_keep_every_core_busy_to_the_end(cores):
+    short, long = pair_images(images_per_second=17, flow_seconds=20, cores=cores)
+    assert short >= 64
+    assert short % (32 * cores) == long % (32 * cores) == 0
+    assert 340 <= long - short < 340 + 32 * cores
 
 
 def test_stretched_weights_fit_another_input_and_keep_the_landmarks_on_the_image(tmp_path, radiograph):

@@ -17,9 +17,6 @@ from chexmask_u.predictor import Predictor
 from chexmask_u.read import read
 from chexmask_u.settings import GenerateSettings
 
-# Images of the short run of a pair: enough for every step to have a block.
-SHORT_IMAGES = 2 * pipeline.ROWS_PER_BLOCK
-
 
 @dataclass(frozen=True)
 class Run:
@@ -71,9 +68,16 @@ def repeated(rows: pa.Table, count: int) -> pa.Table:
     return pa.concat_tables(tables).slice(0, count)
 
 
-def long_images(images_per_second: float, flow_seconds: float) -> int:
-    """Images of the long run of a pair: what flows in so many seconds on top of the short run, a block at least."""
-    return SHORT_IMAGES + max(pipeline.ROWS_PER_BLOCK, math.ceil(images_per_second * flow_seconds))
+def pair_images(images_per_second: float, flow_seconds: float, cores: int) -> tuple[int, int]:
+    """Images of the short and of the long run of a pair.
+
+    Each core reads a block at a time, and with a last round that is not full the cores that wait would count as time
+    that the pipeline takes. So the runs are of whole rounds: the short one of one, and at least of two blocks, the long
+    one of as many more as flow in so many seconds.
+    """
+    a_round = cores * pipeline.ROWS_PER_BLOCK
+    short = max(a_round, 2 * pipeline.ROWS_PER_BLOCK)
+    return short, short + a_round * max(1, math.ceil(images_per_second * flow_seconds / a_round))
 
 
 def timed_run(settings: GenerateSettings, rows: pa.Table, count: int, folder: str) -> Run:
@@ -152,6 +156,7 @@ def measure(
     folder: str,
     *,
     flow_seconds: float,
+    cores: int,
     repeats: int,
     bottleneck: Callable[[], float],
 ) -> Row:
@@ -160,7 +165,8 @@ def measure(
     Args:
         name: of the row.
         settings, rows, folder: as `timed_run` takes them.
-        flow_seconds: that the long run of a pair is to take beyond the short one.
+        flow_seconds: that the long run of a pair is to take beyond the short one, at least.
+        cores: of the cluster.
         repeats: pairs.
         bottleneck: gives the seconds an image of the bounding step, measured anew.
 
@@ -169,7 +175,7 @@ def measure(
         else the runs say.
     """
     alone = [bottleneck()]
-    short, long = SHORT_IMAGES, long_images(1 / alone[0], flow_seconds)
+    short, long = pair_images(1 / alone[0], flow_seconds, cores)
     short_runs, long_runs = [], []
     for _ in range(repeats):
         short_runs.append(timed_run(settings, rows, short, folder))

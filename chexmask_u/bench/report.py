@@ -321,6 +321,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
                 rows,
                 str(folder / "runs"),
                 flow_seconds=scale.flow_seconds,
+                cores=cores,
                 repeats=scale.pairs,
                 bottleneck=bottleneck,
             )
