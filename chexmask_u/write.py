@@ -126,10 +126,15 @@ class Run:
         return pads.dataset(sorted(files), schema=record.RECORD, filesystem=fs, format=_VERIFIED)
 
     def damaged_part(self) -> str | None:
-        """The first part that cannot be read to its end, and why; None if all can."""
+        """The first part that cannot be decoded to its end, and why; None if all can, or if the storage fails."""
+        fs, _ = storage.arrow_filesystem(self.records)
         for file in self.dataset().files:
             try:
-                self.dataset([file]).to_table()
+                content = _content(fs, file)
+            except OSError:
+                return None
+            try:
+                pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
             except (OSError, pa.ArrowInvalid) as error:
                 return (
                     f"{file}: a part of the run's records is damaged ({storage.explain(error)}); delete it, and the"
@@ -382,6 +387,12 @@ def _parquet_files(fs: pafs.FileSystem, path: str, *, empty: bool = False) -> li
     return sorted(info.path for info in found if info.size or empty)
 
 
+def _content(fs: pafs.FileSystem, file: str) -> pa.Buffer:
+    """A file in memory: damage and a failing storage can raise the same, and of this only the storage can fail."""
+    with fs.open_input_file(file) as stream:
+        return stream.read_buffer()
+
+
 def _rows(fs: pafs.FileSystem, file: str) -> int:
     """Rows that a Parquet file's footer says it has; one whose footer cannot be parsed has lost them all.
 
@@ -393,9 +404,7 @@ def _rows(fs: pafs.FileSystem, file: str) -> int:
         with fs.open_input_file(file) as stream:
             return int(pq.read_metadata(stream).num_rows)
     except damaged:
-        # Damage and a failing storage can raise the same: what is read into memory first tells them apart.
-        with fs.open_input_file(file) as stream:
-            content = stream.read_buffer()
+        content = _content(fs, file)
     try:
         return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
     except damaged:
