@@ -343,8 +343,17 @@ class TrainSettings(AnnotatedSettings):
     batch_size: int = setting(4, "images in a batch, over all workers", numbers=True)
     learning_rate: float = setting(1e-4, "Adam's learning rate at the start", numbers=True)
     weight_decay: float = setting(1e-5, "Adam's weight decay", numbers=True)
+    schedule: str = setting(
+        "step",
+        "how the learning rate falls; step: by --decay every --decay-epochs; cosine: to zero over --decay-epochs, "
+        "along half a cosine",
+        choices=("step", "cosine"),
+        numbers=True,
+    )
     decay: float = setting(0.9, "factor of the learning rate at each of its steps", numbers=True)
-    decay_epochs: int = setting(50, "epochs between two steps of the learning rate", numbers=True)
+    decay_epochs: int = setting(
+        50, "epochs between two steps of the learning rate, or until the cosine's end", numbers=True
+    )
     clip: float | None = setting(None, "largest norm of the gradient (default: no limit)", numbers=True)
     kl_first: float = setting(1e-5, "weight of the KL divergence (mean over latents) in the first epoch", numbers=True)
     kl_last: float = setting(1e-2, "weight of the KL divergence once it has grown", numbers=True)
@@ -383,6 +392,11 @@ class TrainSettings(AnnotatedSettings):
             raise SettingsError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise SettingsError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+        if self.schedule == "cosine" and self.epochs > self.decay_epochs:
+            raise SettingsError(
+                f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
+                f"before --epochs {self.epochs} are over"
+            )
 
     def _within(self, **ranges: tuple[float, float]) -> None:
         for name, (low, high) in ranges.items():

@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -237,6 +238,16 @@ def test_default_schedules_are_the_papers() -> None:
     np.testing.assert_allclose(weights, [1e-5, (1e-5 + 1e-2) / 2, 1e-2, 1e-2])
     rates = [learning_rate(paper, epoch) for epoch in (0, 49, 50, 149)]
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 0.9e-4, 0.81e-4])
+
+
+def test_the_learning_rate_can_fall_along_a_cosine() -> None:
+    chosen = TrainSettings(
+        drawings=1, output="unused", schedule="cosine", learning_rate=1e-3, decay_epochs=60, epochs=60
+    )
+    rates = [learning_rate(chosen, epoch) for epoch in (0, 20, 30, 40, 60)]
+    np.testing.assert_allclose(rates, [1e-3, 0.75e-3, 0.5e-3, 0.25e-3, 0], atol=1e-12)
+    with pytest.raises(SettingsError, match="--decay-epochs 60, before --epochs 61"):
+        replace(chosen, epochs=61)
 
 
 def test_training_from_a_checkpoint_ends_with_the_weights_of_an_undisturbed_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -84,5 +85,10 @@ def kl_weight(settings: TrainSettings, epoch: int) -> float:
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
-    """Learning rate in an epoch, counted from 0: it falls in steps."""
+    """Learning rate in an epoch, counted from 0.
+
+    It falls in steps, as the paper's, or along half a cosine (Loshchilov and Hutter, 2017, without restarts).
+    """
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.decay_epochs))
     return settings.learning_rate * settings.decay ** (epoch // settings.decay_epochs)
