@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import chexmask_u as cu
-from chexmask_u import cli
+from chexmask_u import cli, memory
 from chexmask_u.bench import report
+from chexmask_u.bench.apart import Task, apart
 from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
 from chexmask_u.bench.pipeline import Run, Sustained, pair_images
 from chexmask_u.bench.predict import stretched
@@ -53,6 +57,29 @@ def test_the_predictor_gives_the_landmarks_of_the_reference(radiograph):
     plain = Reference(model).predict(images, [latent_noise(name, 10, 3) for name in ids])
     np.testing.assert_allclose(ours.landmarks_mean, [mean for mean, _ in plain], atol=0.05)
     np.testing.assert_allclose(ours.landmarks_std, [std for _, std in plain], atol=0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults in /proc, and glibc's memory is what is kept")
+def test_the_published_algorithm_has_the_memory_that_its_users_have(tmp_path, radiograph):
+    """The predictor's process keeps what it frees; the algorithm that it is compared with must gain nothing by that."""
+
+    def faults(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    weights = str(tmp_path / "w.safetensors")
+    stretched(1024, Path(weights))
+    memory.keep_freed()
+    here = Task(weights, "cpu", radiograph, 5)
+    with apart(weights, "cpu", radiograph, 5) as there:
+        added = []
+        for task in (here, there):
+            task.predict()
+            pid = os.getpid() if task is here else multiprocessing.active_children()[0].pid
+            before = faults(pid)
+            task.predict()
+            added.append(faults(pid) - before)
+    # Its largest activations, of 32 MiB, are beyond what the predictor's process keeps: they are mapped anew in both.
+    assert added[1] > 1.5 * added[0]
 
 
 def test_the_reference_looks_windows_up_as_the_model_does_inside_and_outside_the_image():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE
+from chexmask_u.bench.apart import Apart
 from chexmask_u.bench.limits import (
     Machine,
     Work,
@@ -24,7 +25,6 @@ from chexmask_u.bench.limits import (
     limit,
     multiply_once,
 )
-from chexmask_u.bench.reference import Reference
 from chexmask_u.bench.timing import Row
 from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
@@ -96,12 +96,15 @@ def precisions(device: str) -> tuple[Precision, ...]:
     return tuple(name for name in PRECISIONS if name != "tf32" or device == "cuda")
 
 
-def cases(weights: str, device: str, images: NDArray[np.uint8], samples: int, sizes: Sizes) -> list[Case]:
+def cases(
+    weights: str, device: str, published: Apart, images: NDArray[np.uint8], samples: int, sizes: Sizes
+) -> list[Case]:
     """What to time, the published algorithm first.
 
     Args:
         weights: as `load_model` takes them.
         device: "cpu" or "cuda".
+        published: the published algorithm with the same weights, device and draws.
         images: uint8 [n, 1024, 1024]; repeated where a batch is larger.
         samples: draws N where they are not what is varied.
         sizes: what is varied.
@@ -112,7 +115,7 @@ def cases(weights: str, device: str, images: NDArray[np.uint8], samples: int, si
     }
     model = models[sizes.precisions[0]]
     batch = sizes.batches[-1]
-    found = _references(model, images, samples)
+    found = _references(published, model, samples)
     found += [_whole(models["float32"], images, size, samples) for size in sizes.batches]
     found += [_whole(models[precision], images, batch, samples) for precision in sizes.precisions[1:]]
     found += [_whole(models["float32"], images, batch, draws) for draws in sizes.draws if draws != samples]
@@ -179,33 +182,15 @@ def work(model: HybridGNet, batch: int, samples: int) -> list[Work]:
     return [*encoder_work(model.input_size, batch, value_bytes), *decoding]
 
 
-def _references(model: HybridGNet, images: NDArray[np.uint8], samples: int) -> list[Case]:
+def _references(published: Apart, model: HybridGNet, samples: int) -> list[Case]:
     """The published algorithm on one image, whole and by halves."""
-    reference = Reference(model)
-    noise = [latent_noise("0", samples, 0)]
-    grey = _grey(model, images[:1])
-    with torch.inference_mode():
-        encoded = reference.encode(grey)
-        z = encoded.mean + torch.from_numpy(noise[0]).to(model.device) * torch.exp(encoded.log_var / 2)
-
-    def whole() -> None:
-        reference.predict(images[:1], noise)
-
-    def encode() -> None:
-        with torch.inference_mode():
-            reference.encode(grey)
-
-    def decode() -> None:
-        with torch.inference_mode():
-            reference.decode(z, encoded)
-
     encoding = encoder_work(model.input_size, 1, VALUE_BYTES["float32"])
     decoding = decoder_work(model.input_size, model.variant, samples, VALUE_BYTES["float32"])
     facts = {"batch": 1, "samples": samples, "precision": "float32"}
     return [
-        Case(REFERENCE, REFERENCE, whole, 1, [*encoding, *decoding], "float32", facts),
-        Case(REFERENCE_ENCODER, REFERENCE_ENCODER, encode, 1, encoding, "float32", facts),
-        Case(REFERENCE_DECODER, REFERENCE_DECODER, decode, 1, decoding, "float32", facts),
+        Case(REFERENCE, REFERENCE, published.predict, 1, [*encoding, *decoding], "float32", facts),
+        Case(REFERENCE_ENCODER, REFERENCE_ENCODER, published.encode, 1, encoding, "float32", facts),
+        Case(REFERENCE_DECODER, REFERENCE_DECODER, published.decode, 1, decoding, "float32", facts),
     ]
 
 

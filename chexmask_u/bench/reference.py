@@ -77,15 +77,22 @@ class Reference:
         results = []
         with torch.inference_mode():
             for image, eps in zip(images, noise, strict=True):
-                grey = torch.from_numpy(image).to(self.device)[None, None].float() / 255
-                if self.input_size != FRAME:
-                    grey = F.interpolate(grey, (self.input_size, self.input_size), mode="area")
-                encoded = self.encode(grey)
-                z = encoded.mean + torch.from_numpy(eps).to(self.device) * torch.exp(encoded.log_var / 2)
+                encoded = self.encode(self.grey(image))
+                z = self.sample(encoded, eps)
                 # Every draw goes to the host, where numpy takes the statistics.
                 landmarks = self.decode(z, encoded)[0].cpu().numpy() * FRAME
                 results.append((landmarks.mean(axis=0), landmarks.std(axis=0)))
         return results
+
+    def grey(self, image: NDArray[np.uint8]) -> Tensor:
+        """Input float32 [1, 1, S, S] in [0, 1] of an image uint8 [1024, 1024]."""
+        grey = torch.from_numpy(image).to(self.device)[None, None].float() / 255
+        size = (self.input_size, self.input_size)
+        return grey if self.input_size == FRAME else F.interpolate(grey, size, mode="area")
+
+    def sample(self, encoded: Encoded, noise: NDArray[np.float32]) -> Tensor:
+        """Latents float32 [N, 64] of standard normal draws float32 [N, 64]."""
+        return encoded.mean + torch.from_numpy(noise).to(self.device) * torch.exp(encoded.log_var / 2)
 
     def encode(self, image: Tensor) -> Encoded:
         """Posterior and feature maps of one image, float32 [1, 1, S, S] in [0, 1]."""

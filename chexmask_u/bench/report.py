@@ -27,6 +27,7 @@ from chexmask_u.bench import mask as masks
 from chexmask_u.bench import pipeline as whole
 from chexmask_u.bench import predict as network
 from chexmask_u.bench import read as reading
+from chexmask_u.bench.apart import apart
 from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
 from chexmask_u.bench.reference import UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
 from chexmask_u.bench.timing import Row
@@ -271,8 +272,9 @@ def _scale(quick: bool, kind: str) -> Scale:
 
 def _network(weights: str, kind: str, scale: Scale) -> tuple[list[Row], Machine]:
     images = np.stack([draw(index).image for index in range(4)])
-    timed = network.cases(weights, kind, images, SAMPLES, scale.sizes)
-    measured = network.measure(timed, kind, scale.repeats)
+    with apart(weights, kind, images[0], SAMPLES) as published:
+        timed = network.cases(weights, kind, published, images, SAMPLES, scale.sizes)
+        measured = network.measure(timed, kind, scale.repeats)
     # The pipeline's own replica needs the memory.
     del timed
     gc.collect()
