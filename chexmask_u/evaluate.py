@@ -68,6 +68,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 
     Raises:
         CheckpointError, TrainingError, and as `read`.
+        SettingsError: if there is no GPU where one is asked for.
         StorageError: if the output holds something else than an earlier evaluation.
     """
     if settings.output is not None:
@@ -75,6 +76,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
     model = load_model(settings.weights, device=device)
     examples, problems = read(settings)
     say_if_demonstration(settings.weights)

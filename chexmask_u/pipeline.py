@@ -44,6 +44,9 @@ ROWS_PER_BLOCK = 32
 BLOCKS_IN_STORE_PER_CORE = 2
 BLOCK_BYTES = ROWS_PER_BLOCK * FRAME**2
 
+# How torch, Triton and NVIDIA's libraries tell of a fault of the device where it is no `AcceleratorError`.
+_DEVICE_FAULTS = ("CUDA driver error", "Triton Error [CUDA]", "STATUS_EXECUTION_FAILED")
+
 # Ray Data takes the rest of a path for a query, or drops it, and would do every image again.
 _LOST_ON_RAY = re.compile(r"[?\t\r\n]")
 
@@ -236,7 +239,9 @@ class _CountingPredictor(Predictor):
         start = time.perf_counter()
         try:
             predicted = super().__call__(batch)
-        except torch.AcceleratorError as error:
+        except RuntimeError as error:
+            if not (isinstance(error, torch.AcceleratorError) or any(words in str(error) for words in _DEVICE_FAULTS)):
+                raise
             # Of a fault of the device this process does not recover; Ray starts another, for so many times.
             print(
                 f"chexmask_u: the GPU failed ({storage.explain(error)}); its process ends", file=sys.stderr, flush=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from threading import Barrier
 from typing import Any
@@ -78,9 +78,17 @@ def predict(
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
         return Prediction(landmarks, landmarks, latents, latents)
 
+    if model.device.type != "cpu" and len(images) == 1:
+        # What was compiled for batches would be compiled once more for one image.
+        twice = predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed)
+        return Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
+
     def flat_of(part: slice) -> NDArray[np.float32]:
         size = noise_size(model.variant)
-        noise = np.stack([latent_noise(record_id, n_samples, seed, size) for record_id in record_ids[part]])
+
+        def noise() -> NDArray[np.float32]:
+            return np.stack([latent_noise(record_id, n_samples, seed, size) for record_id in record_ids[part]])
+
         return _reduce(model, images[part], noise)
 
     if model.device.type == "cpu":
@@ -127,20 +135,25 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _reduce(model: HybridGNet, images: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2]."""
+def _reduce(
+    model: HybridGNet, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2].
+
+    The noise is made once the encoder has begun, which a GPU does not wait for.
+    """
     with torch.inference_mode():
         grey = _on_device(images, model.device).unsqueeze(1).float().div_(255)
         if model.input_size != FRAME:
             size = (model.input_size, model.input_size)
             grey = F.interpolate(grey, size, mode="area")
         if isinstance(model, DropoutNet):
-            drawn, latents = model.sample(grey, _on_device(noise, model.device))
+            drawn, latents = model.sample(grey, _on_device(noise(), model.device))
             sigma, mean = torch.std_mean(latents, dim=1, correction=0)
         else:
             mean, log_var, features = model.encode(grey)
             sigma = torch.exp(log_var / 2)
-            z = mean.unsqueeze(1) + _on_device(noise, model.device) * sigma.unsqueeze(1)
+            z = mean.unsqueeze(1) + _on_device(noise(), model.device) * sigma.unsqueeze(1)
             drawn = model.decode(z, features)
         drawn = drawn * FRAME
         std, centre = torch.std_mean(drawn, dim=1, correction=0)

@@ -29,6 +29,9 @@ COMPILED_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-2, "bf
 # and feature maps, at the quantile: a lookup on the border of a cell may go to its neighbour, so not all of them.
 COMPILED_SHIFT, COMPILED_SHIFT_QUANTILE = 0.05, 0.99
 
+# Added to the name of a GPU on which the network runs in its plain form.
+NOT_COMPILED = ", not compiled"
+
 # A mean landmark this many pixels outside the frame is a diverged network; nearer ones are kept and counted.
 FAR_OUTSIDE = 8 * FRAME
 
@@ -80,12 +83,16 @@ class Predictor:
         if device == "cpu":
             # As `model.fast` wants its weights, which it would otherwise convert for every image.
             self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if device.startswith("cuda") and not _compiles(self.model):
-            self.model = load_model(weights, device=device, sha256=sha256)
-            self.model.precision = precision
+        self.device = device
+        if device.startswith("cuda"):
+            self.device = torch.cuda.get_device_name()
+            if not _compiles(self.model):
+                self.model = load_model(weights, device=device, sha256=sha256)
+                self.model.precision = precision
+                # Part of every record and of the report, where a run that is slow for it is noticed.
+                self.device += NOT_COMPILED
         self.samples = samples
         self.seed = seed
-        self.device = torch.cuda.get_device_name() if device.startswith("cuda") else device
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         start = time.perf_counter()
@@ -140,16 +147,22 @@ def _compiles(model: HybridGNet) -> bool:
     """
     rng = np.random.Generator(np.random.Philox(0))
     size = model.input_size
-    images, noise = (
-        torch.from_numpy(values).to(model.device)
-        for values in (rng.random((3, 1, size, size), np.float32), rng.standard_normal((3, 2, LATENT_SIZE), np.float32))
-    )
     try:
+        # Inference tensors as those of a prediction, or that would be compiled for once more.
         with torch.inference_mode():
+            images, noise = (
+                torch.from_numpy(values).to(model.device)
+                for values in (
+                    rng.random((3, 1, size, size), np.float32),
+                    rng.standard_normal((3, 2, LATENT_SIZE), np.float32),
+                )
+            )
             plain_mean, log_var, features = model.encode(images)
             z = plain_mean.unsqueeze(1) + noise * torch.exp(log_var / 2).unsqueeze(1)
             plain = model.decode(z, features)
-            model.encoder.compile(dynamic=True)
+            # For any number of images, but of this size alone: convolutions gain by knowing it.
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+            model.encoder.compile()
             model.decoder.compile(dynamic=True)
             mean, _, _ = model.encode(images)
             # Of the plain encoder's output, so that each half answers for itself.

@@ -181,6 +181,23 @@ def test_run_of_other_settings_or_data_is_refused(
     assert "choose another --output" in capsys.readouterr().err
 
 
+def test_a_run_that_a_version_with_fewer_settings_began_goes_on(
+    trained: Path, people: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = trained / "training.json"
+    begun = record.read_text()
+    older = json.loads(begun)
+    del older["settings"]["schedule"]
+    record.write_text(json.dumps(older))
+    try:
+        command = ["train", *SMALL, *people, "--output", str(trained)]
+        assert main(command) == 0
+        assert main([*command, "--schedule", "cosine"]) == 2
+        assert "was begun with --schedule step, not cosine" in capsys.readouterr().err
+    finally:
+        record.write_text(begun)
+
+
 @pytest.mark.slow
 def test_two_workers_train_as_one_does(local_ray: Any, people: list[str], trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"

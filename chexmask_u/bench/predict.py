@@ -109,17 +109,17 @@ def cases(
         samples: draws N where they are not what is varied.
         sizes: what is varied.
     """
-    models = {
-        precision: Predictor(weights, samples=samples, device=device, precision=precision).model
+    steps = {
+        precision: Predictor(weights, samples=samples, device=device, precision=precision)
         for precision in sizes.precisions
     }
-    model = models[sizes.precisions[0]]
+    model = steps[sizes.precisions[0]].model
     batch = sizes.batches[-1]
     found = _references(published, model, samples)
-    found += [_whole(models["float32"], images, size, samples) for size in sizes.batches]
-    found += [_whole(models[precision], images, batch, samples) for precision in sizes.precisions[1:]]
-    found += [_whole(models["float32"], images, batch, draws) for draws in sizes.draws if draws != samples]
-    found += [_encoder(models[precision], images, batch) for precision in sizes.precisions]
+    found += [_whole(steps["float32"], images, size, samples) for size in sizes.batches]
+    found += [_whole(steps[precision], images, batch, samples) for precision in sizes.precisions[1:]]
+    found += [_whole(steps["float32"], images, batch, draws) for draws in sizes.draws if draws != samples]
+    found += [_encoder(steps[precision].model, images, batch) for precision in sizes.precisions]
     found.append(_decoder(model, images, batch, samples))
     return found
 
@@ -194,7 +194,8 @@ def _references(published: Apart, model: HybridGNet, samples: int) -> list[Case]
     ]
 
 
-def _whole(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+def _whole(step: Predictor, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+    model = step.model
     stacked = _repeat(images, batch)
     ids = [str(row) for row in range(batch)]
     return Case(
@@ -204,7 +205,7 @@ def _whole(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: in
         images=batch,
         passes=work(model, batch, samples),
         precision=model.precision,
-        facts={"batch": batch, "samples": samples, "precision": model.precision},
+        facts={"batch": batch, "samples": samples, "precision": model.precision, "device": step.device},
     )
 
 
@@ -248,10 +249,11 @@ def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: 
 
 
 def _grey(model: HybridGNet, images: NDArray[np.uint8]) -> torch.Tensor:
-    """float32 [B, 1, S, S] in [0, 1] on the model's device."""
-    grey = torch.from_numpy(images).to(model.device).unsqueeze(1).float() / 255
-    size = (model.input_size, model.input_size)
-    return grey if model.input_size == FRAME else F.interpolate(grey, size, mode="area")
+    """float32 [B, 1, S, S] in [0, 1] on the model's device; inference tensors, as `predict` makes them."""
+    with torch.inference_mode():
+        grey = torch.from_numpy(images).to(model.device).unsqueeze(1).float() / 255
+        size = (model.input_size, model.input_size)
+        return grey if model.input_size == FRAME else F.interpolate(grey, size, mode="area")
 
 
 def _repeat(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -116,41 +116,52 @@ def run(settings: BenchSettings) -> dict[str, Any]:
                 f"--weights {weights}: are of the variant dropout, which the published algorithm, that it is compared"
                 " with, does not have; take those of the variant skip or noskip"
             )
-        predicted, machine = _network(weights, kind, scale)
-        rows = {
-            "predict": predicted,
-            "read": _reading(scale.repeats, machine),
-            "mask": _masks(scale.repeats, machine),
-            "pipeline": _pipeline(weights, kind, scale, listed, folder),
+        rows: dict[str, list[Row]] = {}
+        rows["predict"], machine = _network(weights, kind, scale)
+        facts: dict[str, Any] = {
+            "format": FORMAT,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "code": {"version": write.versions()["chexmask_u"], "sha256": _code_sha256()},
+            "versions": write.versions(),
+            "device": {
+                "kind": kind,
+                "name": torch.cuda.get_device_name() if kind == "cuda" else _processor(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+            },
+            "settings": settings.asdict(),
+            "scale": asdict(scale),
+            "samples": SAMPLES,
+            "weights": {
+                "source": settings.weights
+                or f"demo, stretched to {model.input_size}: made for timing, numbers mean nothing",
+                "input_size": model.input_size,
+                "variant": model.variant,
+            },
+            "machine": asdict(machine),
+            "upstream_seconds": {"encode": UPSTREAM_ENCODE_SECONDS, "decode": UPSTREAM_DECODE_SECONDS},
         }
-    result: dict[str, Any] = {
-        "format": FORMAT,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code": {"version": write.versions()["chexmask_u"], "sha256": _code_sha256()},
-        "versions": write.versions(),
-        "device": {
-            "kind": kind,
-            "name": torch.cuda.get_device_name() if kind == "cuda" else _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "load_average": {"before": load_before, "after": os.getloadavg()},
-        "settings": settings.asdict(),
-        "scale": asdict(scale),
-        "samples": SAMPLES,
-        "weights": {
-            "source": settings.weights
-            or f"demo, stretched to {model.input_size}: made for timing, numbers mean nothing",
-            "input_size": model.input_size,
-            "variant": model.variant,
-        },
-        "machine": asdict(machine),
-        "upstream_seconds": {"encode": UPSTREAM_ENCODE_SECONDS, "decode": UPSTREAM_DECODE_SECONDS},
-        "rows": rows,
-    }
+        rest: dict[str, Callable[[], list[Row]]] = {
+            "read": lambda: _reading(scale.repeats, machine),
+            "mask": lambda: _masks(scale.repeats, machine),
+            "pipeline": lambda: _pipeline(weights, kind, scale, listed, folder),
+        }
+        for part, measure in rest.items():
+            # What is measured is kept, should a later part fail or take longer than the machine is there.
+            _result(settings, facts, load_before, rows | {later: [] for later in rest if later not in rows})
+            rows[part] = measure()
+    return _result(settings, facts, load_before, rows)
+
+
+def _result(
+    settings: BenchSettings, facts: dict[str, Any], load_before: tuple[float, ...], rows: Mapping[str, list[Row]]
+) -> dict[str, Any]:
+    """What is known once these rows are measured, kept where the settings say."""
+    complete = all(rows.values())
+    result = facts | {"load_average": {"before": load_before, "after": os.getloadavg()}, "rows": rows}
     # Of a quick run nothing is judged.
-    result["targets"] = [] if settings.quick else targets(kind, rows)
-    result["passed"] = all(target["passed"] for target in result["targets"])
+    result["targets"] = [] if settings.quick else targets(facts["device"]["kind"], rows)
+    result["passed"] = complete and all(target["passed"] for target in result["targets"])
     if settings.output is not None:
         keep(result, Path(settings.output))
     return result
@@ -232,6 +243,9 @@ def render(result: Mapping[str, Any]) -> str:
         f" {max(row['object_store_peak_mib']):>5.0f}/{row['object_store_limit_mib']:.0f}"
         for row in rows["pipeline"]
     ]
+    missing = [part for part, measured in rows.items() if not measured]
+    if missing:
+        lines += ["", f"unfinished: {', '.join(missing)} not measured"]
     if result["targets"]:
         lines += ["", "targets"]
         lines += [

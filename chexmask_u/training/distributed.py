@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.dropout import build
 from chexmask_u.model.precision import without_tf32
 from chexmask_u.progress import progress
-from chexmask_u.settings import SettingsError, TrainSettings
+from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import figures
 from chexmask_u.training.examples import Examples
@@ -82,9 +83,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         if settings.device == "cuda" and not gpus and started_here:
             raise cluster.ClusterError("--device cuda: Ray sees no GPU on this machine; leave the flag out")
         use_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
-        workers = settings.workers or (max(1, gpus) if use_gpu else 1)
-        if settings.batch_size % workers:
-            raise SettingsError(f"--batch-size {settings.batch_size} cannot be shared by {workers} workers")
+        # As many of the GPUs as can share a batch.
+        sharing = max(n for n in range(1, max(1, gpus) + 1) if settings.batch_size % n == 0)
+        workers = settings.workers or (sharing if use_gpu else 1)
         train_ref, validation_ref, facts = _prepared(settings, run)
         print(
             f"{facts['train']:,} images to train on, {facts['validation']:,} held out, {facts['left_out']:,} left out",
@@ -267,7 +268,7 @@ def _is_whole(filesystem: pafs.FileSystem, folder: str) -> bool:
     # What the storage says is wrong is no fault of the file's.
     with Checkpoint(folder, filesystem=filesystem).as_directory() as local:
         try:
-            _load(local, torch.device("cpu"))
+            _load(local)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
             print(f"{folder}: a checkpoint that a kill tore; passed over", file=sys.stderr)
             return False
@@ -289,17 +290,19 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     cv2.setNumThreads(1)
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
     examples, validation = ray.get(config["train"]), ray.get(config["validation"])
-    training = Training(settings, examples, config["first_drawing"], validation, place, prepare_model)
+    # The network's buffers are constants, alike everywhere.
+    shared = partial(prepare_model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    training = Training(settings, examples, config["first_drawing"], validation, place, shared)
     run = TrainingRun(config["url"])
     first = place.rank == 0
     checkpoint = ray_train.get_checkpoint()
     if checkpoint is not None:
-        training.load(_state_of(checkpoint, place.device))
+        training.load(_state_of(checkpoint))
     for folder in config["forgotten"]:
         # Not only the newest: the best one is to be kept, too. A worker that starts again has reported some before.
         if _epoch_of(folder) > training.epoch:
             forgotten = Checkpoint(folder, filesystem=storage.arrow_filesystem(run.url)[0])
-            training.load(_state_of(forgotten, place.device))
+            training.load(_state_of(forgotten))
             _report(training, first)
     count: Callable[[int], None] = config["tally"].add if first else _ignore
     with _Board(run, training.epoch) if first else _NoBoard() as board:
@@ -331,13 +334,14 @@ def _report(training: Training, first: bool) -> None:
         )
 
 
-def _state_of(checkpoint: Any, device: torch.device) -> dict[str, Any]:
+def _state_of(checkpoint: Any) -> dict[str, Any]:
     with checkpoint.as_directory() as folder:
-        return _load(folder, device)
+        return _load(folder)
 
 
-def _load(folder: str, device: torch.device) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(Path(folder, _STATE), map_location=device, weights_only=True)
+def _load(folder: str) -> dict[str, Any]:
+    # Not to a GPU: weights are copied there from here, and Adam's count of its steps belongs on the host.
+    state: dict[str, Any] = torch.load(Path(folder, _STATE), map_location="cpu", weights_only=True)
     return state
 
 
@@ -393,9 +397,9 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
 
     run = TrainingRun(url)
     filesystem, path = storage.arrow_filesystem(url)
-    state = _state_of(Checkpoint(best, filesystem=filesystem), torch.device("cpu"))
+    state = _state_of(Checkpoint(best, filesystem=filesystem))
     newest = [best, *_checkpoints(filesystem, path)][-1]
-    last = _state_of(Checkpoint(newest, filesystem=filesystem), torch.device("cpu"))
+    last = _state_of(Checkpoint(newest, filesystem=filesystem))
     model = build(settings.input_size, settings.variant)
     model.load_state_dict(state["model"])
     with tempfile.TemporaryDirectory() as folder:

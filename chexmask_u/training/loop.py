@@ -21,7 +21,7 @@ from chexmask_u.training.examples import Examples
 from chexmask_u.training.loss import Objective, Terms, kl_weight, learning_rate
 from chexmask_u.training.scores import image_scores, mean_scores, posterior
 
-# Batches made ahead, so that the network never waits for augmentation.
+# Batches made ahead, so that the network never waits for augmentation; more where there are more threads to make them.
 AHEAD = 4
 
 _NO_LIMIT = float("inf")
@@ -73,7 +73,9 @@ class Training:
         self.batches = Batches(settings, train, first_drawing, place)
         torch.manual_seed(settings.seed)
         self.model = build(settings.input_size, settings.variant)
-        self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch lacks this one
+        # Instance norm on a GPU undoes it, before each convolution.
+        self.layout = torch.channels_last if place.device.type == "cpu" else torch.contiguous_format
+        self.model.encoder.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch lacks this one
         self.objective = prepare(Objective(self.model, settings.precision))
         self.optimiser = torch.optim.Adam(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -150,8 +152,10 @@ class Training:
 
     def _update(self, number: int, batch: Batch, weight: float) -> Tensor:
         device = self.place.device
-        images = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        terms = self.objective(images, batch.target.to(device), batch.noise.to(device))
+        images, target, noise = (
+            part.to(device, non_blocking=True) for part in (batch.images, batch.target, batch.noise)
+        )
+        terms = self.objective(images.contiguous(memory_format=self.layout), target, noise)
         self.optimiser.zero_grad()
         terms.total(weight).backward()
         limit = _NO_LIMIT if self.settings.clip is None else self.settings.clip
@@ -206,6 +210,7 @@ class Batches:
         with_heart = len(self.hearts) or (len(self.lungs) if len(self.drawings) else 0)
         self.lungs_chance = len(self.lungs) / max(1, len(self.lungs) + with_heart)
         self.mine = slice(place.rank, None, place.world)
+        self.on_gpu = place.device.type == "cuda"
 
     def rows(self, epoch: int, number: int) -> NDArray[np.int64]:
         """Rows of the examples in a batch, over all processes."""
@@ -220,11 +225,12 @@ class Batches:
 
     def of_epoch(self, epoch: int) -> Iterator[Batch]:
         """Parts of an epoch's batches that are this process's, some of them made ahead."""
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
             waiting: list[Future[Batch]] = []
             for number in range(self.settings.batches):
                 waiting.append(pool.submit(self._make, epoch, number))
-                if len(waiting) > AHEAD:
+                if len(waiting) > max(AHEAD, threads):
                     yield waiting.pop(0).result()
             for future in waiting:
                 yield future.result()
@@ -240,12 +246,11 @@ class Batches:
             images.append(image)
             landmarks.append(points[:nodes])
             noise.append(rng.standard_normal(noise_size(self.settings.variant), np.float32))
-        return Batch(
-            torch.from_numpy(np.stack(images)).unsqueeze(1),
-            torch.from_numpy(np.stack(landmarks)),
-            torch.from_numpy(np.stack(noise)),
-            [self.examples.names[row] for row in rows[self.mine]],
-        )
+        parts = [torch.from_numpy(np.stack(part)) for part in (images, landmarks, noise)]
+        if self.on_gpu:
+            # Or the copy to it would not be beside the work on the batch before.
+            parts = [part.pin_memory() for part in parts]
+        return Batch(parts[0].unsqueeze(1), parts[1], parts[2], [self.examples.names[row] for row in rows[self.mine]])
 
 
 def _differing(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:

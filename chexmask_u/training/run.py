@@ -99,9 +99,12 @@ def freeze(
     }
     before = run.read_json(SETTINGS)
     if before is not None:
+        # A setting that an older version did not have had the effect of its default.
+        defaults = {field.name: field.default for field in fields(settings)}
         for name, value in now["settings"].items():
-            if before["settings"].get(name) != value:
-                flag, begun_with = f"--{name.replace('_', '-')}", before["settings"].get(name)
+            begun_with = before["settings"].get(name, defaults[name])
+            if begun_with != value:
+                flag = f"--{name.replace('_', '-')}"
                 raise TrainingError(
                     f"{run.url}: was begun with {flag} {begun_with}, not {value}; "
                     "choose another --output, or the settings it was begun with"
