@@ -73,6 +73,8 @@ def landmark_weights(
 ) -> NDArray[np.float64]:
     """Weights of the landmarks in a loss or a fit, float64 [120], mean 1: the inverse of their variance.
 
+    A landmark's variance is the mean of its two axes', in the 1024 frame.
+
     Args:
         record: of a landmark config.
         per: the landmarks that share one weight, that of their mean variance: each alone, a stretch of a contour
@@ -84,7 +86,8 @@ def landmark_weights(
     """
     if not floor > 0:
         raise ValueError(f"floor must be positive, not {floor}")
-    variance = np.maximum(landmark_uncertainty(record), floor) ** 2
+    spread = _letterbox(record).spread_to_frame(_points(record, "landmarks_std"))
+    variance = np.maximum(np.square(spread).mean(axis=1), floor**2)
     if per == "landmark":
         groups: list[Any] = []
     elif per in ("region", "organ"):

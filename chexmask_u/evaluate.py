@@ -31,6 +31,11 @@ COVER_ROWS = slice(FRAME // 3, 3 * FRAME // 4)
 COVER_COLUMNS = slice(FRAME // 16, FRAME // 2)
 COVER_GREY = 128
 
+MASKS_NOTE = (
+    "  {} of them annotated by masks: distances to nodes spaced along a contour mean little for a network that was"
+    " trained on landmarks; Dice and Hausdorff hold"
+)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -111,7 +116,9 @@ def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, bat
 
     ``summary`` has, over all images and in pixels of the 1024 frame: what `scores.mean_scores` gives, of the landmarks
     decoded from the posterior mean; ``mse_of_mean``, of the mean over the draws, which is what a dataset holds; what
-    `scores.calibration` and `scores.posterior` give; and ``covered``, what hiding the right lung does.
+    `scores.calibration` and `scores.posterior` give; ``covered``, what hiding the right lung does; and ``from_masks``,
+    of how many images the annotation is a mask, against which distances are meaningful only for a network that was
+    trained on masks.
 
     Args:
         model: from `load_model`.
@@ -133,6 +140,7 @@ def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, bat
     summary: dict[str, Any] = {
         "images": len(examples),
         "with_heart": int(examples.has_heart().sum()),
+        "from_masks": sum(name in examples.from_masks for name in examples.names),
         **mean_scores(rows),
         "mse_of_mean": float(np.nanmean(np.nanmean(np.square(offset), axis=(1, 2)))),
         **calibration(clear.landmarks_mean, clear.landmarks_std, truth),
@@ -158,7 +166,9 @@ def table(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['images']:,} images ({summary['with_heart']:,} with heart); pixels of the {FRAME} frame",
         f"  error: mean {summary['distance']:.1f} px, worst image {summary['worst_distance']:.1f} px, "
-        f"RMSE {summary['rmse']:.1f} px, MSE {summary['mse']:.0f} px² (draws' mean: {summary['mse_of_mean']:.0f})",
+        f"of a coordinate RMSE {summary['rmse']:.1f} px, MSE {summary['mse']:.0f} px² "
+        f"(of the draws' mean {summary['mse_of_mean']:.0f})",
+        *([MASKS_NOTE.format(summary["from_masks"])] if summary["from_masks"] else []),
         *(
             f"  {organ.replace('_', ' ')}: Dice {summary[f'dice_{organ}']:.3f}, "
             f"Hausdorff {summary[f'hausdorff_{organ}']:.1f} px"
@@ -197,7 +207,7 @@ def images_csv(images: list[dict[str, Any]]) -> str:
 
 
 def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32]) -> dict[str, float]:
-    """How the std changes for landmarks of the lungs that are hidden, and for all others."""
+    """How the std changes for the landmarks, of any organ, that are hidden, and for all others."""
     x, y = truth[..., 0], truth[..., 1]
     under = (x >= COVER_COLUMNS.start) & (x < COVER_COLUMNS.stop) & (y >= COVER_ROWS.start) & (y < COVER_ROWS.stop)
     # NaN compares as outside; a heart that is not annotated may be anywhere.

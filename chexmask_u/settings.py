@@ -365,7 +365,11 @@ class TrainSettings(AnnotatedSettings):
     degrade: float = setting(
         0.0, "augmentation: chance of each of a clipped grey range, blur, noise and covered parts", numbers=True
     )
-    drawings_share: float = setting(0.5, "chance of a drawing, where there are other images too", numbers=True)
+    drawings_share: float = setting(
+        0.5,
+        "chance of a drawing in a batch of images with hearts; where no image has one, half the batches are drawings",
+        numbers=True,
+    )
     validation: float = setting(0.1, "share of the images that is held out, by a hash of their names", numbers=True)
     seed: int = setting(0, "fixes first weights, batches, augmentation and draws", numbers=True)
     precision: str = setting(
@@ -395,7 +399,7 @@ class TrainSettings(AnnotatedSettings):
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise SettingsError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
-                f"before --epochs {self.epochs} are over"
+                f"before --epochs {self.epochs} are over; set both alike"
             )
 
     def _within(self, **ranges: tuple[float, float]) -> None:

@@ -104,6 +104,14 @@ def test_landmarks_are_trusted_by_pixels_of_the_frame_and_not_of_the_image(recor
             cu.trusted_landmarks(row, **wrong)
 
 
+def test_a_landmark_that_is_unsure_along_one_axis_has_the_mean_variance_of_both(record):
+    std = np.full((120, 2), 5.0)
+    std[0] = 0, 10
+    row = record | {"landmarks_std": (std / record["letterbox"]["scale"]).tolist()}
+    weights = cu.landmark_weights(row)
+    assert weights[1] / weights[0] == pytest.approx(2)
+
+
 def test_weights_are_inverse_variances_with_mean_one_and_a_bound(record):
     std = np.full(120, 2.0)
     std[list(cu.REGIONS["left_lung.apex"])] = 8

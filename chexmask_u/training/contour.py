@@ -35,6 +35,10 @@ _CORNERS: dict[str, tuple[Corner, ...]] = {
     "heart": (Corner((-1.5, 1), 5), Corner((-1.5, -1), 7), Corner((0.7, -1), 6), Corner((1, 1), 8)),
 }
 
+# By how much of a ring's extent in the first corner's direction its first node may miss the corner: in the same 865
+# radiographs by 0.014 at most, and by more from two or three nodes on.
+_START_SLACK = 0.05
+
 # Whether the landmarks run clockwise in the image as it is shown.
 _CLOCKWISE = {"right_lung": False, "left_lung": True, "heart": True}
 
@@ -43,10 +47,12 @@ def mask_landmarks(mask: NDArray[np.uint8], organ: str) -> NDArray[np.float32]:
     """Landmarks of one organ from its mask.
 
     The contour is that of the largest connected part, holes ignored. It is cut at the organ's corners (`_CORNERS`), and
-    each stretch gets its share of the landmarks at equal distances.
+    each stretch gets its share of the landmarks at equal distances. The annotators' nodes lie along the same contours,
+    but not at equal distances: of 200 JSRT radiographs theirs differ by a mean square of 242 px² of the 1024 frame.
 
     Args:
-        mask: uint8 [H, W]; not 0 inside the organ.
+        mask: uint8 [H, W]; more than half of its largest value inside the organ, as lossy compression or a change of
+            size leaves it too.
         organ: one of `anatomy.ORGANS`.
 
     Returns:
@@ -55,7 +61,7 @@ def mask_landmarks(mask: NDArray[np.uint8], organ: str) -> NDArray[np.float32]:
     Raises:
         ValueError: if the mask is empty, or too small for corners to be told apart.
     """
-    contours, _ = cv2.findContours((mask != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours((mask > mask.max() / 2).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         raise ValueError(f"the mask of the {organ} is empty")
     ring = max(contours, key=cv2.contourArea)[:, 0].astype(np.float64)
@@ -96,14 +102,15 @@ def is_clockwise(ring: NDArray[np.floating]) -> bool:
 
 
 def in_annotators_order(landmarks: NDArray[np.floating], organ: str) -> bool:
-    """Whether an organ's landmarks [n, 2] turn as the annotators' do and begin near the corner where theirs begin."""
+    """Whether an organ's landmarks [n, 2] turn as the annotators' do and begin at the corner where theirs begin.
+
+    A start that is wrong by one or two nodes is not told apart.
+    """
     ring = np.asarray(landmarks, np.float64)
     if is_clockwise(ring) != _CLOCKWISE[organ]:
         return False
-    start, *others = _CORNERS[organ]
-    opposite = start.nodes + (others[0].nodes if organ == "heart" else 0)
-    # The first node lies farther in the first corner's direction than the node at the far end of the organ.
-    return bool(ring[0] @ start.direction > ring[opposite] @ start.direction)
+    far = ring @ _CORNERS[organ][0].direction
+    return bool(far.max() - far[0] <= _START_SLACK * np.ptp(far))
 
 
 def _evenly(curve: NDArray[np.float64], count: int) -> NDArray[np.float64]:

@@ -60,6 +60,10 @@ HELD_OUT_DRAWINGS = 64
 _STATE = "state.pt"
 _EPOCH = re.compile(r"/epoch-(\d+)$")
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
+_RANK = "rank"
+
+# Squared error in px² that no network but a diverged one has.
+_NOT_YET = float(FRAME**2)
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -94,6 +98,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         finished = run.read_json(SCORES)
         if finished is not None and finished["epochs"] >= settings.epochs:
             return finished | {"already_done": True}
+        if settings.epochs <= settings.kl_epochs and settings.variant != "dropout":
+            print(
+                f"the KL weight grows until epoch {settings.kl_epochs + 1}, so {settings.epochs} do not reach "
+                f"--kl-last {settings.kl_last:g}; set --kl-epochs below --epochs",
+                file=sys.stderr,
+            )
         outcome = _fit(settings, run, train_ref, validation_ref, facts["first_drawing"], workers, use_gpu)
         if outcome["diverged"] is not None:
             run.write("diverged.json", json.dumps(outcome["diverged"], indent=2) + "\n")
@@ -197,7 +207,7 @@ def _fit(
                 storage_path=path,
                 storage_filesystem=filesystem,
                 checkpoint_config=CheckpointConfig(
-                    num_to_keep=1, checkpoint_score_attribute="mse", checkpoint_score_order="min"
+                    num_to_keep=1, checkpoint_score_attribute=_RANK, checkpoint_score_order="min"
                 ),
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 worker_runtime_env={"env_vars": _on_loopback()},
@@ -208,7 +218,7 @@ def _fit(
         except TrainingFailedError as error:
             raise cluster.RunStoppedError(str(error).strip().splitlines()[-1].strip()) from error
     outcome = result.return_value or {"diverged": None}
-    best = min(result.best_checkpoints or [], key=lambda one: one[1]["mse"], default=None)
+    best = min(result.best_checkpoints or [], key=lambda one: one[1][_RANK], default=None)
     return outcome | {"best": None if best is None else best[0].path}
 
 
@@ -328,10 +338,20 @@ def _report(training: Training, first: bool) -> None:
         if first:
             torch.save(training.state(), Path(folder, _STATE))
         ray_train.report(
-            training.history[-1],
+            training.history[-1] | {_RANK: _rank(training.settings, training.history[-1])},
             checkpoint=Checkpoint.from_directory(folder) if first else None,
             checkpoint_dir_name=f"epoch-{training.epoch:06d}",
         )
+
+
+def _rank(settings: TrainSettings, row: dict[str, float]) -> float:
+    """What the best epoch has least of: the validation error.
+
+    An epoch with the KL weight that was asked for goes before all that still had a smaller one: their posterior is
+    another.
+    """
+    weight_reached = row["epoch"] > settings.kl_epochs or settings.variant == "dropout"
+    return row["mse"] + (0 if weight_reached else _NOT_YET)
 
 
 def _state_of(checkpoint: Any) -> dict[str, Any]:
@@ -423,6 +443,8 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
         "samples": CARD_SAMPLES,
         "datasets": facts["datasets"],
         "left_out": facts["left_out"],
+        "every": settings.every,
+        "kl_weight": state["history"][-1]["kl_weight"],
         "scores": evaluated.summary,
         "settings": settings.numbers() | {"half": settings.half},
         "command": command(settings),

@@ -41,6 +41,9 @@ PROBLEMS: dict[str, str] = {
 }
 """Every reason for which an annotated image cannot be used, and what it means."""
 
+# Added to a seed: populations of drawings from there on are held out.
+HELD_OUT_POPULATION = 2**31
+
 # Threads that read and decode; OpenCV lets go of the interpreter's lock.
 _READERS = 8
 
@@ -75,11 +78,14 @@ class Examples:
         names: N times "dataset/name".
         images: uint8 [N, S, S], grey.
         landmarks: float32 [N, 120, 2], x then y, unit square; NaN where the heart is not annotated.
+        from_masks: names (of these examples, or of others too) whose landmarks were spaced along a mask's contour, so
+            that a distance to them is also one along the contour.
     """
 
     names: list[str]
     images: NDArray[np.uint8]
     landmarks: NDArray[np.float32]
+    from_masks: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,7 +93,8 @@ class Examples:
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Examples:
         """Some of the examples, in the order given."""
         index = np.asarray(rows, np.int64)
-        return Examples([self.names[row] for row in index], self.images[index], self.landmarks[index])
+        names = [self.names[row] for row in index]
+        return Examples(names, self.images[index], self.landmarks[index], self.from_masks)
 
     def has_heart(self) -> NDArray[np.bool_]:
         """Whether all three organs are annotated, bool [N]; else both lungs are."""
@@ -115,6 +122,7 @@ def join(parts: Sequence[Examples]) -> Examples:
             [name for part in parts for name in part.names],
             np.concatenate([part.images for part in parts]),
             np.concatenate([part.landmarks for part in parts]),
+            frozenset().union(*(part.from_masks for part in parts)),
         )
     )
 
@@ -134,8 +142,8 @@ def drawn(count: int, seed: int, side: int) -> Examples:
 
 
 def held_out(count: int, seed: int, side: int) -> Examples:
-    """Drawings, as `drawn` gives them, that no training with this seed is shown: those of the next population."""
-    return drawn(count, seed + 1, side)
+    """Drawings, as `drawn` gives them, that no training with a seed below 2^31 is shown."""
+    return drawn(count, seed + HELD_OUT_POPULATION, side)
 
 
 def read_examples(settings: AnnotatedSettings, side: int, only: Choice | None = None) -> tuple[Examples, list[Problem]]:
@@ -277,6 +285,7 @@ def _read_dataset(dataset: Dataset, side: int, max_side: int, only: Choice | Non
             [f"{dataset.name}/{name}" for name, _, _ in good],
             np.stack([image for _, image, _ in good]) if good else np.zeros((0, side, side), np.uint8),
             np.stack([points for _, _, points in good]) if good else np.zeros((0, N_LANDMARKS, 2), np.float32),
+            frozenset(f"{dataset.name}/{name}" for name in usable if annotations[name].of_pixels),
         ),
         problems,
     )

@@ -240,7 +240,8 @@ class Batches:
         nodes = N_LANDMARKS if self.examples.has_heart_at(rows[0]) else LANDMARKS["heart"].start
         images, landmarks, noise = [], [], []
         for position in range(len(rows))[self.mine]:
-            rng = np.random.default_rng([self.settings.seed, epoch, number, position])
+            # From 1: with 0 it would be the stream that chose the batch's rows, since zeros at the end do not count.
+            rng = np.random.default_rng([self.settings.seed, epoch, number, position + 1])
             row = rows[position]
             image, points = augment(rng, self.examples.images[row], self.examples.landmarks[row], self.settings)
             images.append(image)

@@ -86,7 +86,8 @@ def calibration(
     Returns:
         ``std``: mean std of a coordinate in px; ``std_error_ratio``: root mean square of the std over that of the
         error (1 if calibrated); ``within_1_std`` and ``within_2_std``: share of coordinates that lie so near to the
-        annotation (0.68 and 0.95 for calibrated normal errors); ``rank_correlation``: Spearman's, between the images'
+        annotation (0.68 and 0.95 for calibrated normal errors, if the std is of many draws: of 20 it is 0.64 and 0.92,
+        since a std with ddof = 0 is on average too small); ``rank_correlation``: Spearman's, between the images'
         mean std and mean distance; None for fewer than three images.
     """
     error = np.abs(predicted - annotated)
@@ -97,7 +98,7 @@ def calibration(
         "std_error_ratio": float(np.sqrt(np.square(spread[there]).mean() / np.square(error[there]).mean())),
         "within_1_std": float((error <= spread)[there].mean()),
         "within_2_std": float((error <= 2 * spread)[there].mean()),
-        "rank_correlation": _rank_correlation(spread.mean(axis=(1, 2)), distance),
+        "rank_correlation": _rank_correlation(np.nanmean(np.where(there, spread, np.nan), axis=(1, 2)), distance),
     }
 
 
