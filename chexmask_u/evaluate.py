@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,10 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     model = load_model(settings.weights, device=device)
     examples, problems = read(settings)
     say_if_demonstration(settings.weights)
+    if settings.data and settings.split is None:
+        print(
+            "no --split: every image is scored, also those that the weights may have been trained on", file=sys.stderr
+        )
     result = score(model, examples, samples=settings.samples, seed=settings.seed, batch_size=settings.batch_size)
     head = {
         "weights": settings.weights,
