@@ -338,6 +338,10 @@ class TrainSettings(AnnotatedSettings):
         numbers=True,
     )
     input_size: int = setting(1024, "side in pixels of the network's input; a multiple of 32", numbers=True)
+    initial_weights: str | None = setting(
+        None,
+        "weights to begin with, as --weights of generate, of the same variant and input size (default: random ones)",
+    )
     epochs: int = setting(1000, "epochs in all; a finished run goes on if there are to be more")
     batches: int = setting(100, "batches in an epoch", numbers=True)
     batch_size: int = setting(4, "images in a batch, over all workers", numbers=True)

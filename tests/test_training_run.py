@@ -181,6 +181,23 @@ def test_run_of_other_settings_or_data_is_refused(
     assert "choose another --output" in capsys.readouterr().err
 
 
+def test_a_run_can_go_on_from_weights_on_other_images(
+    trained: Path, people: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, weights = tmp_path / "run", str(trained / "model.safetensors")
+    command = ["train", *people, *SMALL, "--epochs", "1", "--drawings", "8", "--output", str(output)]
+    assert main([*command, "--initial-weights", "demo"]) == 2
+    assert "--initial-weights demo: are of the variant skip at input size 256" in capsys.readouterr().err
+    assert main([*command, "--initial-weights", weights]) == 0
+    # Those weights had six epochs to get there.
+    assert float(rows(output)[0]["train_landmarks"]) < float(rows(trained)[2]["train_landmarks"])
+    card = (output / "README.md").read_text()
+    assert json.loads((trained / "scores.json").read_text())["sha256"] in card
+    assert "--initial-weights WEIGHTS" in card
+    assert main(command) == 2
+    assert "not random weights; choose another --output" in capsys.readouterr().err
+
+
 def test_a_run_that_a_version_with_fewer_settings_began_goes_on(
     trained: Path, people: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,9 +28,10 @@ from chexmask_u import evaluate as evaluation
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.dropout import build
+from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import without_tf32
 from chexmask_u.progress import progress
-from chexmask_u.settings import TrainSettings
+from chexmask_u.settings import SettingsError, TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import figures
 from chexmask_u.training.examples import Examples
@@ -73,8 +74,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         What scores.json holds; or ``diverged``, with the epoch, batch and images that gave a loss that is not finite.
 
     Raises:
-        SettingsError, StorageError, AnnotationError, ExamplesError, TrainingError, ClusterError: on bad input, before
-            training.
+        SettingsError, CheckpointError, StorageError, AnnotationError, ExamplesError, TrainingError, ClusterError: on
+            bad input, before training.
         RunError: if another process trains there.
         RunStoppedError, TakenOverError: if workers died too often, or the run was taken over; the same command goes on.
     """
@@ -146,12 +147,13 @@ def prepare(settings: TrainSettings, url: str) -> tuple[Examples, Examples, dict
         training = annotated.join([training, annotated.drawn(settings.drawings, settings.seed, settings.input_size)])
     if not len(found):
         validation = annotated.held_out(HELD_OUT_DRAWINGS, settings.seed, settings.input_size)
+    initial_sha256 = None if settings.initial_weights is None else _initial(settings).sha256
     if not len(training) or not len(validation):
         raise annotated.ExamplesError(
             f"{len(training)} images are left to train on and {len(validation)} to validate; "
             "see --data, --split and --validation"
         )
-    freeze(run, settings, training, validation, problems)
+    freeze(run, settings, training, validation, problems, initial_sha256)
     names = [*((name, "train") for name in training.names), *((name, "validation") for name in validation.names)]
     datasets: dict[str, dict[str, int]] = {}
     for name, part in names:
@@ -164,8 +166,25 @@ def prepare(settings: TrainSettings, url: str) -> tuple[Examples, Examples, dict
         "first_drawing": first_drawing,
         "datasets": datasets,
         "validation_names": validation.names,
+        "initial_sha256": initial_sha256,
     }
     return training, validation, facts
+
+
+def _initial(settings: TrainSettings) -> HybridGNet:
+    """The network that the run begins with.
+
+    Raises:
+        CheckpointError: if there is none.
+        SettingsError: if it is another than the one to be trained.
+    """
+    model = load_model(cluster.seen_from_workers(str(settings.initial_weights)))
+    if (model.variant, model.input_size) != (settings.variant, settings.input_size):
+        raise SettingsError(
+            f"--initial-weights {settings.initial_weights}: are of the variant {model.variant} at input size "
+            f"{model.input_size}; set --variant and --input-size alike"
+        )
+    return model
 
 
 def _fit(
@@ -305,6 +324,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     training = Training(settings, examples, config["first_drawing"], validation, place, shared)
     run = TrainingRun(config["url"])
     first = place.rank == 0
+    if settings.initial_weights is not None:
+        training.model.load_state_dict(_initial(settings).state_dict())
     checkpoint = ray_train.get_checkpoint()
     if checkpoint is not None:
         training.load(_state_of(checkpoint))
@@ -443,6 +464,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
         "samples": CARD_SAMPLES,
         "datasets": facts["datasets"],
         "left_out": facts["left_out"],
+        "initial_sha256": facts["initial_sha256"],
         "every": settings.every,
         "kl_weight": state["history"][-1]["kl_weight"],
         "scores": evaluated.summary,

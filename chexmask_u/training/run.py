@@ -82,20 +82,29 @@ class TrainingRun:
 
 
 def freeze(
-    run: TrainingRun, settings: TrainSettings, train: Examples, validation: Examples, problems: Sequence[Problem]
+    run: TrainingRun,
+    settings: TrainSettings,
+    train: Examples,
+    validation: Examples,
+    problems: Sequence[Problem],
+    initial_sha256: str | None,
 ) -> None:
     """Record what fixes the numbers of the run, or check that the run which is there was made with the same.
+
+    Args:
+        initial_sha256: of the weights that it begins with; None for random ones.
 
     Raises:
         TrainingError: if it was not; the first difference is named.
     """
-    now = {
+    now: dict[str, Any] = {
         "settings": settings.numbers(),
         "data": {
             "train": len(train),
             "validation": len(validation),
             "sha256": {"train": train.digest(), "validation": validation.digest()},
         },
+        "initial_weights": initial_sha256,
     }
     before = run.read_json(SETTINGS)
     if before is not None:
@@ -109,6 +118,12 @@ def freeze(
                     f"{run.url}: was begun with {flag} {begun_with}, not {value}; "
                     "choose another --output, or the settings it was begun with"
                 )
+        begun_with = before.get("initial_weights")
+        if begun_with != initial_sha256:
+            raise TrainingError(
+                f"{run.url}: was begun with {_weights(begun_with)}, not {_weights(initial_sha256)}; "
+                "choose another --output, or the --initial-weights it was begun with"
+            )
         if before["data"] != now["data"]:
             raise TrainingError(
                 f"{run.url}: was begun with {before['data']['train']} and {before['data']['validation']} images, "
@@ -121,6 +136,10 @@ def freeze(
     run.write(PROBLEMS, annotated.problems_csv(problems))
     # Last: it says that the run has begun.
     run.write(SETTINGS, json.dumps(now | {"given": settings.asdict(), "versions": versions()}, indent=2) + "\n")
+
+
+def _weights(sha256: str | None) -> str:
+    return "random weights" if sha256 is None else f"the weights with sha256 {sha256[:12]}"
 
 
 def metrics_csv(history: Sequence[Mapping[str, float]]) -> str:
@@ -140,6 +159,8 @@ def command(settings: TrainSettings) -> str:
         value = getattr(settings, field.name)
         if field.name in _PLACES or value == field.default:
             continue
+        if field.name == "initial_weights" and value != "demo" and "://" not in value:
+            value = "WEIGHTS"
         flag = f"--{field.name.replace('_', '-')}"
         flags.append(flag if value is True else f"{flag} {value}")
     return " ".join(["chexmask-u train", *flags, "--output RUN"])
