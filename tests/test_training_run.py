@@ -189,8 +189,7 @@ def test_a_run_can_go_on_from_weights_on_other_images(
     assert main([*command, "--initial-weights", "demo"]) == 2
     assert "--initial-weights demo: are of the variant skip at input size 256" in capsys.readouterr().err
     assert main([*command, "--initial-weights", weights]) == 0
-    # Those weights had six epochs to get there.
-    assert float(rows(output)[0]["train_landmarks"]) < float(rows(trained)[2]["train_landmarks"])
+    assert float(rows(output)[0]["train_landmarks"]) < 0.7 * float(rows(trained)[0]["train_landmarks"])
     card = (output / "README.md").read_text()
     assert json.loads((trained / "scores.json").read_text())["sha256"] in card
     assert "--initial-weights WEIGHTS" in card

@@ -83,6 +83,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         raise TrainingError('training needs TensorBoard: pip install "chexmask-u[train]"')
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
+    initial_sha256 = None if settings.initial_weights is None else _initial(settings).sha256
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
         gpus = cluster.gpus()
         if settings.device == "cuda" and not gpus and started_here:
@@ -91,7 +92,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         # As many of the GPUs as can share a batch.
         sharing = max(n for n in range(1, max(1, gpus) + 1) if settings.batch_size % n == 0)
         workers = settings.workers or (sharing if use_gpu else 1)
-        train_ref, validation_ref, facts = _prepared(settings, run)
+        train_ref, validation_ref, facts = _prepared(settings, run, initial_sha256)
         print(
             f"{facts['train']:,} images to train on, {facts['validation']:,} held out, {facts['left_out']:,} left out",
             file=sys.stderr,
@@ -113,12 +114,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         return result
 
 
-def _prepared(settings: TrainSettings, run: TrainingRun) -> tuple[Any, Any, dict[str, Any]]:
+def _prepared(settings: TrainSettings, run: TrainingRun, initial_sha256: str | None) -> tuple[Any, Any, dict[str, Any]]:
     """References to the training and validation examples, which stay with the workers, and facts about them."""
     import ray
 
     task = ray.remote(num_cpus=1, num_returns=3, max_retries=cluster.MAX_RESTARTS)(prepare)
-    references: Any = task.remote(settings, run.url)
+    references: Any = task.remote(settings, run.url, initial_sha256)
     train_ref, validation_ref, facts_ref = references
     try:
         facts: dict[str, Any] = ray.get(facts_ref)
@@ -127,8 +128,8 @@ def _prepared(settings: TrainSettings, run: TrainingRun) -> tuple[Any, Any, dict
     return train_ref, validation_ref, facts
 
 
-def prepare(settings: TrainSettings, url: str) -> tuple[Examples, Examples, dict[str, Any]]:
-    """Read, check and split all examples, and freeze the run's settings.
+def prepare(settings: TrainSettings, url: str, initial_sha256: str | None) -> tuple[Examples, Examples, dict[str, Any]]:
+    """Read, check and split all examples, and freeze the run's settings and the digest of the weights it begins with.
 
     Returns:
         Training examples, drawings last; validation examples; and how many there are of what.
@@ -147,7 +148,6 @@ def prepare(settings: TrainSettings, url: str) -> tuple[Examples, Examples, dict
         training = annotated.join([training, annotated.drawn(settings.drawings, settings.seed, settings.input_size)])
     if not len(found):
         validation = annotated.held_out(HELD_OUT_DRAWINGS, settings.seed, settings.input_size)
-    initial_sha256 = None if settings.initial_weights is None else _initial(settings).sha256
     if not len(training) or not len(validation):
         raise annotated.ExamplesError(
             f"{len(training)} images are left to train on and {len(validation)} to validate; "
