@@ -60,6 +60,8 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
         return [given.get(name.partition("/")[2], part) == part for name in names]
 
     found, problems = annotated.read_examples(settings, FRAME, only=wanted)
+    if problems and settings.output is not None:
+        TrainingRun(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
     annotated.refuse(problems, settings.on_bad)
     if given:
         annotated.split(found.names, 0.0, settings.split)

@@ -199,6 +199,8 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
     manifest.check_columns(manifest_uri)
     # A bad manifest and bad weights are to be known now, not after a minute.
     total = manifest.inspect(manifest_uri).rows
+    if settings.probe < LEAST_IMAGES:
+        raise PlanError(f"--probe {settings.probe}: a probe needs at least {LEAST_IMAGES} images")
     if total < LEAST_IMAGES:
         raise PlanError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
     load_model(settings.weights)

@@ -426,7 +426,9 @@ class EvaluateSettings(AnnotatedSettings):
         "validation", "which images of the --split to score", choices=("validation", "train", "all"), numbers=True
     )
     samples: int = setting(50, "draws N per image", numbers=True)
-    seed: int = setting(0, "fixes the draws, together with each image's name, and the drawings", numbers=True)
+    seed: int = setting(
+        0, "fixes the draws, together with each image's folder and name, and the drawings", numbers=True
+    )
     batch_size: int = setting(8, "images the network takes at once")
     device: str = setting(
         "auto", "where the network runs; auto: CUDA where there is a GPU", choices=("auto", "cpu", "cuda")

@@ -92,6 +92,12 @@ def test_landmarks_of_jsrt_masks_are_near_those_of_the_annotators(shared: Path) 
         assert np.mean(offsets) < most, organ
 
 
+def test_a_mask_whose_inside_and_outside_were_exchanged_is_refused() -> None:
+    mask = cu.organ_mask(draw(0, side=256).landmarks, "left_lung", 256, 256)
+    with pytest.raises(ValueError, match="left_lung has most of the image's border inside"):
+        mask_landmarks(1 - mask, "left_lung")
+
+
 def test_a_mask_that_compression_or_a_change_of_size_blurred_keeps_its_outline() -> None:
     mask = cu.organ_mask(draw(0, side=512).landmarks, "left_lung", 512, 512)
     _, compressed = cv2.imencode(".jpg", mask * np.uint8(255), [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -575,6 +581,12 @@ def _exchanged(points: np.ndarray) -> np.ndarray:
     return points.clip(0, SIDE)
 
 
+def _upside_down_lungs(points: np.ndarray) -> np.ndarray:
+    points[:94, 1] = SIDE - points[:94, 1]
+    points[HEART] = np.nan
+    return points
+
+
 def _rolled(points: np.ndarray) -> np.ndarray:
     points[:44] = np.roll(points[:44], 5, axis=0)
     return points
@@ -600,6 +612,7 @@ def _reversed(points: np.ndarray) -> np.ndarray:
         ("resolution", _changed(lambda points: points / 2)),
         ("position", _changed(lambda points: np.array([SIDE, 0]) + points * np.array([-1, 1]))),
         ("position", _changed(_exchanged)),
+        ("position", _changed(_upside_down_lungs)),
         ("order", _changed(_rolled)),
         ("order", _changed(_reversed)),
     ],

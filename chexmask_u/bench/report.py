@@ -161,6 +161,7 @@ def _result(
     result = facts | {"load_average": {"before": load_before, "after": os.getloadavg()}, "rows": rows}
     # Of a quick run nothing is judged.
     result["targets"] = [] if settings.quick else targets(facts["device"]["kind"], rows)
+    result["complete"] = complete
     result["passed"] = complete and all(target["passed"] for target in result["targets"])
     if settings.output is not None:
         keep(result, Path(settings.output))

@@ -153,7 +153,9 @@ def _from_csv(url: str, data: bytes) -> list[tuple[str, Annotation]]:
     except (ValueError, csv.Error) as error:
         raise AnnotationError(f"{url}: is no CSV table ({storage.explain(error)})") from error
     if "name" not in header:
-        raise AnnotationError(f"{url}: has no column name; its first columns are {', '.join(header[:4])}")
+        raise AnnotationError(
+            f"{url}: its columns must be called name, x0, y0, x1, y1 and so on; the first are {', '.join(header[:4])}"
+        )
     columns = {name: header.index(name) for name in ("name", "height", "width") if name in header}
     others = [column for column in range(len(header)) if column not in columns.values()]
     if len(others) % 2:

@@ -59,9 +59,14 @@ def mask_landmarks(mask: NDArray[np.uint8], organ: str) -> NDArray[np.float32]:
         float32 [n, 2], x then y, in pixels of the mask as `organ_mask` takes them, n being the organ's landmarks.
 
     Raises:
-        ValueError: if the mask is empty, or too small for corners to be told apart.
+        ValueError: if the mask is empty, too small for corners to be told apart, or inside along most of its border.
     """
-    contours, _ = cv2.findContours((mask > mask.max() / 2).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    inside = mask > mask.max() / 2
+    if np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]]).mean() > 0.5:
+        raise ValueError(
+            f"the mask of the {organ} has most of the image's border inside: inside and outside exchanged?"
+        )
+    contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         raise ValueError(f"the mask of the {organ} is empty")
     ring = max(contours, key=cv2.contourArea)[:, 0].astype(np.float64)

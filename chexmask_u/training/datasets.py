@@ -166,8 +166,8 @@ def datasets(settings: AnnotatedSettings) -> list[Dataset]:
             raise SettingsError(f"--landmarks {name}={landmarks}: no such file or folder")
         if landmarks is None and not any(form.masks(folder).values()):
             raise SettingsError(
-                f"--data {value}: holds no landmarks.npz, landmarks.csv, landmarks/ or masks/; "
-                f"say --landmarks {name}=PATH"
+                f"--data {value}: holds no landmarks.npz, landmarks.csv, landmarks/ or masks/right_lung/ (left_lung/, "
+                f"heart/); say --landmarks {name}=PATH"
             )
         landmarks_in = settings.landmarks_in
         if landmarks_in == "auto":

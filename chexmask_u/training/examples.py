@@ -30,9 +30,9 @@ PROBLEMS: dict[str, str] = {
     "no_annotation": "an image without landmarks or masks",
     "no_image": "landmarks or masks without an image",
     "duplicate": "a name that several images or annotations have",
-    "unreadable": "an image or mask that cannot be read",
+    "unreadable": "an image or mask that cannot be read or used",
     "count": "not 120 landmarks, nor the 94 of both lungs",
-    "not_finite": "NaN or infinite coordinates in an organ that is annotated, or a lung that is not",
+    "not_finite": "NaN or infinite coordinates in an organ that is annotated, or a lung that is missing",
     "outside": "landmarks outside the image",
     "swapped": "x and y are swapped",
     "resolution": "landmarks of another resolution than the image's",
@@ -184,7 +184,7 @@ def describe(problems: Sequence[Problem]) -> str:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             parts.append(f"{len(names)} {kind} ({PROBLEMS[kind]}: {', '.join(names[:3])}{more})")
-    return f"{len(problems)} annotated images cannot be used: {'; '.join(parts)}"
+    return f"{len(problems)} annotated image{'' if len(problems) == 1 else 's'} cannot be used: {'; '.join(parts)}"
 
 
 def problems_csv(problems: Sequence[Problem]) -> str:
@@ -226,6 +226,8 @@ def read_split(file: str) -> dict[str, str]:
         fs, path = storage.resolve(file)
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
         given = [(name_of(row["name"].rpartition("/")[2]), row["part"]) for row in rows]
+    except FileNotFoundError as error:
+        raise SettingsError(f"--split {file}: no such file") from error
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise SettingsError(
             f"--split {file}: is no CSV with columns name and part ({storage.explain(error)})"
@@ -333,7 +335,11 @@ def _complete(points: NDArray[np.float64]) -> NDArray[np.float64]:
     heart = landmarks[LANDMARKS["heart"]]
     missing = N_LANDMARKS - lungs - int(np.isfinite(heart).all(axis=1).sum())
     if np.isinf(landmarks).any() or not np.isfinite(landmarks[:lungs]).all():
-        raise _UnusableError("not_finite", "a lung has coordinates that are no finite numbers")
+        lung = next(organ for organ in ORGANS if not np.isfinite(landmarks[LANDMARKS[organ]]).all())
+        what = (
+            "is missing" if np.isnan(landmarks[LANDMARKS[lung]]).all() else "has coordinates that are no finite numbers"
+        )
+        raise _UnusableError("not_finite", f"the {lung.replace('_', ' ')} {what}")
     if not np.isnan(heart).all() and missing:
         raise _UnusableError("not_finite", f"{missing} landmarks of the heart are no finite numbers, but not all")
     return landmarks
@@ -370,6 +376,14 @@ def check(landmarks: NDArray[np.float64], in_frame: NDArray[np.float64], size: t
         raise _UnusableError(
             "resolution", f"the lungs' middle is at {middle[0]:.2f}, {middle[1]:.2f} of the image's side"
         )
+    # Of 865 annotated radiographs the tops lie 0.2 to 0.7 times as far apart as the lowest points.
+    tops, lowest = (
+        organs["left_lung"][pick(organs["left_lung"][:, 1]), 0]
+        - organs["right_lung"][pick(organs["right_lung"][:, 1]), 0]
+        for pick in (np.argmin, np.argmax)
+    )
+    if tops > lowest:
+        raise _UnusableError("position", "the lungs' tops lie farther apart than their lowest points: upside down")
     if "heart" in organs:
         heart = organs["heart"].mean(axis=0)
         if not right[0] < heart[0] < left[0] or heart[1] < min(right[1], left[1]):
