@@ -329,9 +329,10 @@ def test_loss_that_is_not_finite_stops_before_the_weights_change_and_names_its_b
     assert all(bool(torch.isfinite(value).all()) for value in training.model.parameters())
 
 
-def test_command_in_the_card_of_the_bundled_weights_is_one_that_train_takes() -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_commands_in_the_card_of_the_bundled_weights_are_such_that_train_takes(number: int) -> None:
     card = (Path(cu.__file__).parent / "weights" / "README.md").read_text()
-    _, command = card.split("```sh\nchexmask-u ")[:2]
+    command = card.split("```sh\nchexmask-u ")[number]
     given = vars(_parser().parse_args(shlex.split(command.partition("```")[0].replace("\\\n", " "))))
     parsed = TrainSettings.from_mapping(given)
     assert (parsed.input_size, parsed.half, parsed.drawings) == (256, True, 4000)

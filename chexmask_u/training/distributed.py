@@ -237,7 +237,8 @@ def _fit(
         except TrainingFailedError as error:
             raise cluster.RunStoppedError(str(error).strip().splitlines()[-1].strip()) from error
     outcome = result.return_value or {"diverged": None}
-    best = min(result.best_checkpoints or [], key=lambda one: one[1][_RANK], default=None)
+    # A checkpoint of an older version has no rank.
+    best = min(result.best_checkpoints or [], key=lambda one: one[1].get(_RANK, one[1]["mse"]), default=None)
     return outcome | {"best": None if best is None else best[0].path}
 
 
