@@ -228,12 +228,11 @@ def test_two_workers_train_as_one_does(local_ray: Any, people: list[str], traine
     output = tmp_path / "run"
     assert main(["train", *people, *SMALL, "--output", str(output), "--workers", "2"]) == 0
     alone, together = rows(trained), rows(output)
-    for one, other in zip(alone, together, strict=True):
-        for name in ("train_landmarks", "train_skip1", "train_kl"):
-            assert float(other[name]) == pytest.approx(float(one[name]), rel=0.02), (one["epoch"], name)
-        # Of networks hardly trained, in which every rounding grows.
-        if one["mse"]:
-            assert float(other["mse"]) == pytest.approx(float(one["mse"]), rel=0.1), one["epoch"]
+    assert len(together) == len(alone)
+    # At this learning rate every rounding grows: after 120 batches the two differ by several percent.
+    for one, other in zip(alone[:3], together[:3], strict=True):
+        for name in ("train_landmarks", "train_skip1", "train_kl", *(("mse",) if one["mse"] else ())):
+            assert float(other[name]) == pytest.approx(float(one[name]), rel=0.01), (one["epoch"], name)
 
 
 @pytest.mark.slow
