@@ -60,7 +60,7 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
         return [given.get(name.partition("/")[2], part) == part for name in names]
 
     found, problems = annotated.read_examples(settings, FRAME, only=wanted)
-    if problems and settings.output is not None:
+    if settings.output is not None:
         TrainingRun(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
     annotated.refuse(problems, settings.on_bad)
     if given:
@@ -104,7 +104,6 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     evaluation = Evaluation(head | result.summary, result.images)
     if settings.output is not None:
         folder = TrainingRun(storage.normalise(settings.output))
-        folder.write(PROBLEMS, annotated.problems_csv(problems))
         folder.write("images.csv", images_csv(evaluation.images))
         folder.write("uncertainty.png", uncertainty(evaluation.summary))
         folder.write(SCORES, json.dumps(evaluation.summary, indent=2) + "\n")
@@ -112,7 +111,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 
 
 def _check_output(url: str) -> None:
-    storage.check_output(url, "evaluation", [SCORES])
+    storage.check_output(url, "evaluation", [SCORES], ignored=(PROBLEMS,))
     # A training run has scores of its own, which say that it is finished.
     if SETTINGS in storage.names_in(url):
         raise TrainingError(f"{url}: holds a training run; choose another --output or a new folder in it")

@@ -631,6 +631,18 @@ def test_bad_input_is_named_and_the_rest_is_usable(
     assert next(csv.DictReader(io.StringIO(examples.problems_csv(problems))))["kind"] == kind
 
 
+def test_a_refused_evaluation_names_the_problems_in_its_output_and_can_be_repeated_there(tmp_path: Path) -> None:
+    landmarks = write_folder(tmp_path / "people")
+    save_landmarks(tmp_path / "people", landmarks[:, :, ::-1])
+    given = EvaluateSettings(data=(str(tmp_path / "people"),), output=str(tmp_path / "scored"), samples=2, device="cpu")
+    with pytest.raises(examples.ExamplesError, match="4 swapped"):
+        evaluate.evaluate(given)
+    assert (tmp_path / "scored" / "problems.csv").read_text().count("swapped") == 4
+    save_landmarks(tmp_path / "people", landmarks)
+    assert evaluate.evaluate(given).summary["images"] == 4
+    assert len((tmp_path / "scored" / "problems.csv").read_text().splitlines()) == 1
+
+
 def test_image_of_another_resolution_than_was_annotated_is_named(tmp_path: Path) -> None:
     landmarks = write_folder(tmp_path)
     save_landmarks(tmp_path, landmarks, height=np.array([SIDE, 512, SIDE, SIDE]), width=np.full(4, SIDE))
