@@ -15,26 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TextIO
 
-from chexmask_u import (
-    __version__,
-    cluster,
-    demo,
-    diff,
-    evaluate,
-    export,
-    join,
-    lock,
-    manifest,
-    merge,
-    pipeline,
-    plan,
-    sources,
-    storage,
-    write,
-)
+from chexmask_u import __version__, demo, pipeline, sources, storage
+from chexmask_u.bench import plan
+from chexmask_u.manifests import join, manifest, merge
 from chexmask_u.model.checkpoint import CheckpointError, load_model
-from chexmask_u.publish import PublishError, PublishStoppedError, publish
-from chexmask_u.release import ReleaseError
+from chexmask_u.releases import diff, export
+from chexmask_u.releases.publish import PublishError, PublishStoppedError, publish
+from chexmask_u.releases.release import ReleaseError
+from chexmask_u.runs import cluster, lock, write
 from chexmask_u.settings import (
     BenchSettings,
     DiffSettings,
@@ -52,7 +40,7 @@ from chexmask_u.settings import (
     TrainSettings,
     ValidateSettings,
 )
-from chexmask_u.training import distributed
+from chexmask_u.training import distributed, evaluate
 from chexmask_u.training.annotations import AnnotationError
 from chexmask_u.training.examples import ExamplesError
 from chexmask_u.training.run import TrainingError

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chexmask_u import manifest, release, storage
+from chexmask_u import storage
+from chexmask_u.manifests import manifest
+from chexmask_u.releases import release
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings, SettingsError
 from chexmask_u.sources import synthetic
 

@@ -13,9 +13,13 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from chexmask_u import lock, manifest, release, storage, write
+from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
-from chexmask_u.cluster import (
+from chexmask_u.manifests import manifest
+from chexmask_u.model.checkpoint import load_model, say_if_demonstration
+from chexmask_u.releases import release
+from chexmask_u.runs import lock, write
+from chexmask_u.runs.cluster import (
     CORES_PER_REPLICA,
     MAX_RESTARTS,
     ClusterError,
@@ -29,12 +33,11 @@ from chexmask_u.cluster import (
     seen_from_workers,
     stopped_in_one_line,
 )
-from chexmask_u.mask import mask
-from chexmask_u.model.checkpoint import load_model, say_if_demonstration
-from chexmask_u.predictor import Predictor
-from chexmask_u.progress import Tally, progress
-from chexmask_u.read import read
+from chexmask_u.runs.progress import Tally, progress
 from chexmask_u.settings import GenerateSettings, ReleaseSettings, SettingsError, ValidateSettings
+from chexmask_u.steps.mask import mask
+from chexmask_u.steps.predict import Predictor
+from chexmask_u.steps.read import read
 
 # Rows per block: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
 ROWS_PER_BLOCK = 32

@@ -64,7 +64,7 @@ LETTERBOX = pa.struct(
         ("scale", pa.float64()),
     ]
 )
-"""How original pixels map to the 1024 frame: (pixel - crop + pad) * scale. See `chexmask_u.letterbox`."""
+"""How original pixels map to the 1024 frame: (pixel - crop + pad) * scale. See `chexmask_u.images.letterbox`."""
 
 MANIFEST = pa.schema(
     [

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import chexmask_u as cu
-from chexmask_u import cli, pipeline, record, write
-from chexmask_u.manifest import list_folder
+from chexmask_u import cli, pipeline, record
+from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 
 DAMAGED = ("empty.png", "text.png", "cut.jpg")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from chexmask_u import cli, record, storage, write
-from chexmask_u.manifest import ManifestFacts
-from chexmask_u.read import read
+from chexmask_u import cli, record, storage
+from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings
-from tests.test_read import manifest
+from chexmask_u.steps.read import read
+from tests.steps.test_read import manifest
 
 SECRET = "s3cr3t/Val+ue"
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.bench.reference import Reference
 from chexmask_u.model.checkpoint import load_model
-from chexmask_u.predict import latent_noise
+from chexmask_u.model.predict import latent_noise
 
 
 class Task:

@@ -10,10 +10,10 @@ import numpy as np
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.bench.read import HEIGHT, WIDTH, cases
 from chexmask_u.bench.timing import Row, as_text, compare, one_thread
-from chexmask_u.decode import decode
-from chexmask_u.letterbox import prepare
-from chexmask_u.mask import organ_rle
+from chexmask_u.images.decode import decode
+from chexmask_u.images.letterbox import prepare
 from chexmask_u.sources.synthetic import draw
+from chexmask_u.steps.mask import organ_rle
 
 
 def measure(repeats: int = 15) -> list[Row]:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chexmask_u import cluster, manifest, pipeline, record, storage
+from chexmask_u import pipeline, record, storage
 from chexmask_u.bench.timing import Row
-from chexmask_u.predictor import Predictor
-from chexmask_u.read import read
+from chexmask_u.manifests import manifest
+from chexmask_u.runs import cluster
 from chexmask_u.settings import GenerateSettings
+from chexmask_u.steps.predict import Predictor
+from chexmask_u.steps.read import read
 
 # For which the network alone is timed, at least: a GPU is done with a few batches before its clock is up.
 LEAST_SECONDS = 3.0

@@ -30,8 +30,8 @@ from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import PRECISIONS, Precision
-from chexmask_u.predict import latent_noise, predict
-from chexmask_u.predictor import Predictor
+from chexmask_u.model.predict import latent_noise, predict
+from chexmask_u.steps.predict import Predictor
 
 # What the cases are compared with: the published algorithm, and its two halves.
 REFERENCE = "published algorithm"

@@ -18,7 +18,7 @@ from pydicom.pixels.utils import pixel_array
 
 from chexmask_u.anatomy import FRAME
 from chexmask_u.bench.timing import Row, as_text, compare, one_thread
-from chexmask_u.preparation import read_bytes
+from chexmask_u.images.preparation import read_bytes
 from chexmask_u.sources.synthetic import draw
 
 # What CheXpert, MIMIC-CXR-JPG, PadChest and VinDr-CXR are like.

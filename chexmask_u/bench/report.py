@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from chexmask_u import cluster, manifest, pipeline, record, write
+from chexmask_u import pipeline, record
 from chexmask_u.anatomy import FRAME
 from chexmask_u.bench import mask as masks
 from chexmask_u.bench import pipeline as whole
@@ -31,12 +31,14 @@ from chexmask_u.bench.apart import apart
 from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
 from chexmask_u.bench.reference import UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
 from chexmask_u.bench.timing import Row
-from chexmask_u.letterbox import prepare
+from chexmask_u.images.letterbox import prepare
+from chexmask_u.images.preparation import read_bytes
+from chexmask_u.manifests import manifest
 from chexmask_u.model.checkpoint import load_model
-from chexmask_u.preparation import read_bytes
-from chexmask_u.read import read
+from chexmask_u.runs import cluster, write
 from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings, SettingsError
 from chexmask_u.sources.synthetic import draw
+from chexmask_u.steps.read import read
 
 # Of the JSON file; results of another format stay beside the table.
 FORMAT = 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import LANDMARKS, N_LANDMARKS, ORGANS
-from chexmask_u.decode import decode
+from chexmask_u.images.decode import decode
 from chexmask_u.record import ReadError
 from chexmask_u.training.contour import mask_landmarks
 

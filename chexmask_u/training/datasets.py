@@ -22,12 +22,12 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from chexmask_u import storage
-from chexmask_u.fetch import fetch
-from chexmask_u.letterbox import prepare
-from chexmask_u.preparation import ReadImage
-from chexmask_u.read import read_image
+from chexmask_u.images.fetch import fetch
+from chexmask_u.images.letterbox import prepare
+from chexmask_u.images.preparation import ReadImage
 from chexmask_u.record import ReadError
 from chexmask_u.settings import AnnotatedSettings, SettingsError
+from chexmask_u.steps.read import read_image
 from chexmask_u.training.annotations import Annotation, files_below, find_masks, name_of, read_landmarks, read_masks
 
 _JSRT_SIDE = 2048

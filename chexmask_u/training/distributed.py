@@ -23,15 +23,17 @@ import cv2
 import pyarrow.fs as pafs
 import torch
 
-from chexmask_u import cluster, lock, storage
-from chexmask_u import evaluate as evaluation
+from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.dropout import build
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import without_tf32
-from chexmask_u.progress import progress
+from chexmask_u.runs import cluster, lock
+from chexmask_u.runs.progress import progress
+from chexmask_u.runs.write import versions
 from chexmask_u.settings import SettingsError, TrainSettings
+from chexmask_u.training import evaluate as evaluation
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import figures
 from chexmask_u.training.examples import Examples
@@ -47,7 +49,6 @@ from chexmask_u.training.run import (
     freeze,
     metrics_csv,
 )
-from chexmask_u.write import versions
 
 # How often a worker may die, of too little memory for instance, before the run ends; preempted nodes do not count.
 MAX_FAILURES = 3

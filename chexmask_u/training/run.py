@@ -13,11 +13,11 @@ from typing import Any
 import jinja2
 
 from chexmask_u import storage
+from chexmask_u.runs.write import LOCK, versions
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.datasets import FORMS
 from chexmask_u.training.examples import Examples, Problem
-from chexmask_u.write import LOCK, versions
 
 SETTINGS = "training.json"
 SCORES = "scores.json"

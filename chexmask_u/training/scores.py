@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
-from chexmask_u.mask import organ_mask
+from chexmask_u.steps.mask import organ_mask
 
 # A latent is in use if its posterior mean varies over images by more than this (Burda et al., "Importance weighted
 # autoencoders", 2016, section 2).

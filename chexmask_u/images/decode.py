@@ -1,0 +1,103 @@
+"""Bytes of a PNG, JPEG or DICOM file -> uint8 grey at its own size; faults that decoders pass over are reasons."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from chexmask_u import storage
+from chexmask_u.images import dicom
+from chexmask_u.record import ReadError
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_FORMATS: dict[bytes, type[ImageFile]] = {_PNG_START: PngImageFile, b"\xff\xd8\xff": JpegImageFile}
+
+# In image data, FF is followed by 00 or a restart marker; anything else begins the next segment.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_END = b"\xff\xd9"
+
+_CUT = "the data end before the image does"
+
+
+def decode(data: bytes, *, max_side: int, dicom_standard: bool = True) -> NDArray[np.uint8]:
+    """Decode an image to 8-bit grey; its first bytes tell what it is.
+
+    Of PNG and JPEG, colour becomes grey and 8-bit values stay, by OpenCV's rules; 16-bit values are scaled from their
+    minimum and maximum to 0-255, since files of 10, 12 and 16 significant bits look alike. For DICOM, see
+    `dicom.decode`, whose `standard` is `dicom_standard`.
+
+    Returns:
+        uint8 [H, W].
+
+    Raises:
+        ReadError: "unsupported", "damaged" or "too_large"; of DICOM also "no_pixels" or "not_radiograph".
+    """
+    kind = next((kind for start, kind in _FORMATS.items() if data.startswith(start)), None)
+    if kind is None:
+        if dicom.recognised(data):
+            return dicom.decode(data, max_side=max_side, standard=dicom_standard)
+        # What it begins with instead may be a patient's name.
+        raise ReadError("unsupported", "not a PNG, JPEG or DICOM file, by its first bytes")
+    _check(data, kind, max_side)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise ReadError("damaged", storage.explain(error)) from error
+    if image is None or not image.size:
+        raise ReadError("damaged", "the image data cannot be decoded")
+    if image.dtype != np.uint8:
+        image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
+    return np.asarray(image, np.uint8)
+
+
+def _check(data: bytes, kind: type[ImageFile], max_side: int) -> None:
+    """Find what a decoder would not say: a bomb before it goes off, and data that end early or fail their checksum."""
+    try:
+        # Not Image.open, which has a limit of its own that `max_side` could not lift.
+        with kind(io.BytesIO(data)) as header:
+            width, height = header.size
+    except Exception as error:  # a damaged header makes its parser raise whatever it stumbles over
+        raise ReadError("damaged", storage.explain(error)) from error
+    if max(width, height) > max_side:
+        raise ReadError("too_large", f"{width} x {height} pixels; the limit is {max_side} a side (--max-side)")
+    if kind is PngImageFile:
+        _check_png(data)
+    # Decoders fill the missing rows of a truncated JPEG with grey and say nothing.
+    elif not _jpeg_ends(data):
+        raise ReadError("damaged", _CUT)
+
+
+def _check_png(data: bytes) -> None:
+    """Chunk by chunk to the last, whose checksum counts as well."""
+    view = memoryview(data)
+    position = len(_PNG_START)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">L4s", data, position)
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ReadError("damaged", "a part of the PNG fails its checksum")
+        if kind == b"IEND":
+            return
+        position = end + 4
+    raise ReadError("damaged", _CUT)
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the segments of a JPEG lead to its end marker; a thumbnail within a segment has one of its own."""
+    position = len(b"\xff\xd8")
+    while marker := _JPEG_MARKER.search(data, position):
+        if marker[0] == _JPEG_END:
+            return True
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False

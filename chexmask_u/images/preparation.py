@@ -1,0 +1,38 @@
+"""Bytes of an image file -> uint8 1024x1024, as its source is prepared, and how that maps to the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u import sources
+from chexmask_u.images.decode import decode
+from chexmask_u.images.letterbox import BlankImageError, Letterbox, prepare
+from chexmask_u.record import ReadError
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """A prepared image uint8 [1024, 1024], its original size in pixels, and how one maps to the other."""
+
+    image: NDArray[np.uint8]
+    height: int
+    width: int
+    letterbox: Letterbox
+
+
+def read_bytes(data: bytes, *, source: str, max_side: int) -> ReadImage:
+    """Decode and prepare an image file's bytes as `source` is prepared.
+
+    Raises:
+        ReadError: with the reason why not.
+    """
+    recipe = sources.get(source)
+    image = decode(data, max_side=max_side, dicom_standard=recipe.dicom_standard)
+    try:
+        prepared, letterbox = prepare(image, crop_border=recipe.crop_border)
+    except BlankImageError as error:
+        raise ReadError("blank", str(error)) from error
+    return ReadImage(prepared, image.shape[0], image.shape[1], letterbox)

@@ -1,0 +1,454 @@
+"""Manifest of a published source: its images joined by id with their CheXmask rows, and all that did not match."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from chexmask_u import record, sources, storage
+from chexmask_u.manifests import manifest
+from chexmask_u.manifests.chexmask_csv import MAX, MEAN, among, read_own_table, read_rows
+from chexmask_u.manifests.manifest import ManifestError
+from chexmask_u.settings import ManifestSourceSettings
+from chexmask_u.sources.base import Source
+
+# HEAD requests that wait for the storage at the same time.
+CHECKERS = 32
+
+PROBLEMS: dict[str, str] = {
+    "missing_image": "the CSV has a row, but there is no image",
+    "missing_row": "there is an image, but the CSV has no row",
+    "two_files": "several files have the same image id",
+    "conflicting_rows": "the CSV has several rows of the same id, with other values",
+    "no_id": "a row of the CSV names no image",
+    "other_view": "the CSV has a row, but the source's table says that the view is neither PA nor AP",
+    "not_in_table": "the source's table does not list the image, so its view is unknown",
+    "unreachable": "--check could not find or open the image",
+    "empty_file": "--check found an image file without a byte",
+    "duplicate_row": "the CSV has several rows of the same id, all alike: they count once",
+    "no_scores": "the CSV's row lacks a Dice RCA score",
+    "max_below_mean": "the CSV's Dice RCA (Max) is below its Dice RCA (Mean)",
+    "no_size": "the CSV's row lacks Height or Width",
+    "size_mismatch": "the CSV's size is not the one that the source gives, which is used",
+}
+"""Every way in which images, rows and tables can disagree. The last five leave an image in the manifest."""
+
+_PROBLEM_ROW = pa.schema([("problem", pa.string()), ("image_id", pa.string()), ("detail", pa.string())])
+
+
+@dataclass(frozen=True)
+class JoinReport:
+    """What a join found.
+
+    Attributes:
+        manifest, problems: where they were written.
+        source: name of the source.
+        rows: rows of the manifest.
+        expected_rows: rows of the source in the whole CheXmask data set.
+        images: image files of the source below --images.
+        other_views: of those, the ones that the source's table says are neither PA nor AP.
+        passed_over: files that are no images of the source.
+        csv_rows: rows of the CSV; None without one.
+        table: the source's own table that was used, or None.
+        counts: problems by kind; all of `PROBLEMS`, also where there are none.
+    """
+
+    manifest: str
+    problems: str
+    source: str
+    rows: int
+    expected_rows: int | None
+    images: int
+    other_views: int
+    passed_over: int
+    csv_rows: int | None
+    table: str | None
+    counts: dict[str, int]
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build(settings: ManifestSourceSettings) -> JoinReport:
+    """Write the manifest of one published source, sorted by record id, and beside it what did not match.
+
+    With a CSV, an image needs a row in it, since the CheXmask data set is what is regenerated. What is ambiguous (an id
+    of two files, or of rows that differ) is left out and listed, never chosen. Without a CSV, every frontal image is a
+    row without scores.
+
+    Raises:
+        ManifestError: if the images, the CSV or the table cannot be read or are not this source's, or nothing matches.
+        StorageError: if a URL's scheme is unknown.
+    """
+    source = _published(settings.source)
+    output = storage.normalise(settings.output)
+    problems_uri = storage.normalise(settings.problems or re.sub(r"\.parquet$", "", output) + ".problems.csv")
+    root = storage.normalise(settings.images)
+    files = _list_images(source, settings.images)
+    table_uri = settings.table or (storage.join(root, files.tables[0]) if files.tables else None)
+    own = read_own_table(source, source.table, table_uri) if source.table and table_uri else None
+    log = _ProblemLog()
+
+    images, repeated = _one_file_each(files.images, log)
+    other = pa.chunked_array([], pa.string()) if own is None else own.filter(pc.invert(own["frontal"]))["id"]
+    other_views = among(images["id"], other)
+    rows = None
+    if settings.chexmask is None:
+        images = _frontal_images(source, images, own, log)
+        joined = images
+        for name in ("mean", "max", "height", "width"):
+            joined = joined.append_column(name, pa.nulls(len(images), pa.float64()))
+    else:
+        rows = read_rows(source, settings.chexmask, own, settings.preprocessed)
+        joined = _join(
+            settings, rows, images, repeated, other, log, views_known=own is not None or not _needs_table(source)
+        )
+    joined = _with_sizes(source, joined, own, log, flag=rows is not None and not settings.preprocessed)
+    uris = pa.array([storage.join(root, path) for path in joined["path"].to_pylist()], pa.string())
+    joined = joined.append_column("uri", uris)
+    if settings.check:
+        joined = _reachable(settings.images, joined, log)
+    table = _manifest_rows(source, joined)
+    # The manifest comes last: where it is, its list of problems is too.
+    _write_csv(log.table(table), problems_uri)
+    manifest.write(iter([table]), output)
+    return JoinReport(
+        manifest=output,
+        problems=problems_uri,
+        source=source.name,
+        rows=len(table),
+        expected_rows=source.expected_rows,
+        images=len(files.images),
+        other_views=pc.sum(other_views).as_py() or 0,
+        passed_over=files.passed_over,
+        csv_rows=None if rows is None else len(rows),
+        table=table_uri if own is not None else None,
+        counts=log.counts(),
+    )
+
+
+def _published(name: str) -> Source:
+    if name not in sources.PUBLISHED:
+        raise ManifestError(
+            f"source {name!r} is not one of {', '.join(sources.PUBLISHED)}; `chexmask-u manifest folder` lists others"
+        )
+    return sources.PUBLISHED[name]
+
+
+class _ProblemLog:
+    """Problems in the order they were found; only public image ids and our own words, nothing else of an image."""
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+
+    def add(self, kind: str, ids: pa.ChunkedArray | Sequence[str], details: Sequence[str] | str) -> None:
+        ids = ids.to_pylist() if isinstance(ids, pa.ChunkedArray) else list(ids)
+        details = [details] * len(ids) if isinstance(details, str) else list(details)
+        columns = {
+            "problem": [kind] * len(ids),
+            "image_id": ids,
+            "detail": details,
+        }
+        self._parts.append(pa.table(columns, schema=_PROBLEM_ROW))
+
+    def counts(self) -> dict[str, int]:
+        """Problems by kind, 0 for those that did not occur."""
+        found = Counter(kind for part in self._parts for kind in part["problem"].to_pylist())
+        return {kind: found[kind] for kind in PROBLEMS}
+
+    def table(self, rows: pa.Table) -> pa.Table:
+        """One row per problem, and whether its image is in the manifest's `rows` all the same.
+
+        Sorted by kind and id, so that the same input gives the same file.
+        """
+        table = pa.concat_tables([_PROBLEM_ROW.empty_table(), *self._parts])
+        table = table.append_column("in_manifest", among(table["image_id"], rows["image_id"]))
+        return table.sort_by([(name, "ascending") for name in _PROBLEM_ROW.names])
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Images of a source (columns id, path below the root), its tables' paths, and how many files are neither."""
+
+    images: pa.Table
+    tables: list[str]
+    passed_over: int
+
+
+def _list_images(source: Source, url: str) -> _Files:
+    ids, paths, tables, others = [], [], [], []
+    for below in manifest.files_below(url):
+        image_id = source.image_id(below)
+        if image_id is not None:
+            ids.append(image_id)
+            paths.append(below)
+        elif source.table and re.fullmatch(source.table.pattern, below.rsplit("/", 1)[-1]):
+            tables.append(below)
+        else:
+            others.append(below)
+    if not ids:
+        raise ManifestError(
+            f"--images {url}: holds no {source.title} image; found {_kinds_of_files(others)}, expected {source.layout};"
+            " point --images at the folder that the distribution was unpacked to"
+        )
+    images = pa.table({"id": pa.array(ids, pa.string()), "path": pa.array(paths, pa.string())})
+    # Nearest first, then plain before gzipped.
+    return _Files(images, sorted(tables, key=lambda table: (table.count("/"), table)), len(others))
+
+
+def _kinds_of_files(paths: Iterable[str]) -> str:
+    """How many files of which suffix; never their names, which are a stranger's and may say who was examined."""
+    suffixes = Counter(found[0] if (found := re.search(r"\.[a-z]{1,6}$", path)) else "other" for path in paths)
+    return ", ".join(f"{count:,} {suffix} files" for suffix, count in suffixes.most_common(4)) or "no file"
+
+
+def _one_file_each(images: pa.Table, log: _ProblemLog) -> tuple[pa.Table, pa.Array]:
+    """Images without those whose id several files have, and the ids of those."""
+    counted = pc.value_counts(images["id"])
+    repeated = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+    if not len(repeated):
+        return images, repeated
+    clashes = images.filter(pc.is_in(images["id"], repeated))
+    folders: dict[str, list[str]] = {}
+    for image_id, path in zip(clashes["id"].to_pylist(), clashes["path"].to_pylist(), strict=True):
+        folders.setdefault(image_id, []).append(path)
+    details = []
+    for paths in folders.values():
+        # The first folder tells two copies of a distribution apart; deeper ones may hold a patient's number.
+        first = sorted({path.split("/", 1)[0] if "/" in path else "." for path in paths})
+        details.append(f"{len(paths)} files below {', '.join(first)}; keep one of them")
+    log.add("two_files", list(folders), details)
+    return images.filter(pc.invert(pc.is_in(images["id"], repeated))), repeated
+
+
+def _frontal_images(source: Source, images: pa.Table, own: pa.Table | None, log: _ProblemLog) -> pa.Table:
+    """Without a CSV, the source's table alone tells frontal views, unless there is no need to."""
+    if own is None:
+        if not _needs_table(source):
+            return images
+        raise ManifestError(
+            f"{source.title}: no table {_official_name(source)} below --images, and no --chexmask, to tell"
+            " frontal views from others; give --table or --chexmask"
+        )
+    known = among(images["id"], own["id"])
+    log.add("not_in_table", images.filter(pc.invert(known))["id"], "not in the source's table")
+    return images.filter(among(images["id"], own.filter(own["frontal"])["id"]))
+
+
+def _needs_table(source: Source) -> bool:
+    """Whether only the source's own table tells frontal views."""
+    return source.table is not None and not source.table.optional
+
+
+def _official_name(source: Source) -> str:
+    """The file name of a source's table as people write it."""
+    pattern = source.table.pattern if source.table else ""
+    return pattern.replace(r"(\.gz)?", "[.gz]").replace(r"\d+", "N").replace(".*", "*").replace("\\", "")
+
+
+def _join(
+    settings: ManifestSourceSettings,
+    rows: pa.Table,
+    images: pa.Table,
+    repeated: pa.Array,
+    other: pa.ChunkedArray,
+    log: _ProblemLog,
+    *,
+    views_known: bool,
+) -> pa.Table:
+    """Rows of the CSV with the path of their image, matched by id; what does not match goes to the log."""
+    unnamed = pc.equal(rows["id"], "")
+    if nameless := pc.sum(unnamed).as_py():
+        log.add("no_id", [""] * nameless, "a row whose id is empty")
+    named = rows.filter(pc.invert(unnamed))
+    # Of an id of two files that has been said; its row lacks no image.
+    unique = _one_row_each(named, log)
+    unique = unique.filter(pc.invert(pc.is_in(unique["id"], value_set=repeated)))
+    at = pc.index_in(unique["id"], value_set=images["id"].combine_chunks())
+    there = pc.is_valid(at)
+    joined = unique.filter(there).append_column("path", images["path"].take(at.drop_null()))
+    if not len(joined):
+        raise ManifestError(_no_match(settings, named, images, len(repeated)))
+    log.add("missing_image", unique.filter(pc.invert(there))["id"], "no file of this id below --images")
+    # Views that the data set never took need no row.
+    rowless = pc.invert(pc.or_(among(images["id"], named["id"]), among(images["id"], other)))
+    hint = "" if views_known else "; perhaps another view, since the source's table was not found (--table)"
+    log.add("missing_row", images.filter(rowless)["id"], f"no row of this id in the CSV{hint}")
+    lateral = among(joined["id"], other)
+    log.add("other_view", joined.filter(lateral)["id"], "neither PA nor AP by the source's table")
+    joined = joined.filter(pc.invert(lateral))
+    if not len(joined):
+        raise ManifestError(f"{settings.chexmask}: by the source's table, none of its images is a PA or AP view")
+    scored = pc.and_(pc.is_valid(joined["mean"]), pc.is_valid(joined["max"]))
+    log.add("no_scores", joined.filter(pc.invert(scored))["id"], f"no {MEAN} or no {MAX}")
+    swapped = joined.filter(pc.fill_null(pc.less(joined["max"], joined["mean"]), False))
+    details = [
+        f"max {high:.6g} < mean {low:.6g}"
+        for high, low in zip(swapped["max"].to_pylist(), swapped["mean"].to_pylist(), strict=True)
+    ]
+    log.add("max_below_mean", swapped["id"], details)
+    return joined
+
+
+def _one_row_each(rows: pa.Table, log: _ProblemLog) -> pa.Table:
+    """Rows without repetitions: one of those that are alike, none of those that differ."""
+    counted = pc.value_counts(rows["id"])
+    repeated = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+    if not len(repeated):
+        return rows
+    again = pc.is_in(rows["id"], value_set=repeated)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.filter(again).to_pylist():
+        groups.setdefault(row["id"], []).append(row)
+    alike = {name: group for name, group in groups.items() if all(row == group[0] for row in group)}
+    differing = {name: group for name, group in groups.items() if name not in alike}
+    log.add("duplicate_row", list(alike), [f"{len(group)} rows, all alike" for group in alike.values()])
+    log.add("conflicting_rows", list(differing), [f"{len(group)} rows that differ" for group in differing.values()])
+    kept = pa.Table.from_pylist([group[0] for group in alike.values()], schema=rows.schema)
+    return pa.concat_tables([rows.filter(pc.invert(again)), kept])
+
+
+def _no_match(settings: ManifestSourceSettings, rows: pa.Table, images: pa.Table, repeated: int) -> str:
+    if repeated:
+        return (
+            f"--images {settings.images}: {repeated:,} image ids have several files each, and no other matches"
+            f" {settings.chexmask}; point --images at one copy of the distribution"
+        )
+    if not len(rows):
+        return f"{settings.chexmask}: holds no row with an id; give the CSV of {settings.source} as published"
+    # Both are public ids of data sets, never a stranger's file name: `Source.image_id` made one of them.
+    return (
+        f"none of the {len(images):,} images below {settings.images} (such as {images['id'][0].as_py()!r}) has a row"
+        f" in {settings.chexmask} (such as {rows['id'][0].as_py()[:80]!r}); check that both are of {settings.source}"
+        " and that --images is the whole distribution"
+    )
+
+
+def _with_sizes(source: Source, joined: pa.Table, own: pa.Table | None, log: _ProblemLog, *, flag: bool) -> pa.Table:
+    """`joined` with the sizes that the source gives of its files, else those of the CSV; with `flag`, faults logged."""
+    csv_height, csv_width = joined["height"], joined["width"]
+    if source.side is not None:
+        height = width = pa.chunked_array([pa.array([source.side] * len(joined), pa.int32())])
+    elif own is not None and source.table is not None and source.table.height_column is not None:
+        at = pc.index_in(joined["id"], value_set=own["id"].combine_chunks())
+        height, width = own["height"].take(at), own["width"].take(at)
+    else:
+        height = width = pa.chunked_array([pa.nulls(len(joined), pa.int32())])
+    if flag:
+        unsized = joined.filter(pc.is_null(csv_height))
+        filled = pc.is_valid(height.filter(pc.is_null(csv_height))).to_pylist()
+        log.add(
+            "no_size",
+            unsized["id"],
+            ["taken from the source" if there else "not known before reading" for there in filled],
+        )
+        differs = pc.fill_null(pc.or_(pc.not_equal(csv_height, height), pc.not_equal(csv_width, width)), False)
+        sizes = (column.filter(differs).to_pylist() for column in (csv_height, csv_width, height, width))
+        details = [
+            f"CSV {h}x{w}, source {own_h}x{own_w} (height x width)" for h, w, own_h, own_w in zip(*sizes, strict=True)
+        ]
+        log.add("size_mismatch", joined.filter(differs)["id"], details)
+    joined = joined.set_column(joined.schema.get_field_index("height"), "height", pc.coalesce(height, csv_height))
+    return joined.set_column(joined.schema.get_field_index("width"), "width", pc.coalesce(width, csv_width))
+
+
+def _manifest_rows(source: Source, joined: pa.Table) -> pa.Table:
+    ids = joined["id"]
+    rows = pa.table(
+        {
+            "record_id": pc.binary_join_element_wise(source.name, ids, "/"),
+            "uri": joined["uri"],
+            "source": pa.array([source.name] * len(joined), pa.string()),
+            "image_id": ids,
+            "dice_rca_mean": joined["mean"],
+            "dice_rca_max": joined["max"],
+            "height": joined["height"],
+            "width": joined["width"],
+        }
+    )
+    return rows.sort_by("record_id").cast(record.MANIFEST)
+
+
+def missing(uris: Sequence[str], root: str) -> list[tuple[str, str] | None]:
+    """What is wrong with each object, as the storage says now: a kind of `PROBLEMS` and a reason, or None.
+
+    One listing answers for a thousand objects where a request for each would answer for one (measured on a local S3
+    server: 185 objects/s asked one by one, 32 at a time). Only what is not listed is asked for by itself, concurrently.
+
+    Args:
+        uris: objects below `root`.
+        root: folder or URL prefix that is listed.
+
+    Raises:
+        ManifestError: if the storage lists objects but refuses to open them.
+    """
+    # Without its cached listings, or it would answer from what it has seen before.
+    fs, base = storage.filesystem(root)
+    try:
+        listed = {path: info["size"] for path, info in fs.find(base, detail=True).items()}
+    except Exception:  # a storage may allow reading and not listing; then every object is asked for
+        listed = {}
+    paths = [storage.resolve(uri)[1] for uri in uris]
+
+    def size(path: str) -> int | Exception:
+        if path in listed:
+            return int(listed[path])
+        try:
+            return int(fs.info(path)["size"])
+        except Exception as error:  # one image's trouble must not end the others' check
+            return error
+
+    with ThreadPoolExecutor(CHECKERS) as pool:
+        sizes = list(pool.map(size, paths))
+    _check_readable(fs, root, [path for path, found in zip(paths, sizes, strict=True) if isinstance(found, int)])
+    return [_fault(found) for found in sizes]
+
+
+def _fault(size: int | Exception) -> tuple[str, str] | None:
+    if isinstance(size, int):
+        return None if size else ("empty_file", "0 bytes")
+    if storage.is_missing(size):
+        return "unreachable", "no such object"
+    # Not the error's text, which names the object and so, in some sources, a patient's folder.
+    return "unreachable", "access refused" if storage.is_forbidden(size) else type(size).__name__
+
+
+def _check_readable(fs: Any, root: str, paths: Sequence[str]) -> None:
+    """Listing needs another right than reading, so one byte of one object is read."""
+    try:
+        if paths:
+            fs.cat_file(paths[0], start=0, end=1)
+    except Exception as error:
+        if storage.is_forbidden(error):
+            raise ManifestError(f"{root}: can be listed but not read; set the credentials of its storage") from error
+
+
+def _reachable(images: str, joined: pa.Table, log: _ProblemLog) -> pa.Table:
+    """`joined` without the images that the storage does not give."""
+    found = missing(joined["uri"].to_pylist(), images)
+    faults = [(i, *problem) for i, problem in zip(joined["id"].to_pylist(), found, strict=True) if problem is not None]
+    for kind in sorted({kind for _, kind, _ in faults}):
+        ids, details = zip(*((image_id, detail) for image_id, this, detail in faults if this == kind), strict=True)
+        log.add(kind, ids, details)
+    kept = joined.filter(pa.array([problem is None for problem in found], pa.bool_()))
+    if len(joined) and not len(kept):
+        reason = Counter(detail for _, _, detail in faults).most_common(1)[0][0]
+        raise ManifestError(f"--images {images}: none of {len(joined):,} images can be opened ({reason})")
+    return kept
+
+
+def _write_csv(table: pa.Table, uri: str) -> None:
+    fs, path = storage.arrow_filesystem(uri)
+    try:
+        with fs.open_output_stream(path) as stream:
+            pacsv.write_csv(table, stream)
+    except OSError as error:
+        raise ManifestError(f"{uri}: cannot be written ({storage.explain(error)})") from error

@@ -1,0 +1,123 @@
+"""COCO: one JSON file per source, with a polygon and keypoints per organ, and how sure they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u.anatomy import LANDMARKS, ORGANS
+from chexmask_u.releases.export.rows import Row, SourceRows
+
+# Whether a keypoint lies in the image: COCO's "labelled, not visible" and "labelled and visible".
+OUTSIDE, INSIDE = 1, 2
+
+DECIMALS = 2
+
+DESCRIPTION = (
+    "Landmarks of both lungs and the heart, as polygons and keypoints in original pixels. area is the polygon's, in"
+    " square pixels; bbox is cut to the image; a keypoint outside the image has v = 1. Beyond COCO: keypoints_std, the"
+    " standard deviation [sx1, sy1, sx2, ...] of the keypoints over the draws, in original pixels; uncertainty, its"
+    " mean over keypoints and axes, in pixels of the 1024 x 1024 frame, which compares images of any size."
+)
+
+
+def files(source: str) -> tuple[str]:
+    """The files of a source, below the output."""
+    return (f"{source}.json",)
+
+
+def write(rows: SourceRows, stream: TextIO) -> None:
+    """Write the file of a source, record by record; they are read twice, since images come before annotations."""
+    info = {"description": DESCRIPTION, "version": rows.version}
+    stream.write('{\n"info": ' + _json(info) + ',\n"licenses": [],\n')
+    _write_list(stream, "categories", map(category, ORGANS))
+    stream.write(",\n")
+    _write_list(stream, "images", (image(index, row) for index, row in enumerate(rows.landmarks(), start=1)))
+    stream.write(",\n")
+    _write_list(stream, "annotations", _annotations(rows))
+    stream.write("\n}\n")
+
+
+def category(organ: str) -> dict[str, Any]:
+    """An organ, with its landmarks as keypoints and its contour, a ring, as their skeleton."""
+    count = LANDMARKS[organ].stop - LANDMARKS[organ].start
+    return {
+        "id": ORGANS.index(organ) + 1,
+        "name": organ,
+        "supercategory": "thorax",
+        "keypoints": [f"{organ}_{index}" for index in range(1, count + 1)],
+        "skeleton": [[index, index % count + 1] for index in range(1, count + 1)],
+    }
+
+
+def image(image_id: int, row: Row) -> dict[str, Any]:
+    """COCO's image of a record, with its RCA scores."""
+    scores = {"dice_rca_mean": row.dice_rca_mean, "dice_rca_max": row.dice_rca_max}
+    return {
+        "id": image_id,
+        "file_name": row.image_id,
+        "height": row.height,
+        "width": row.width,
+        "record_id": row.record_id,
+        **{name: None if score is None else _shortest(score) for name, score in scores.items()},
+    }
+
+
+def annotation(annotation_id: int, image_id: int, organ: str, row: Row) -> dict[str, Any]:
+    """COCO's annotation of one organ of a record.
+
+    The area is the shoelace formula's, over the rounded polygon.
+    """
+    points = _rounded(row.landmarks_mean[LANDMARKS[organ]])
+    std = row.landmarks_std[LANDMARKS[organ]]
+    size = np.array([row.width, row.height])
+    visibility = np.where(((points >= 0) & (points <= size)).all(axis=1), INSIDE, OUTSIDE)
+    low, high = np.clip(points.min(axis=0), 0, size), np.clip(points.max(axis=0), 0, size)
+    following = np.roll(points, -1, axis=0)
+    area = abs((points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1]).sum()) / 2
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": ORGANS.index(organ) + 1,
+        "iscrowd": 0,
+        "segmentation": [points.ravel().tolist()],
+        "area": round(float(area), DECIMALS),
+        "bbox": _rounded(np.concatenate([low, high - low])).tolist(),
+        "num_keypoints": len(points),
+        "keypoints": [
+            value for (x, y), v in zip(points.tolist(), visibility.tolist(), strict=True) for value in (x, y, v)
+        ],
+        "keypoints_std": _rounded(std).ravel().tolist(),
+        "uncertainty": _shortest(row.letterbox.spread_to_frame(std).mean()),
+    }
+
+
+def _annotations(rows: SourceRows) -> Iterator[dict[str, Any]]:
+    # From 1: pycocotools takes an annotation of id 0 for no match.
+    for index, row in enumerate(rows.landmarks()):
+        for offset, organ in enumerate(ORGANS, start=1):
+            yield annotation(index * len(ORGANS) + offset, index + 1, organ, row)
+
+
+def _rounded(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(np.round(values.astype(np.float64), DECIMALS), np.float64)
+
+
+def _shortest(value: np.floating[Any]) -> float:
+    """A float32 with its own digits; as a float64 it would be written with meaningless ones."""
+    return float(str(np.float32(value)))
+
+
+def _write_list(stream: TextIO, name: str, items: Iterable[dict[str, Any]]) -> None:
+    stream.write(f'"{name}": [')
+    for index, item in enumerate(items):
+        stream.write(("," if index else "") + "\n" + _json(item))
+    stream.write("\n]")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,223 @@
+"""Step: a replica of the network on its device, which predicts prepared images batch by batch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from chexmask_u import memory, record, storage
+from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
+from chexmask_u.columns import landmark_array, latent_array, replace
+from chexmask_u.model.checkpoint import load_model
+from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.precision import Precision
+from chexmask_u.model.predict import Prediction, predict
+
+# A compiled network's latents may differ from the plain one's by this share of their largest value.
+COMPILED_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.1}
+
+# Pixels of the 1024 frame by which a compiled decoder's coordinates may differ from the plain one's, of the same draws
+# and feature maps, at the quantile: a lookup on the border of a cell may go to its neighbour, so not all of them.
+COMPILED_SHIFT, COMPILED_SHIFT_QUANTILE = 0.05, 0.99
+
+# Added to the name of a GPU on which the network runs in its plain form.
+NOT_COMPILED = ", not compiled"
+
+# A mean landmark this many pixels outside the frame is a diverged network; nearer ones are kept and counted.
+FAR_OUTSIDE = 8 * FRAME
+
+# How torch says it, on CUDA and on the CPU, and the libraries below it.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "bad_alloc",
+    "ALLOC_FAILED",
+    "can't start new thread",
+)
+
+
+class Predictor:
+    """Step: `record.READ` -> `record.PREDICTED`; a class because the weights need a lifetime.
+
+    Args:
+        weights, sha256: as `load_model` takes them.
+        samples: draws per record.
+        seed: fixes the draws together with the record id.
+        device: "cpu", "cuda", or "auto" for CUDA where torch sees one.
+        threads: images that a CPU computes side by side, at most the machine's cores; None for torch's own choice.
+        precision: arithmetic of the encoder, see `model.precision`.
+
+    Raises:
+        ValueError: if the device does not have the precision.
+    """
+
+    def __init__(
+        self,
+        weights: str = "demo",
+        *,
+        sha256: str | None = None,
+        samples: int = 50,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(min(threads, os.cpu_count() or 1))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            memory.keep_freed()
+        self.model = load_model(weights, device=device, sha256=sha256)
+        self.model.precision = precision
+        if device == "cpu":
+            # As `model.fast` wants its weights, which it would otherwise convert for every image.
+            self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+        if device.startswith("cuda"):
+            self.device = torch.cuda.get_device_name()
+            if not _compiles(self.model):
+                self.model = load_model(weights, device=device, sha256=sha256)
+                self.model.precision = precision
+                # Part of every record and of the report, where a run that is slow for it is noticed.
+                self.device += NOT_COMPILED
+        self.samples = samples
+        self.seed = seed
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        start = time.perf_counter()
+        status, reason, error = (batch[name].to_pylist() for name in ("status", "reason", "error"))
+        record_ids = batch["record_id"].to_pylist()
+        rows = [row for row, value in enumerate(status) if value == record.OK]
+        images = [np.frombuffer(batch["image"][row].as_buffer(), np.uint8).reshape(FRAME, FRAME) for row in rows]
+        names = [record_ids[row] for row in rows]
+        prediction, too_big = _predict_in_memory(self.model, images, names, self.samples, self.seed)
+
+        results: dict[str, list[Any]] = {
+            name: [None] * len(status) for name in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std")
+        }
+        uncertainty: list[float | None] = [None] * len(status)
+        latent_uncertainty: list[float | None] = [None] * len(status)
+        for index, row in enumerate(rows):
+            if index in too_big:
+                status[row], reason[row], error[row] = record.FAILED, "out_of_memory", too_big[index]
+                continue
+            problem = _implausible(prediction, index)
+            if problem:
+                status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", problem
+                continue
+            for name, values in results.items():
+                values[row] = getattr(prediction, name)[index]
+            uncertainty[row] = float(prediction.landmarks_std[index].mean())
+            latent_uncertainty[row] = float(prediction.latent_std[index].mean())
+        seconds = (time.perf_counter() - start) / max(1, len(rows))
+        predicted = set(rows)
+        return replace(
+            batch,
+            record.PREDICTED,
+            status=status,
+            reason=reason,
+            error=error,
+            landmarks_mean=landmark_array(results["landmarks_mean"]),
+            landmarks_std=landmark_array(results["landmarks_std"]),
+            uncertainty=uncertainty,
+            latent_mean=latent_array(results["latent_mean"]),
+            latent_std=latent_array(results["latent_std"]),
+            latent_uncertainty=latent_uncertainty,
+            device=[self.device if row in predicted else None for row in range(len(status))],
+            predict_seconds=[seconds if row in predicted else None for row in range(len(status))],
+        )
+
+
+def _compiles(model: HybridGNet) -> bool:
+    """Have torch compile both halves of the network, for any batch size, and check each against its plain form.
+
+    Returns:
+        Whether the model may be used; if not, the reason was printed.
+    """
+    rng = np.random.Generator(np.random.Philox(0))
+    size = model.input_size
+    try:
+        # Inference tensors as those of a prediction, or that would be compiled for once more.
+        with torch.inference_mode():
+            images, noise = (
+                torch.from_numpy(values).to(model.device)
+                for values in (
+                    rng.random((3, 1, size, size), np.float32),
+                    rng.standard_normal((3, 2, LATENT_SIZE), np.float32),
+                )
+            )
+            plain_mean, log_var, features = model.encode(images)
+            z = plain_mean.unsqueeze(1) + noise * torch.exp(log_var / 2).unsqueeze(1)
+            plain = model.decode(z, features)
+            # For any number of images, but of this size alone: convolutions gain by knowing it.
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+            model.encoder.compile()
+            model.decoder.compile(dynamic=True)
+            mean, _, _ = model.encode(images)
+            # Of the plain encoder's output, so that each half answers for itself.
+            moved = (model.decode(z, features) - plain).abs().flatten() * FRAME
+        difference = float((mean - plain_mean).abs().max() / plain_mean.abs().max())
+        shift = float(moved.quantile(COMPILED_SHIFT_QUANTILE))
+    except Exception as error:  # whatever a compiler can raise: there may be none, or it may not know the device
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    else:
+        # Written so that a difference which is not a number is a fault too.
+        if difference <= COMPILED_TOLERANCE[model.precision] and shift <= COMPILED_SHIFT:
+            return True
+        reason = f"its latents differ by {difference:.1g} of their size, its landmarks by {shift:.1g} px"
+    print(f"chexmask_u: the network is not compiled, only slower for it: {reason}", file=sys.stderr)
+    return False
+
+
+def _predict_in_memory(
+    model: HybridGNet, images: Sequence[NDArray[np.uint8]], record_ids: Sequence[str], n_samples: int, seed: int
+) -> tuple[Prediction, dict[int, str]]:
+    """`predict`, in halves where memory does not suffice, and so on down to one image.
+
+    Returns:
+        The prediction, NaN for each image that does not even fit alone, and what was said of it by its index.
+    """
+    try:
+        stacked = np.stack(images) if images else np.zeros((0, FRAME, FRAME), np.uint8)
+        return predict(model, stacked, record_ids, n_samples, seed), {}
+    except (RuntimeError, MemoryError) as error:
+        problem = storage.explain(error)
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+    # Not in the handler: until it ends, the exception holds the tensors of what did not fit.
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(images) == 1:
+        points = np.full((1, N_LANDMARKS, 2), np.nan, np.float32)
+        latents = np.full((1, LATENT_SIZE), np.nan, np.float32)
+        return Prediction(points, points, latents, latents), {0: problem}
+    half = len(images) // 2
+    first, first_failed = _predict_in_memory(model, images[:half], record_ids[:half], n_samples, seed)
+    second, second_failed = _predict_in_memory(model, images[half:], record_ids[half:], n_samples, seed)
+    together = {
+        field.name: np.concatenate([getattr(first, field.name), getattr(second, field.name)])
+        for field in fields(Prediction)
+    }
+    return Prediction(**together), first_failed | {half + index: text for index, text in second_failed.items()}
+
+
+def _implausible(prediction: Prediction, index: int) -> str | None:
+    """Why a record's numbers cannot be kept, or None."""
+    mean, std = prediction.landmarks_mean[index], prediction.landmarks_std[index]
+    latents = (prediction.latent_mean[index], prediction.latent_std[index])
+    if not all(np.isfinite(values).all() for values in (mean, std, *latents)):
+        return "a landmark or latent is not a finite number"
+    if mean.min() < -FAR_OUTSIDE or mean.max() > FRAME + FAR_OUTSIDE:
+        return f"landmarks span {mean.min():.0f} to {mean.max():.0f} px of the {FRAME} frame"
+    return None

@@ -1,0 +1,255 @@
+"""Score weights on annotated radiographs: errors, overlap, the posterior's health, and an occlusion test."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from chexmask_u import storage
+from chexmask_u.anatomy import FRAME, ORGANS
+from chexmask_u.model.checkpoint import load_model, say_if_demonstration
+from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.settings import EvaluateSettings, SettingsError
+from chexmask_u.training import examples as annotated
+from chexmask_u.training.examples import Examples
+from chexmask_u.training.figures import uncertainty
+from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS, TrainingError, TrainingRun
+from chexmask_u.training.scores import calibration, image_scores, mean_scores, posterior
+
+# Grey that hides the middle of the right lung: rows and columns of the frame.
+COVER_ROWS = slice(FRAME // 3, 3 * FRAME // 4)
+COVER_COLUMNS = slice(FRAME // 16, FRAME // 2)
+COVER_GREY = 128
+
+MASKS_NOTE = (
+    "  {} of them annotated by masks: distances to nodes spaced along a contour mean little for a network that was"
+    " trained on landmarks; Dice and Hausdorff hold"
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over all images, and of each: `summary` for JSON, `images` with one row per image."""
+
+    summary: dict[str, Any]
+    images: list[dict[str, Any]]
+
+
+def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]:
+    """The images to be scored, in the 1024 frame.
+
+    Raises:
+        SettingsError, AnnotationError, ExamplesError: if there are none, or some cannot be used and --on-bad is refuse.
+    """
+    part = "all" if settings.split is None else settings.part
+    given = {} if settings.split is None or part == "all" else annotated.read_split(settings.split)
+
+    def wanted(names: Sequence[str]) -> list[bool]:
+        # One that the file does not name is read, too: if it can be used, that is an error.
+        return [given.get(name.partition("/")[2], part) == part for name in names]
+
+    found, problems = annotated.read_examples(settings, FRAME, only=wanted)
+    if settings.output is not None:
+        TrainingRun(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
+    annotated.refuse(problems, settings.on_bad)
+    if given:
+        annotated.split(found.names, 0.0, settings.split)
+    found = annotated.join([found, annotated.held_out(settings.drawings, settings.seed, FRAME)])
+    if not len(found):
+        raise SettingsError("there is no annotated image to score; see --data, --split and --part")
+    return found, problems
+
+
+def evaluate(settings: EvaluateSettings) -> Evaluation:
+    """Score the weights that the settings name on the images that they name.
+
+    Raises:
+        CheckpointError, TrainingError, and as `read`.
+        SettingsError: if there is no GPU where one is asked for.
+        StorageError: if the output holds something else than an earlier evaluation.
+    """
+    if settings.output is not None:
+        _check_output(storage.normalise(settings.output))
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
+    model = load_model(settings.weights, device=device)
+    examples, problems = read(settings)
+    say_if_demonstration(settings.weights)
+    if settings.data and settings.split is None:
+        print(
+            "no --split: every image is scored, also those that the weights may have been trained on", file=sys.stderr
+        )
+    result = score(model, examples, samples=settings.samples, seed=settings.seed, batch_size=settings.batch_size)
+    head = {
+        "weights": settings.weights,
+        "sha256": model.sha256,
+        "variant": model.variant,
+        "input_size": model.input_size,
+        "left_out": len(problems),
+    }
+    evaluation = Evaluation(head | result.summary, result.images)
+    if settings.output is not None:
+        folder = TrainingRun(storage.normalise(settings.output))
+        folder.write("images.csv", images_csv(evaluation.images))
+        folder.write("uncertainty.png", uncertainty(evaluation.summary))
+        folder.write(SCORES, json.dumps(evaluation.summary, indent=2) + "\n")
+    return evaluation
+
+
+def _check_output(url: str) -> None:
+    storage.check_output(url, "evaluation", [SCORES], ignored=(PROBLEMS,))
+    # A training run has scores of its own, which say that it is finished.
+    if SETTINGS in storage.names_in(url):
+        raise TrainingError(f"{url}: holds a training run; choose another --output or a new folder in it")
+
+
+def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, batch_size: int) -> Evaluation:
+    """Score a model on annotated images.
+
+    ``summary`` has, over all images and in pixels of the 1024 frame: what `scores.mean_scores` gives, of the landmarks
+    decoded from the posterior mean; ``mse_of_mean``, of the mean over the draws, which is what a dataset holds; what
+    `scores.calibration` and `scores.posterior` give; ``covered``, what hiding the right lung does; and ``from_masks``,
+    of how many images the annotation is a mask, against which distances are meaningful only for a network that was
+    trained on masks.
+
+    Args:
+        model: from `load_model`.
+        examples: in the 1024 frame.
+        samples, seed: as `predict` takes them; the names of the examples fix the draws.
+        batch_size: images the network takes at once.
+    """
+    truth = examples.landmarks * np.float32(FRAME)
+    clear = _predict(model, examples.images, examples.names, samples, seed, batch_size)
+    centre = _decode_mean(model, examples.images, batch_size)
+    hidden = examples.images.copy()
+    hidden[:, COVER_ROWS, COVER_COLUMNS] = COVER_GREY
+    covered = _predict(model, hidden, examples.names, samples, seed, batch_size)
+    covered_centre = _decode_mean(model, hidden, batch_size)
+
+    rows = [image_scores(*pair) for pair in zip(centre, truth, strict=True)]
+    covered_rows = [image_scores(*pair) for pair in zip(covered_centre, truth, strict=True)]
+    offset = clear.landmarks_mean - truth
+    summary: dict[str, Any] = {
+        "images": len(examples),
+        "with_heart": int(examples.has_heart().sum()),
+        "from_masks": sum(name in examples.from_masks for name in examples.names),
+        **mean_scores(rows),
+        "mse_of_mean": float(np.nanmean(np.nanmean(np.square(offset), axis=(1, 2)))),
+        **calibration(clear.landmarks_mean, clear.landmarks_std, truth),
+        # Without a variational layer there is no posterior.
+        **({} if model.variant == "dropout" else posterior(clear.latent_mean, clear.latent_std)),
+        "covered": mean_scores(covered_rows)
+        | calibration(covered.landmarks_mean, covered.landmarks_std, truth)
+        | _occlusion(clear, covered, truth),
+    }
+    images = [
+        {"name": name, **row, "uncertainty": float(spread.mean()), "uncertainty_covered": float(hidden_spread.mean())}
+        for name, row, spread, hidden_spread in zip(
+            examples.names, rows, clear.landmarks_std, covered.landmarks_std, strict=True
+        )
+    ]
+    return Evaluation(summary, images)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The scores as lines of text for people."""
+    covered = summary["covered"]
+    organs = [organ for organ in ORGANS if f"dice_{organ}" in summary]
+    lines = [
+        f"{summary['images']:,} images ({summary['with_heart']:,} with heart); pixels of the {FRAME} frame",
+        f"  error: mean {summary['distance']:.1f} px, worst image {summary['worst_distance']:.1f} px, "
+        f"of a coordinate RMSE {summary['rmse']:.1f} px, MSE {summary['mse']:.0f} px² "
+        f"(of the draws' mean {summary['mse_of_mean']:.0f})",
+        *([MASKS_NOTE.format(summary["from_masks"])] if summary["from_masks"] else []),
+        *(
+            f"  {organ.replace('_', ' ')}: Dice {summary[f'dice_{organ}']:.3f}, "
+            f"Hausdorff {summary[f'hausdorff_{organ}']:.1f} px"
+            for organ in organs
+        ),
+        f"  std: {summary['std']:.2f} px, {summary['std_error_ratio']:.2f} of the error; of the coordinates, "
+        f"{100 * summary['within_1_std']:.0f}% lie within 1 std and {100 * summary['within_2_std']:.0f}% within 2; "
+        f"rank correlation with the error {_or_unknown(summary['rank_correlation'])}",
+        *(
+            [
+                f"  posterior: mean sigma {summary['sigma']:.3f}, KL {summary['kl']:.1f} nats, "
+                f"{summary['active_latents']} of {len(summary['kl_per_latent'])} latents in use"
+            ]
+            if "kl" in summary
+            else []
+        ),
+        f"  right lung covered: std {covered['std']:.2f} px; {covered['std_ratio_under_cover']:.2f} times as large "
+        f"under the cover, {covered['std_ratio_elsewhere']:.2f} times elsewhere; "
+        f"larger in {100 * covered['images_higher']:.0f}% of the images; MSE {covered['mse']:.0f} px²",
+    ]
+    return "\n".join(lines)
+
+
+def _or_unknown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def images_csv(images: list[dict[str, Any]]) -> str:
+    """The rows of each image as CSV text."""
+    columns = list(dict.fromkeys(name for row in images for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(images)
+    return text.getvalue()
+
+
+def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32]) -> dict[str, float]:
+    """How the std changes for the landmarks, of any organ, that are hidden, and for all others."""
+    x, y = truth[..., 0], truth[..., 1]
+    under = (x >= COVER_COLUMNS.start) & (x < COVER_COLUMNS.stop) & (y >= COVER_ROWS.start) & (y < COVER_ROWS.stop)
+    # NaN compares as outside; a heart that is not annotated may be anywhere.
+    elsewhere = ~under & np.isfinite(x)
+    before, after = clear.landmarks_std.mean(axis=-1), covered.landmarks_std.mean(axis=-1)
+    return {
+        "std_ratio_under_cover": float(after[under].mean() / before[under].mean()),
+        "std_ratio_elsewhere": float(after[elsewhere].mean() / before[elsewhere].mean()),
+        "images_higher": float((after.mean(axis=1) > before.mean(axis=1)).mean()),
+    }
+
+
+def _batches(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _predict(
+    model: HybridGNet, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
+) -> Prediction:
+    parts = [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
+    return Prediction(
+        *(
+            np.concatenate([getattr(part, field) for part in parts])
+            for field in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std")
+        )
+    )
+
+
+@torch.inference_mode()
+def _decode_mean(model: HybridGNet, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """Landmarks [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
+    decoded = []
+    for rows in _batches(len(images), size):
+        grey = torch.from_numpy(images[rows]).to(model.device).unsqueeze(1).float() / 255
+        if model.input_size != FRAME:
+            grey = F.interpolate(grey, (model.input_size, model.input_size), mode="area")
+        mean, _, features = model.encode(grey)
+        decoded.append(model.decode(mean.unsqueeze(1), features)[:, 0].float().cpu().numpy() * FRAME)
+    return np.concatenate(decoded)

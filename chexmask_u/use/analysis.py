@@ -1,0 +1,220 @@
+"""What researchers do with a released record: trust, weigh and judge its landmarks, rebuild its masks, draw it.
+
+A `record` is a row of a landmark config as a mapping: of `datasets` in any format, of a pandas or Polars frame, or of
+an Arrow table. Standard deviations are taken to the 1024 frame first, where images of any size compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
+from chexmask_u.images.letterbox import Letterbox
+from chexmask_u.images.preparation import ReadImage
+from chexmask_u.steps.mask import organ_mask, rle_decode
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Standard deviations below a pixel of the 1024 frame say more of rounding than of the network.
+FLOOR = 1.0
+
+
+def frame_landmarks(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of a record's landmarks, in pixels of the 1024 frame.
+
+    Returns:
+        Two float64 [120, 2], x then y.
+
+    Raises:
+        ValueError: if the record lacks a column, or its landmarks are not [120, 2].
+    """
+    letterbox = _letterbox(record)
+    mean, std = _points(record, "landmarks_mean"), _points(record, "landmarks_std")
+    return letterbox.to_frame(mean), letterbox.spread_to_frame(std)
+
+
+def landmark_uncertainty(record: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Standard deviation of each landmark, float64 [120], pixels of the 1024 frame: the mean of its two axes.
+
+    Its mean over the landmarks is the record's ``uncertainty``.
+    """
+    return _letterbox(record).spread_to_frame(_points(record, "landmarks_std")).mean(axis=1)
+
+
+def trusted_landmarks(
+    record: Mapping[str, Any], *, below: float | None = None, quantile: float | None = None
+) -> NDArray[np.bool_]:
+    """Which landmarks to keep, bool [120].
+
+    Args:
+        record: of a landmark config.
+        below: keep landmarks whose standard deviation is below so many pixels of the 1024 frame.
+        quantile: keep this share of the record's landmarks, the surest ones, between 0 and 1. It keeps as many of an
+            image where all are bad.
+
+    Raises:
+        ValueError: unless exactly one of the two is given, and the share is one.
+    """
+    std = landmark_uncertainty(record)
+    if below is not None and quantile is None:
+        return std < below
+    if quantile is not None and below is None and 0 <= quantile <= 1:
+        return std <= np.quantile(std, quantile)
+    raise ValueError("give either below (pixels of the 1024 frame) or quantile (share of the landmarks, 0 to 1)")
+
+
+def landmark_weights(
+    record: Mapping[str, Any], *, per: Literal["landmark", "region", "organ"] = "landmark", floor: float = FLOOR
+) -> NDArray[np.float64]:
+    """Weights of the landmarks in a loss or a fit, float64 [120], mean 1: the inverse of their variance.
+
+    A landmark's variance is the mean of its two axes', in the 1024 frame.
+
+    Args:
+        record: of a landmark config.
+        per: the landmarks that share one weight, that of their mean variance: each alone, a stretch of a contour
+            (`REGIONS`), or an organ.
+        floor: smaller standard deviations count as this one, pixels of the 1024 frame; bounds the weights.
+
+    Raises:
+        ValueError: if `floor` is not positive or `per` is none of the three.
+    """
+    if not floor > 0:
+        raise ValueError(f"floor must be positive, not {floor}")
+    spread = _letterbox(record).spread_to_frame(_points(record, "landmarks_std"))
+    variance = np.maximum(np.square(spread).mean(axis=1), floor**2)
+    if per == "landmark":
+        groups: list[Any] = []
+    elif per in ("region", "organ"):
+        groups = [list(nodes) for nodes in REGIONS.values()] if per == "region" else list(LANDMARKS.values())
+    else:
+        raise ValueError(f"per must be 'landmark', 'region' or 'organ', not {per!r}")
+    for nodes in groups:
+        variance[nodes] = variance[nodes].mean()
+    weights = 1 / variance
+    return weights / weights.mean()
+
+
+def region_uncertainty(record: Mapping[str, Any]) -> dict[str, float]:
+    """Mean standard deviation of each organ and each region of its contour, pixels of the 1024 frame.
+
+    The keys are the organs ("left_lung") and the names of `REGIONS` ("left_lung.costophrenic_angle").
+    """
+    std = landmark_uncertainty(record)
+    organs = {organ: float(std[nodes].mean()) for organ, nodes in LANDMARKS.items()}
+    return organs | {region: float(std[list(nodes)].mean()) for region, nodes in REGIONS.items()}
+
+
+def record_masks(record: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
+    """Masks by organ, uint8 {0, 1} [height, width], original pixels.
+
+    Args:
+        record: of a mask config, whose run lengths are decoded, or of a landmark config, whose mean landmarks are
+            filled; both give the same masks.
+
+    Raises:
+        ValueError: if it is of neither, or damaged.
+    """
+    height, width = (int(_column(record, name)) for name in ("height", "width"))
+    if ORGANS[0] in record:
+        return {organ: rle_decode(str(_column(record, organ)), height, width) for organ in ORGANS}
+    landmarks = _points(record, "landmarks_mean")
+    return {organ: organ_mask(landmarks, organ, height, width) for organ in ORGANS}
+
+
+def draw_record(
+    record: Mapping[str, Any],
+    image: ReadImage | NDArray[Any] | None = None,
+    ax: Axes | None = None,
+    *,
+    limits: tuple[float, float] = (1.0, 50.0),
+) -> Axes:
+    """Draw contours with an ellipse of one standard deviation at each landmark, coloured by it.
+
+    Args:
+        record: of a landmark config.
+        image: as from `read_image`, which decodes whatever the dataset holds; or grey [height, width] or colour
+            [height, width, 3], original pixels. Without, the contours stand alone.
+        ax: to draw on; without, a new figure.
+        limits: standard deviations, in pixels of the 1024 frame, where the logarithmic colours begin and end; the same
+            limits make pictures comparable.
+
+    Returns:
+        The Axes, in original pixels; `.figure.savefig(...)` writes it.
+
+    Raises:
+        ValueError: if the image has not the size that the record gives.
+    """
+    # Only who draws waits for pyplot.
+    from matplotlib import colormaps, pyplot
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.collections import EllipseCollection
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    height, width = (int(_column(record, name)) for name in ("height", "width"))
+    if image is not None:
+        rows, columns = (image.height, image.width) if isinstance(image, ReadImage) else np.shape(image)[:2]
+        if (rows, columns) != (height, width):
+            raise ValueError(
+                f"image has {rows} rows and {columns} columns, the record {height} and {width};"
+                " give the file that the record was made of, as distributed"
+            )
+    mean, std = _points(record, "landmarks_mean"), _points(record, "landmarks_std")
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(7, 7 * height / width + 0.5), layout="constrained")
+    if isinstance(image, ReadImage):
+        (left, top), (right, bottom) = image.letterbox.to_original(np.array([[0, 0], [FRAME, FRAME]]))
+        ax.imshow(image.image, cmap="gray", extent=(left, right, bottom, top))
+    elif image is not None:
+        ax.imshow(image, cmap="gray", extent=(0, width, height, 0))
+    # The darkest fifth of viridis would vanish in a radiograph.
+    colours = LinearSegmentedColormap.from_list("uncertainty", colormaps["viridis"](np.linspace(0.2, 1, 256)))
+    scale = ScalarMappable(LogNorm(*limits, clip=True), colours)
+    for nodes in LANDMARKS.values():
+        ring = mean[nodes]
+        ax.plot(*np.vstack([ring, ring[:1]]).T, color="0.6", linewidth=0.8, zorder=1)
+    std_frame = landmark_uncertainty(record)
+    ellipses = EllipseCollection(
+        widths=2 * std[:, 0],
+        heights=2 * std[:, 1],
+        angles=np.zeros(N_LANDMARKS),
+        units="xy",
+        offsets=mean,
+        offset_transform=ax.transData,
+        facecolors=scale.to_rgba(std_frame, alpha=0.45),
+        edgecolors=scale.to_rgba(std_frame),
+        zorder=2,
+    )
+    ax.add_collection(ellipses)
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="x, original pixels", ylabel="y, original pixels")
+    # Not the record's id: in some sources it is a path with a patient's number in it.
+    ax.set_title(f"uncertainty {float(_column(record, 'uncertainty')):.3g} px", loc="left")
+    ax.figure.colorbar(
+        scale, ax=ax, label=f"standard deviation, pixels of the {FRAME} frame", extend="both", shrink=0.8
+    )
+    return ax
+
+
+def _column(record: Mapping[str, Any], name: str) -> Any:
+    if name not in record:
+        raise ValueError(f"the record has no {name}; give a row of a release, with that column")
+    return record[name]
+
+
+def _points(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+    """Float64 [120, 2] of lists, arrays, tensors, or an array of arrays as pandas has it."""
+    points = np.array([np.asarray(point, np.float64) for point in _column(record, name)])
+    if points.shape != (N_LANDMARKS, 2):
+        raise ValueError(f"{name} must be [{N_LANDMARKS}, 2], not {list(points.shape)}")
+    return points
+
+
+def _letterbox(record: Mapping[str, Any]) -> Letterbox:
+    row = _column(record, "letterbox")
+    # Formats of `datasets` make arrays or tensors of the members.
+    return Letterbox.from_row({name: np.asarray(value).item() for name, value in row.items()})

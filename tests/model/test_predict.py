@@ -1,0 +1,182 @@
+"""Numbers belong to the image: not to its batch, its place in it, the number of draws asked for, or a retry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from scipy import stats
+
+import chexmask_u as cu
+from chexmask_u import record
+from chexmask_u.images.letterbox import prepare
+from chexmask_u.model.predict import latent_noise
+from chexmask_u.steps.predict import Predictor
+
+# Pixels of the 1024 frame; what float32 kernels of different batch sizes may differ by.
+TOLERANCE = 0.01
+
+
+@pytest.fixture(scope="module")
+def model():
+    return cu.load_model("demo")
+
+
+@pytest.fixture(scope="module")
+def images(radiograph):
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8)
+    return np.stack([radiograph, np.zeros_like(radiograph), noise, np.full_like(radiograph, 255), radiograph.T])
+
+
+IDS = ["a/radiograph", "a/black", "a/noise", "a/white", "a/transposed"]
+
+
+def assert_same(first: cu.Prediction, second: cu.Prediction, atol: float = TOLERANCE) -> None:
+    np.testing.assert_allclose(first.landmarks_mean, second.landmarks_mean, atol=atol, rtol=0)
+    np.testing.assert_allclose(first.landmarks_std, second.landmarks_std, atol=atol, rtol=0)
+    np.testing.assert_allclose(first.latent_mean, second.latent_mean, atol=1e-3, rtol=0)
+    np.testing.assert_allclose(first.latent_std, second.latent_std, atol=1e-3, rtol=0)
+
+
+def pick(prediction: cu.Prediction, rows) -> cu.Prediction:
+    return cu.Prediction(*(getattr(prediction, name)[rows] for name in vars(prediction)))
+
+
+def test_an_image_alone_and_beside_a_black_and_a_noise_image_gives_the_same(model, images):
+    together = cu.predict(model, images, IDS, n_samples=20)
+    for row, record_id in enumerate(IDS):
+        assert_same(pick(together, [row]), cu.predict(model, images[[row]], [record_id], n_samples=20))
+
+
+def test_order_in_the_batch_does_not_matter(model, images):
+    order = [3, 0, 4, 2, 1]
+    forward = cu.predict(model, images, IDS, n_samples=20)
+    shuffled = cu.predict(model, images[order], [IDS[row] for row in order], n_samples=20)
+    assert_same(pick(forward, order), shuffled)
+
+
+def test_a_retry_gives_the_same_bytes(model, images):
+    first, second = (cu.predict(model, images[:2], IDS[:2], n_samples=20) for _ in range(2))
+    assert_same(first, second, atol=0)
+
+
+def test_invariance_holds_for_the_published_architecture_with_random_weights(shared, images):
+    model = cu.load_model(str(shared / "golden" / "hybridgnet_skip_256.safetensors"))
+    together = cu.predict(model, images[:3], IDS[:3], n_samples=10)
+    # The skip lookup jumps where a tap crosses the border; trained weights hardly go there, random ones do.
+    for row in range(3):
+        alone = cu.predict(model, images[[row]], [IDS[row]], n_samples=10)
+        difference = np.abs(alone.landmarks_mean[0] - together.landmarks_mean[row])
+        assert np.quantile(difference, 0.99) < TOLERANCE
+
+
+def test_draws_are_keyed_by_seed_and_record_id_alone():
+    fifty = latent_noise("chexpert/x.jpg", 50, seed=0)
+    np.testing.assert_array_equal(latent_noise("chexpert/x.jpg", 10, seed=0), fifty[:10])
+    assert not np.array_equal(latent_noise("chexpert/x.jpg", 50, seed=1), fifty)
+    assert not np.array_equal(latent_noise("chexpert/y.jpg", 50, seed=0), fifty)
+
+
+def test_draws_are_the_ones_that_earlier_versions_drew():
+    """Published numbers hang on these: a library that draws others would change them all in silence."""
+    expected = [-0.38242230, -0.01213099, -0.70709276, -1.35362065]
+    np.testing.assert_allclose(latent_noise("folder/a.png", 1, seed=0)[0, :4], expected, atol=1e-6)
+
+
+def test_draws_are_standard_normal_and_independent_of_each_other():
+    draws = np.concatenate([latent_noise(f"r/{i}", 50, seed=7) for i in range(100)])
+    assert stats.kstest(draws.ravel(), "norm").pvalue > 0.01
+    assert np.abs(np.corrcoef(draws.T) - np.eye(64)).max() < 0.07
+    assert stats.kstest(np.stack([latent_noise(f"r/{i}", 1, 0)[0, 0] for i in range(2000)]), "norm").pvalue > 0.01
+
+
+def test_mean_and_std_are_those_of_the_draws(model, radiograph):
+    """Against the plain way: one draw at a time, statistics by numpy in float64."""
+    predicted = cu.predict(model, radiograph[None], ["x"], n_samples=8, seed=3)
+    shrunk = torch.from_numpy(radiograph).float().reshape(model.input_size, 4, model.input_size, 4).mean(dim=(1, 3))
+    with torch.inference_mode():
+        mean, log_var, features = model.encode(shrunk[None, None] / 255)
+        z = mean + torch.from_numpy(latent_noise("x", 8, 3)) * torch.exp(log_var / 2)
+        draws = np.stack([model.decode(z[None, n : n + 1], features)[0, 0].double().numpy() * 1024 for n in range(8)])
+    np.testing.assert_allclose(predicted.landmarks_mean[0], draws.mean(0), atol=TOLERANCE)
+    np.testing.assert_allclose(predicted.landmarks_std[0], draws.std(0), atol=TOLERANCE)
+    np.testing.assert_allclose(predicted.latent_std[0], np.exp(log_var[0].numpy() / 2), rtol=1e-4)
+
+
+def test_the_default_weights_put_landmarks_on_the_organs_of_a_radiograph(shared, model):
+    """A demonstration, but not a random one: on real radiographs a landmark is off by a few percent of the image."""
+    import cv2
+
+    annotated = np.load(shared / "data" / "jsrt" / "landmarks.npz")
+    names = [str(name).removesuffix(".jpg") for name in annotated["names"][:6]]
+    images = [cv2.imread(str(shared / "data" / "jsrt" / "images" / f"{name}.jpg"), 0) for name in names]
+    predicted = cu.predict(model, np.stack([prepare(image)[0] for image in images]), names, n_samples=10)
+    distance = np.linalg.norm(predicted.landmarks_mean - annotated["landmarks"][:6], axis=-1)
+    assert distance.mean() < 40
+
+
+@pytest.mark.parametrize(
+    ("images", "ids", "samples", "words"),
+    [
+        (np.zeros((1, 512, 512), np.uint8), ["a"], 5, "uint8 .B, 1024, 1024."),
+        (np.zeros((1, 1024, 1024), np.float32), ["a"], 5, "uint8"),
+        (np.zeros((2, 1024, 1024), np.uint8), ["a"], 5, "record_ids"),
+        (np.zeros((1, 1024, 1024), np.uint8), ["a"], 0, "n_samples"),
+    ],
+)
+def test_wrong_input_is_refused_in_words(model, images, ids, samples, words):
+    with pytest.raises(ValueError, match=words):
+        cu.predict(model, images, ids, n_samples=samples)
+
+
+def test_an_empty_batch_gives_an_empty_prediction(model):
+    assert cu.predict(model, np.zeros((0, 1024, 1024), np.uint8), []).landmarks_mean.shape == (0, 120, 2)
+
+
+def batch(images: dict[str, np.ndarray | None]) -> pa.Table:
+    """Rows as `read` leaves them: failed where there is no image."""
+    rows = [
+        {
+            "record_id": name,
+            "uri": name,
+            "source": "folder",
+            "image_id": name,
+            "status": record.OK if image is not None else record.FAILED,
+            "reason": None if image is not None else "missing",
+            "image": None if image is None else image.tobytes(),
+        }
+        for name, image in images.items()
+    ]
+    empty = {field.name: None for field in record.READ}
+    return pa.Table.from_pylist([empty | row for row in rows], schema=record.READ)
+
+
+def test_failed_rows_pass_through_in_their_place(radiograph, images):
+    step = Predictor(samples=5)
+    out = step(batch({"x": None, "a/radiograph": radiograph, "y": None, "a/noise": images[2]}))
+    assert out.schema == record.PREDICTED
+    assert out["record_id"].to_pylist() == ["x", "a/radiograph", "y", "a/noise"]
+    assert out["status"].to_pylist() == ["failed", "ok", "failed", "ok"]
+    assert out["reason"].to_pylist() == ["missing", None, "missing", None]
+    assert [value is None for value in out["landmarks_mean"].to_pylist()] == [True, False, True, False]
+    expected = cu.predict(step.model, images[[0, 2]], ["a/radiograph", "a/noise"], n_samples=5)
+    np.testing.assert_allclose(out["landmarks_mean"].to_pylist()[1], expected.landmarks_mean[0], atol=TOLERANCE)
+    np.testing.assert_allclose(out["landmarks_std"].to_pylist()[3], expected.landmarks_std[1], atol=TOLERANCE)
+    np.testing.assert_allclose(out["uncertainty"].to_pylist()[1], expected.landmarks_std[0].mean(), rtol=1e-4)
+    assert step(batch({"x": None}))["status"].to_pylist() == ["failed"]
+
+
+def test_a_diverged_network_fails_the_row_and_not_the_job(radiograph, tmp_path):
+    """Weights that pass the checks of a file can still blow up on an image."""
+    from chexmask_u.model.checkpoint import save_model
+    from chexmask_u.model.hybridgnet import HybridGNet
+
+    torch.manual_seed(0)
+    diverged = HybridGNet(input_size=64, variant="noskip")
+    torch.nn.init.constant_(diverged.encoder.fc_logvar.bias, 1e4)
+    save_model(diverged, tmp_path / "diverged.safetensors")
+    out = Predictor(str(tmp_path / "diverged.safetensors"), samples=3)(batch({"a": radiograph, "b": None}))
+    assert out["status"].to_pylist() == ["failed", "failed"]
+    assert out["reason"].to_pylist() == ["invalid_prediction", "missing"]
+    assert out["landmarks_mean"].null_count == 2

@@ -1,0 +1,199 @@
+"""`ray job submit` against a real head node: images on S3 in, a dataset version on S3 out, exit codes that are true."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.ray_cluster import RAY, RayCluster, ray_cluster
+from tests.support.s3 import S3Server, s3_server
+
+# A cluster and a job start in the first test's setup: half a minute when idle, minutes when the machine is busy.
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).parents[2]
+
+# Neither the installed code nor any released one says so.
+SUBMITTED_VERSION = "0.0.0+submitted"
+
+IMAGES = 12
+DAMAGED = "images/damaged.png"
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a submitted job ended: for the submitter, for Ray, and for the script."""
+
+    submit_code: int
+    status: str
+    script_code: int | None
+    log: str
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: S3Server) -> Iterator[RayCluster]:
+    # Jobs get their storage credentials from the nodes, as with an instance's role.
+    with ray_cluster(s3.env) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working tree that differs from the installed package."""
+    folder = tmp_path_factory.mktemp("project")
+    for part in ("jobs", "chexmask_u"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "chexmask_u" / "version.py").write_text(f'__version__ = "{SUBMITTED_VERSION}"\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(s3: S3Server) -> str:
+    """Twelve drawings of all kinds and a damaged one in a bucket, listed by the command that users list with."""
+    rng = np.random.default_rng(0)
+    fs = s3.filesystem()
+    for number in range(IMAGES):
+        height, width = rng.integers(64, 300, 2)
+        image = cv2.GaussianBlur(rng.integers(0, 256, (height, width), np.uint8), (0, 0), 5)
+        image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+        _, encoded = cv2.imencode((".png", ".jpg")[number % 2], image)
+        fs.pipe_file(f"{s3.bucket}/images/{number:02d}{('.png', '.jpg')[number % 2]}", encoded.tobytes())
+    fs.pipe_file(f"{s3.bucket}/{DAMAGED}", encoded.tobytes()[:40])
+    uri = f"{s3.url}/manifest.parquet"
+    subprocess.run(
+        [sys.executable, "-m", "chexmask_u.cli", "manifest", "folder", f"{s3.url}/images", "--output", uri],
+        env={**os.environ, **s3.env},
+        check=True,
+    )
+    return uri
+
+
+@pytest.fixture(scope="module")
+def generated(s3: S3Server, cluster: RayCluster, project: Path, manifest: str, tiny_weights: Path) -> Job:
+    """The main job, submitted once for the tests that look at what it left."""
+    return submit(
+        cluster,
+        project,
+        *("jobs/generate.py", "--manifest", manifest, "--output", f"{s3.url}/run"),
+        *("--weights", str(tiny_weights), "--samples", "5", "--json"),
+    )
+
+
+def test_job_makes_one_record_of_every_image_in_the_bucket(s3: S3Server, generated: Job, manifest: str) -> None:
+    assert (generated.submit_code, generated.status, generated.script_code) == (0, "SUCCEEDED", 0), generated.log
+    rows = records(s3, "run")
+    listed = pq.read_table(manifest.removeprefix("s3://"), filesystem=s3.filesystem())
+    assert sorted(rows["record_id"].to_pylist()) == sorted(listed["record_id"].to_pylist())
+    status = dict(zip(rows["record_id"].to_pylist(), rows["status"].to_pylist(), strict=True))
+    failed = [record_id for record_id, value in status.items() if value != "ok"]
+    assert failed == ["folder/damaged.png"]
+    report = json.loads(s3.filesystem().cat_file(f"{s3.bucket}/run/report.json"))
+    assert (report["manifest_rows"], report["ok"], report["failed"]) == (IMAGES + 1, IMAGES, 1)
+    # The last line of the log is for programs.
+    assert last_json(generated.log)["ok"] == IMAGES
+
+
+def test_prediction_is_scheduled_on_the_node_that_has_the_gpu(cluster: RayCluster, generated: Job) -> None:
+    gpu_nodes = {node["node_id"] for node in cluster.state("nodes") if node["resources_total"].get("GPU")}
+    predictors = [actor for actor in cluster.state("actors") if "Predictor" in actor["class_name"]]
+    assert predictors, generated.log
+    assert all(actor["required_resources"].get("GPU") == 1 for actor in predictors)
+    assert {actor["node_id"] for actor in predictors} == gpu_nodes
+
+
+def test_job_runs_the_code_that_was_submitted(s3: S3Server, generated: Job) -> None:
+    run = json.loads(s3.filesystem().cat_file(f"{s3.bucket}/run/run.json"))
+    assert run["versions"]["chexmask_u"] == SUBMITTED_VERSION, generated.log
+
+
+@pytest.mark.slow
+def test_job_again_redoes_nothing(
+    s3: S3Server, cluster: RayCluster, project: Path, generated: Job, manifest: str, tiny_weights: Path
+) -> None:
+    before = s3.filesystem().find(f"{s3.bucket}/run/records", detail=True)
+    again = submit(
+        cluster,
+        project,
+        *("jobs/generate.py", "--manifest", manifest, "--output", f"{s3.url}/run"),
+        *("--weights", str(tiny_weights), "--samples", "5", "--json"),
+    )
+    assert (again.submit_code, again.script_code) == (0, 0), again.log
+    assert last_json(again.log)["already_done"] == IMAGES + 1
+    assert s3.filesystem().find(f"{s3.bucket}/run/records", detail=True) == before
+
+
+def test_release_job_makes_a_dataset_version_of_the_run(
+    s3: S3Server, cluster: RayCluster, project: Path, generated: Job
+) -> None:
+    released = submit(
+        cluster,
+        project,
+        *("jobs/release.py", f"{s3.url}/run", "--output", f"{s3.url}/releases", "--version", "v1.0.0"),
+    )
+    assert (released.submit_code, released.status, released.script_code) == (0, "SUCCEEDED", 0), released.log
+    fs = s3.filesystem()
+    content = json.loads(fs.cat_file(f"{s3.bucket}/releases/v1.0.0/release.json"))
+    parts = [file["path"] for file in content["files"] if file["config"] == "folder"]
+    tables = [pq.read_table(f"{s3.bucket}/releases/v1.0.0/{part}", filesystem=fs) for part in parts]
+    ids = pa.concat_tables(tables)["record_id"].to_pylist()
+    assert len(ids) == IMAGES
+    assert ids == sorted(set(ids))
+
+
+def test_job_with_bad_input_fails_with_one_line_and_code_2(s3: S3Server, cluster: RayCluster, project: Path) -> None:
+    missing = f"{s3.url}/nowhere.parquet"
+    job = submit(cluster, project, "jobs/generate.py", "--manifest", missing, "--output", f"{s3.url}/never")
+    assert (job.submit_code, job.status, job.script_code) == (1, "FAILED", 2), job.log
+    assert f"chexmask-u: {missing}: no such manifest" in job.log
+    assert "Traceback" not in job.log
+    assert not s3.filesystem().exists(f"{s3.bucket}/never")
+
+
+def submit(cluster: RayCluster, project: Path, *arguments: str) -> Job:
+    """Submit `python ARGUMENTS` as a user does, from a working tree, and wait for its end."""
+    name = f"job-{len(cluster.api('/api/jobs/'))}"
+    options = ("--address", cluster.job_address, "--submission-id", name, "--working-dir", ".")
+    submitted = subprocess.run(
+        [RAY, "job", "submit", *options, "--", "python", *arguments],
+        cwd=project,
+        # Without the storage's credentials: whoever submits a job needs none.
+        env=cluster.client_env(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    ended = cluster.api(f"/api/jobs/{name}")
+    log = cluster.api(f"/api/jobs/{name}/logs")["logs"]
+    return Job(submitted.returncode, ended["status"], ended["driver_exit_code"], f"{log}\n{submitted.stderr}")
+
+
+def last_json(log: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads([line for line in log.splitlines() if line.startswith("{")][-1])
+    return content
+
+
+def records(s3: S3Server, run: str) -> pa.Table:
+    """All Parquet parts of a run, committed or not."""
+    fs = s3.filesystem()
+    parts = [file for file in fs.find(f"{s3.bucket}/{run}/records") if file.endswith(".parquet")]
+    return pa.concat_tables([pq.read_table(part, filesystem=fs, columns=["record_id", "status"]) for part in parts])

@@ -1,0 +1,92 @@
+"""Batches that do not fit: under a real limit on a process's memory, what fits by itself is predicted, unchanged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel elsewhere does not limit address space")
+
+IMAGES = 64
+
+# The images of a batch lie side by side, a MiB each: all of them do not fit, half of them do. Later nothing does.
+PREDICT = """
+import ctypes, json, resource, sys
+import numpy as np, pyarrow as pa
+from pathlib import Path
+from chexmask_u import record
+from chexmask_u.steps.predict import Predictor
+
+weights, count = sys.argv[1], int(sys.argv[2])
+predictor = Predictor(weights, device="cpu", samples=2, threads=1)
+images = np.random.default_rng(0).integers(0, 256, (count, 1024, 1024), np.uint8)
+ids = [f"folder/{index}" for index in range(count)]
+columns = {name: [None] * count for name in record.READ.names}
+columns |= {"record_id": ids, "uri": ids, "source": ["folder"] * count, "image_id": ids}
+columns |= {"status": ["ok"] * count, "image": [image.tobytes() for image in images]}
+columns["status"][4], columns["reason"][4], columns["image"][4] = "failed", "damaged", None
+batch = pa.table([pa.array(columns[f.name], f.type) for f in record.READ], schema=record.READ)
+del images, columns
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+
+def answer():
+    columns = ["status", "reason", "error", "landmarks_mean", "landmarks_std"]
+    return predictor(batch).select(columns).to_pylist()
+
+answers = {"whole": answer()}
+# Freed memory goes back to the kernel from here on, so that the limit means the same each time.
+libc = ctypes.CDLL(None)
+libc.mallopt(-3, 65536)
+libc.mallopt(-1, 65536)
+answer()
+libc.malloc_trim(0)
+base = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+for room_mib in (count * 3 // 4, *range(8, -80, -4)):
+    resource.setrlimit(resource.RLIMIT_AS, (base + room_mib * 2**20, hard))
+    rows = answer()
+    answers.setdefault("halved", rows)
+    if "ok" not in {row["status"] for row in rows}:
+        answers["none"] = rows
+        break
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+answers["later"] = answer()
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_weights: Path) -> dict[str, list[dict[str, Any]]]:
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT, str(tiny_weights), str(IMAGES)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", ["halved", "later"])
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_numbers(
+    answers: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    assert [row["status"] for row in answers[name]].count("ok") == IMAGES - 1
+    for row, expected in zip(answers[name], answers["whole"], strict=True):
+        assert (row["status"], row["reason"], row["error"]) == (expected["status"], expected["reason"], None)
+        if row["status"] == "ok":
+            np.testing.assert_allclose(row["landmarks_mean"], expected["landmarks_mean"], atol=0.01)
+            np.testing.assert_allclose(row["landmarks_std"], expected["landmarks_std"], atol=0.01)
+
+
+def test_images_that_do_not_fit_even_alone_fail_and_the_step_goes_on(answers: dict[str, list[dict[str, Any]]]) -> None:
+    rows = answers["none"]
+    assert [row["reason"] for row in rows] == ["out_of_memory"] * 4 + ["damaged"] + ["out_of_memory"] * (IMAGES - 5)
+    assert all("alloc" in row["error"] for row in rows if row["reason"] == "out_of_memory")
+    assert all(row["landmarks_mean"] is None for row in rows)
