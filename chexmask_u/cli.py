@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TextIO
 
-from chexmask_u import __version__, demo, pipeline, sources, storage
+from chexmask_u import demo, pipeline, sources, storage
 from chexmask_u.bench import plan
+from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.manifests import join, manifest, merge
-from chexmask_u.model.checkpoint import CheckpointError, load_model
+from chexmask_u.model.checkpoint import load_model
 from chexmask_u.releases import diff, export
-from chexmask_u.releases.publish import PublishError, PublishStoppedError, publish
-from chexmask_u.releases.release import ReleaseError
-from chexmask_u.runs import cluster, lock, write
+from chexmask_u.releases.publish import publish
+from chexmask_u.runs import cluster, write
 from chexmask_u.settings import (
     BenchSettings,
     DiffSettings,
@@ -36,33 +36,13 @@ from chexmask_u.settings import (
     PublishSettings,
     ReleaseSettings,
     Settings,
-    SettingsError,
     TrainSettings,
     ValidateSettings,
 )
 from chexmask_u.training import distributed, evaluate
-from chexmask_u.training.annotations import AnnotationError
-from chexmask_u.training.examples import ExamplesError
-from chexmask_u.training.run import TrainingError
+from chexmask_u.version import __version__
 
 DONE, INCOMPLETE, BAD_INPUT = 0, 1, 2
-
-_BAD_INPUT = (
-    manifest.ManifestError,
-    AnnotationError,
-    CheckpointError,
-    diff.DiffError,
-    ExamplesError,
-    export.ExportError,
-    cluster.ClusterError,
-    plan.PlanError,
-    PublishError,
-    ReleaseError,
-    SettingsError,
-    storage.StorageError,
-    TrainingError,
-    write.RunError,
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,14 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         result, text, code = verb(settings_type.from_mapping(options))
-    except _BAD_INPUT as error:
+    except InputError as error:
         _say(f"chexmask-u: {error}", file=sys.stderr)
         result, text, code = {"error": str(error)}, "", BAD_INPUT
-    except (cluster.RunStoppedError, lock.TakenOverError) as error:
-        _say(f"chexmask-u: the run stopped ({error}); the same command goes on where it did", file=sys.stderr)
-        result, text, code = {"error": str(error)}, "", INCOMPLETE
-    except PublishStoppedError as error:
-        _say(f"chexmask-u: {error}; run the same command again, it sends what is missing", file=sys.stderr)
+    except StoppedError as error:
+        _say(f"chexmask-u: stopped ({error}); the same command goes on where it did", file=sys.stderr)
         result, text, code = {"error": str(error)}, "", INCOMPLETE
     except KeyboardInterrupt:
         print("chexmask-u: interrupted; the same command goes on where it stopped", file=sys.stderr)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chexmask_u import storage
+from chexmask_u.errors import InputError
 from chexmask_u.manifests import manifest
 from chexmask_u.releases import release
-from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings, SettingsError
+from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
 from chexmask_u.sources import synthetic
 
 FOLDER = "chexmask-u-demo"
@@ -30,11 +31,11 @@ def prepare(settings: GenerateSettings) -> Demo:
         settings: of `generate` without a manifest; `output` is the demo's folder (default ./chexmask-u-demo).
 
     Raises:
-        SettingsError: if the folder is not local.
+        InputError: if the folder is not local.
     """
     folder = storage.local_folder(settings.output or FOLDER)
     if folder is None:
-        raise SettingsError(f"--output {settings.output}: the demo draws its images in a local folder; give one")
+        raise InputError(f"--output {settings.output}: the demo draws its images in a local folder; give one")
     listed = folder / "manifest.parquet"
     if not listed.exists():
         _draw(folder, listed)
@@ -55,6 +56,6 @@ def _draw(folder: Path, listed: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         synthetic.write_demo(folder)
     except OSError as error:
-        raise SettingsError(f"--output {folder}: cannot be written ({error.strerror})") from error
+        raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
     # The manifest comes last: it says that the drawings are all there.
     manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=str(listed), source="synthetic"))

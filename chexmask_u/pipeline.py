@@ -15,6 +15,7 @@ import torch
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
+from chexmask_u.errors import InputError
 from chexmask_u.manifests import manifest
 from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.releases import release
@@ -22,7 +23,6 @@ from chexmask_u.runs import lock, write
 from chexmask_u.runs.cluster import (
     CORES_PER_REPLICA,
     MAX_RESTARTS,
-    ClusterError,
     connected,
     gpus,
     layout,
@@ -34,7 +34,7 @@ from chexmask_u.runs.cluster import (
     stopped_in_one_line,
 )
 from chexmask_u.runs.progress import Tally, progress
-from chexmask_u.settings import GenerateSettings, ReleaseSettings, SettingsError, ValidateSettings
+from chexmask_u.settings import GenerateSettings, ReleaseSettings, ValidateSettings
 from chexmask_u.steps.mask import mask
 from chexmask_u.steps.predict import Predictor
 from chexmask_u.steps.read import read
@@ -61,21 +61,19 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         The summary that report.json holds.
 
     Raises:
-        ManifestError, CheckpointError, StorageError, RunError, ClusterError: on bad input, before any image is read.
+        InputError: on bad input, before any image is read.
     """
     if settings.manifest is None or settings.output is None:
-        raise SettingsError("--manifest and --output are needed")
+        raise InputError("--manifest and --output are needed")
     manifest_uri = storage.normalise(settings.manifest)
     if storage.redact(manifest_uri) != manifest_uri:
-        raise SettingsError(
+        raise InputError(
             f"--manifest {storage.redact(manifest_uri)}: its URL holds a secret; `release` reads the manifest again,"
             " and a run keeps no secrets; copy it to a place without"
         )
     run = write.Run(storage.normalise(settings.output))
     if lost := _LOST_ON_RAY.search(run.url):
-        raise SettingsError(
-            f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another"
-        )
+        raise InputError(f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another")
     manifest.check_columns(manifest_uri)
     model = load_model(settings.weights, sha256=settings.weights_sha256)
     weights = {
@@ -90,10 +88,10 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     with lock.held(run.url), connected(settings.address) as started_here, stopped_in_one_line():
         if settings.device == "cuda" and not gpus():
             if started_here:
-                raise ClusterError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
+                raise InputError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
             print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
         if settings.precision == "tf32" and not layout(settings.device).on_gpus:
-            raise ClusterError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
+            raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
         on_worker(manifest.check_access, manifest_uri)
         say_if_demonstration(settings.weights)
         write.freeze(run, settings, facts, weights)
@@ -262,7 +260,7 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
     """Write one immutable, validated version of a complete run; returns what its release.json holds.
 
     Raises:
-        ReleaseError, StorageError, ClusterError: if the run is not complete, or the version exists or is no version.
+        InputError: if the run is not complete, or the version exists or is no version.
     """
     if settings.version is not None:
         release.check_version(settings.version)

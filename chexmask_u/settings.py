@@ -6,16 +6,13 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from chexmask_u.errors import InputError
 from chexmask_u.record import REASONS
 
 # Of --retry: every reason.
 ALL = "all"
 
 EXPORT_FORMATS = ("chexmask-csv", "coco")
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be; the message is one line that names the flag."""
 
 
 def setting(default: Any, help: str, *, numbers: bool = False, choices: tuple[str, ...] | None = None) -> Any:
@@ -44,7 +41,7 @@ class Settings:
         for name, minimum in minima.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
-                raise SettingsError(f"--{name.replace('_', '-')} must be at least {minimum}, not {value}")
+                raise InputError(f"--{name.replace('_', '-')} must be at least {minimum}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -81,13 +78,13 @@ class GenerateSettings(Settings):
         self._at_least(samples=1, max_side=32, batch_size=1, replicas=1, rows_per_file=1)
         self.retried_reasons()
         if self.manifest is not None and self.output is None:
-            raise SettingsError("--output is needed with --manifest: the folder or URL where the run is kept")
+            raise InputError("--output is needed with --manifest: the folder or URL where the run is kept")
 
     def retried_reasons(self) -> set[str]:
         """Reasons to try again for."""
         given = {reason.strip() for value in self.retry for reason in value.split(",")}
         if unknown := sorted(given - {ALL, *REASONS}):
-            raise SettingsError(f"--retry {unknown[0]}: is no reason; there are {', '.join([ALL, *REASONS])}")
+            raise InputError(f"--retry {unknown[0]}: is no reason; there are {', '.join([ALL, *REASONS])}")
         return set(REASONS) if ALL in given else given
 
 
@@ -119,9 +116,9 @@ class ManifestSourceSettings(Settings):
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise SettingsError("--images is needed: the folder or URL prefix of the distribution")
+            raise InputError("--images is needed: the folder or URL prefix of the distribution")
         if self.preprocessed and self.chexmask is None:
-            raise SettingsError("--preprocessed says what --chexmask is, which is not given")
+            raise InputError("--preprocessed says what --chexmask is, which is not given")
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class ManifestMergeSettings(Settings):
         for value in self.accept_rows:
             source, equals, rows = value.partition("=")
             if not (equals and source and rows.isdecimal()):
-                raise SettingsError(f"--accept-rows must be SOURCE=N, such as chexpert=187000, not {value!r}")
+                raise InputError(f"--accept-rows must be SOURCE=N, such as chexpert=187000, not {value!r}")
             accepted[source] = int(rows)
         return accepted
 
@@ -190,7 +187,7 @@ class PlanSettings(Settings):
     def __post_init__(self) -> None:
         self._at_least(samples=1, probe=1, rows=1, cpus=1, gpus=1)
         if self.price_per_hour is not None and self.price_per_hour < 0:
-            raise SettingsError(f"--price-per-hour must not be negative, not {self.price_per_hour}")
+            raise InputError(f"--price-per-hour must not be negative, not {self.price_per_hour}")
 
 
 @dataclass(frozen=True)
@@ -225,9 +222,9 @@ class ExportSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.format not in EXPORT_FORMATS:
-            raise SettingsError(f"--format must be one of {', '.join(EXPORT_FORMATS)}, not {self.format!r}")
+            raise InputError(f"--format must be one of {', '.join(EXPORT_FORMATS)}, not {self.format!r}")
         if not (self.release and self.output):
-            raise SettingsError("--output and the release are needed: folders or URLs")
+            raise InputError("--output and the release are needed: folders or URLs")
 
 
 @dataclass(frozen=True)
@@ -249,7 +246,7 @@ class PublishSettings(Settings):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo, re.ASCII):
-            raise SettingsError(f"--repo must be ORG/NAME, in letters, digits, '-', '_' and '.', not {self.repo!r}")
+            raise InputError(f"--repo must be ORG/NAME, in letters, digits, '-', '_' and '.', not {self.repo!r}")
         self.accepted_terms()
 
     def accepted_terms(self) -> dict[str, str]:
@@ -258,7 +255,7 @@ class PublishSettings(Settings):
         for value in self.accept_terms:
             source, _, policy = value.partition("=")
             if not source or policy not in ("open", "gated"):
-                raise SettingsError(f"--accept-terms must be SOURCE=open or SOURCE=gated, not {value!r}")
+                raise InputError(f"--accept-terms must be SOURCE=open or SOURCE=gated, not {value!r}")
             accepted[source] = policy
         return accepted
 
@@ -322,7 +319,7 @@ class AnnotatedSettings(Settings):
     def __post_init__(self) -> None:
         self._at_least(drawings=0, max_side=32)
         if not self.data and not self.drawings:
-            raise SettingsError("--data is needed: a folder of annotated images (or --drawings N alone)")
+            raise InputError("--data is needed: a folder of annotated images (or --drawings N alone)")
 
 
 @dataclass(frozen=True)
@@ -395,13 +392,13 @@ class TrainSettings(AnnotatedSettings):
         self._within(degrade=(0, 1), drawings_share=(0, 1), validation=(0, 0.9))
         self._within(learning_rate=(0, 10), weight_decay=(0, 10), kl_first=(0, 1e3), kl_last=(0, 1e3), clip=(0, 1e9))
         if not self.output:
-            raise SettingsError("--output is needed: the folder or URL where the run is kept")
+            raise InputError("--output is needed: the folder or URL where the run is kept")
         if self.input_size < 64 or self.input_size % 32:
-            raise SettingsError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
+            raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
-            raise SettingsError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+            raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
-            raise SettingsError(
+            raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
                 f"before --epochs {self.epochs} are over; set both alike"
             )
@@ -411,7 +408,7 @@ class TrainSettings(AnnotatedSettings):
             value = getattr(self, name)
             # Not a chained comparison, which would let NaN pass.
             if value is not None and not low <= value <= high:
-                raise SettingsError(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {value}")
+                raise InputError(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {value}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import fsspec
 import pyarrow.fs as pafs
 from fsspec.core import split_protocol
 
+from chexmask_u.errors import InputError
+
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
 
 _FORBIDDEN_STATUS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -56,10 +58,6 @@ _SECRET_PARAMETER = re.compile(
 HTTP_SECONDS = 15.0
 
 
-class StorageError(ValueError):
-    """A URL that cannot be used; the message is one line that names the remedy."""
-
-
 def is_local(url: str) -> bool:
     """Whether a URL or path names the local file system."""
     return split_protocol(url)[0] in (None, "file", "local")
@@ -78,18 +76,18 @@ def normalise(url: str) -> str:
 
 
 def check_scheme(url: str) -> None:
-    """Raise StorageError if nothing here can open the scheme of `url`."""
+    """Raise InputError if nothing here can open the scheme of `url`."""
     protocol, _ = split_protocol(url)
     if protocol is None:
         return
     try:
         fsspec.get_filesystem_class(protocol)
     except ValueError as error:
-        raise StorageError(
+        raise InputError(
             f"{url}: unknown scheme {protocol}://; use a local path, s3:// or another fsspec URL"
         ) from error
     except ImportError as error:
-        raise StorageError(f"{url}: {protocol}:// needs a package that is not installed ({error})") from error
+        raise InputError(f"{url}: {protocol}:// needs a package that is not installed ({error})") from error
 
 
 def filesystem(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -220,15 +218,15 @@ def check_output(url: str, what: str, marks: Sequence[str], ignored: Sequence[st
         ignored: beginnings of other names that say nothing; hidden files and folders do not either.
 
     Raises:
-        StorageError: naming something else that is there, or if the folder cannot be listed.
+        InputError: naming something else that is there, or if the folder cannot be listed.
     """
     try:
         names = names_in(url)
     except Exception as error:
-        raise StorageError(f"{url}: cannot be opened ({explain(error)})") from error
+        raise InputError(f"{url}: cannot be opened ({explain(error)})") from error
     strangers = [name for name in names if not name.startswith((".", *ignored))]
     if strangers and not set(marks).intersection(names):
-        raise StorageError(
+        raise InputError(
             f"{url}: is not empty and holds no {what} (there is {strangers[0]!r});"
             " choose another --output or a new folder in it"
         )

@@ -18,6 +18,7 @@ import pytest
 
 import chexmask_u as cu
 from chexmask_u import cli, pipeline, record
+from chexmask_u.errors import InputError
 from chexmask_u.manifests.manifest import list_folder
 from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
@@ -161,7 +162,7 @@ def test_another_manifest_in_the_same_output_is_refused(finished, settings, tmp_
 
     table = pq.read_table(settings.manifest)
     pq.write_table(table.slice(0, 5), tmp_path / "fewer.parquet")
-    with pytest.raises(write.RunError, match="manifest sha256 was"):
+    with pytest.raises(InputError, match="manifest sha256 was"):
         pipeline.generate(replace(settings, manifest=str(tmp_path / "fewer.parquet")))
 
 

@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 
 from chexmask_u import pipeline, record, storage
 from chexmask_u.bench import pipeline as measured
+from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
 from chexmask_u.manifests import manifest
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.record import ReadError
 from chexmask_u.runs import cluster, write
-from chexmask_u.settings import GenerateSettings, PlanSettings, SettingsError
+from chexmask_u.settings import GenerateSettings, PlanSettings
 from chexmask_u.steps.mask import mask
 from chexmask_u.steps.read import FETCHERS, read
 
@@ -41,10 +42,6 @@ FETCHED = 32
 KEPT_IMAGES = 64
 
 GIB = 2**30
-
-
-class PlanError(ValueError):
-    """A probe that can say nothing; the message is one line that names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -194,17 +191,17 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         `probe` and `forecast` as dicts, with `efficiency` and `cores_per_gpu`.
 
     Raises:
-        PlanError: if the probe can say nothing, or is asked for GPUs where none was probed.
-        ManifestError, CheckpointError, StorageError, ClusterError: on bad input.
+        InputError: if the probe can say nothing, or is asked for GPUs where none was probed.
+        InputError: on bad input.
     """
     manifest_uri = storage.normalise(settings.manifest)
     manifest.check_columns(manifest_uri)
     # A bad manifest and bad weights are to be known now, not after a minute.
     total = manifest.inspect(manifest_uri).rows
     if settings.probe < LEAST_IMAGES:
-        raise PlanError(f"--probe {settings.probe}: a probe needs at least {LEAST_IMAGES} images")
+        raise InputError(f"--probe {settings.probe}: a probe needs at least {LEAST_IMAGES} images")
     if total < LEAST_IMAGES:
-        raise PlanError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
+        raise InputError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
     load_model(settings.weights)
     run_settings = GenerateSettings(
         weights=cluster.seen_from_workers(settings.weights),
@@ -217,13 +214,15 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         ray_seconds = time.perf_counter() - start if started_here else 0.0
         share = cluster.layout(settings.device)
         if settings.device == "cuda" and not share.gpus:
-            raise PlanError("--device cuda: Ray sees no GPU; probe on a machine that has one, or leave the flag out")
+            raise InputError("--device cuda: Ray sees no GPU; probe on a machine that has one, or leave the flag out")
         if settings.gpus is not None and not share.gpus:
-            raise PlanError("--gpus: no GPU was probed, so nothing is known of one; run plan on a machine that has one")
+            raise InputError(
+                "--gpus: no GPU was probed, so nothing is known of one; run plan on a machine that has one"
+            )
         if settings.precision == "tf32" and not share.on_gpus:
-            raise PlanError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
+            raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
         if share.machines > 1 and settings.scratch is None:
-            raise SettingsError("--scratch is needed on a cluster: a folder or URL that every machine sees")
+            raise InputError("--scratch is needed on a cluster: a folder or URL that every machine sees")
         rows = cluster.on_worker(_sample, manifest_uri, total, settings.probe, settings.seed)
         cores = share.cores - cluster.WAITING_TASKS if started_here else share.cores
         call = (rows, run_settings, share.threads, flow_seconds / 8)
@@ -304,7 +303,7 @@ def _measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | No
     if len(rows) - failed.total() < LEAST_IMAGES:
         reason, count = failed.most_common(1)[0]
         message = next(row["error"] for row in prepared.to_pylist() if row["reason"] == reason)
-        raise PlanError(
+        raise InputError(
             f"--manifest: {failed.total()} of {len(rows)} sampled images cannot be read"
             f" (most often {reason}, {count} times: {message}); a probe needs {LEAST_IMAGES} that can"
         )

@@ -31,12 +31,13 @@ from chexmask_u.bench.apart import apart
 from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
 from chexmask_u.bench.reference import UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
 from chexmask_u.bench.timing import Row
+from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import read_bytes
 from chexmask_u.manifests import manifest
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.runs import cluster, write
-from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings, SettingsError
+from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.steps.read import read
 
@@ -54,10 +55,6 @@ PREDICTION_BOUND, READING_BOUND = "pipeline, bounded by prediction", "pipeline, 
 READING_MOSTLY = "pipeline, mostly reading (JPEG)"
 # Of --images nobody knows what bounds it.
 READING_GIVEN = "pipeline, mostly reading (--images)"
-
-
-class BenchError(SettingsError):
-    """A benchmark that cannot be run as asked; the message is one line that names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +93,12 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         What the JSON file holds; see `render` for its meaning.
 
     Raises:
-        BenchError: if there is no GPU where one is asked for, no image can be read, or the published algorithm has no
+        InputError: if there is no GPU where one is asked for, no image can be read, or the published algorithm has no
             such variant of the network.
-        ManifestError, CheckpointError, StorageError: on other bad input.
+        InputError: on other bad input.
     """
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise BenchError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
+        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
     kind = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
     scale = _scale(settings.quick, kind)
     load_before = os.getloadavg()
@@ -114,7 +111,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             network.stretched(scale.input_size, Path(weights))
         model = load_model(weights)
         if model.variant == "dropout":
-            raise BenchError(
+            raise InputError(
                 f"--weights {weights}: are of the variant dropout, which the published algorithm, that it is compared"
                 " with, does not have; take those of the variant skip or noskip"
             )
@@ -274,7 +271,7 @@ def keep(result: Mapping[str, Any], folder: Path) -> Path:
             f"# Results of `chexmask-u bench`\n\nWritten by it from the JSON files.\n\n{tables}\n"
         )
     except OSError as error:
-        raise BenchError(f"--output {folder}: cannot be written ({error.strerror})") from error
+        raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
     return path
 
 
@@ -383,7 +380,7 @@ def _listed(images: str, folder: Path) -> pa.Table:
     first = read(rows.slice(0, pipeline.ROWS_PER_BLOCK))
     if record.OK not in first["status"].to_pylist():
         reason, message = first["reason"][0], first["error"][0]
-        raise BenchError(f"--images {images}: none of {len(first)} images can be read (the first: {reason}, {message})")
+        raise InputError(f"--images {images}: none of {len(first)} images can be read (the first: {reason}, {message})")
     return rows
 
 

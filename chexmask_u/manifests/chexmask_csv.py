@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from chexmask_u import sources, storage
-from chexmask_u.manifests.manifest import ManifestError
+from chexmask_u.errors import InputError
 from chexmask_u.sources.base import Source, Table
 
 MEAN, MAX, HEIGHT, WIDTH = "Dice RCA (Mean)", "Dice RCA (Max)", "Height", "Width"
@@ -38,7 +38,7 @@ def read_rows(source: Source, uri: str, own: pa.Table | None, preprocessed: bool
     Both published forms will do, with `Landmarks` and with `Landmarks (Mean)` and `Landmarks (Std)`.
 
     Raises:
-        ManifestError
+        InputError
     """
     columns = {source.id_column: pa.string(), **dict.fromkeys((MEAN, MAX, HEIGHT, WIDTH), pa.float64())}
     table = _read_csv(uri, columns, f"a CheXmask CSV of {source.title}")
@@ -76,7 +76,7 @@ def _check_resolution(source: Source, uri: str, rows: pa.Table, own: pa.Table | 
         return
     if not _all_preprocessed(sized):
         if preprocessed:
-            raise ManifestError(
+            raise InputError(
                 f"{uri}: --preprocessed was given, but its sizes are not all 1024x1024: this is the OriginalResolution"
                 " CSV; leave --preprocessed out"
             )
@@ -86,7 +86,7 @@ def _check_resolution(source: Source, uri: str, rows: pa.Table, own: pa.Table | 
         if len(true) and _all_preprocessed(true):
             return
     if not preprocessed:
-        raise ManifestError(
+        raise InputError(
             f"{uri}: Height and Width are 1024 in all {len(sized):,} rows that have them, but {source.title} images"
             " have sizes of their own: this is the Preprocessed CSV; give the one of OriginalResolution, or"
             " --preprocessed to take its ids and scores only"
@@ -116,7 +116,7 @@ def read_header(uri: str, what: str) -> str:
     """The first line of a CSV that should be `what`.
 
     Raises:
-        ManifestError
+        InputError
     """
     try:
         fs, path = storage.arrow_filesystem(storage.normalise(uri))
@@ -136,7 +136,7 @@ def stream_rows(uri: str, columns: dict[str, pa.DataType], what: str) -> Iterato
     """The named columns of a CSV (.gz and others are unpacked), block by block, so that the rest is never held.
 
     Raises:
-        ManifestError
+        InputError
     """
     uri = storage.normalise(uri)
     _check_header(uri, read_header(uri, what), list(columns), what)
@@ -155,15 +155,15 @@ def stream_rows(uri: str, columns: dict[str, pa.DataType], what: str) -> Iterato
                 yield batch
                 rows += len(batch)
     except pa.ArrowInvalid as error:
-        raise ManifestError(f"{uri}: {_csv_fault(str(error), list(columns), rows)}; expected {what}") from error
+        raise InputError(f"{uri}: {_csv_fault(str(error), list(columns), rows)}; expected {what}") from error
     except Exception as error:
         raise _unreadable(uri, error, what) from error
 
 
-def _unreadable(uri: str, error: Exception, what: str) -> ManifestError:
+def _unreadable(uri: str, error: Exception, what: str) -> InputError:
     if storage.is_missing(error):
-        return ManifestError(f"{uri}: no such file; expected {what}")
-    return ManifestError(f"{uri}: cannot be read ({storage.explain(error)})")
+        return InputError(f"{uri}: no such file; expected {what}")
+    return InputError(f"{uri}: cannot be read ({storage.explain(error)})")
 
 
 def _csv_fault(error: str, columns: list[str], rows: int) -> str:
@@ -184,10 +184,10 @@ def _check_header(uri: str, line: str, needed: list[str], what: str) -> None:
     if not absent:
         return
     if not line.strip():
-        raise ManifestError(f"{uri}: is empty; expected {what}")
+        raise InputError(f"{uri}: is empty; expected {what}")
     for separator in ";\t|":
         if needed[0] in (name.strip('"') for name in line.split(separator)):
-            raise ManifestError(
+            raise InputError(
                 f"{uri}: its columns are separated by {separator!r}; expected {what}, separated by ','"
                 " (as published; a spreadsheet program may have changed it)"
             )
@@ -198,11 +198,11 @@ def _check_header(uri: str, line: str, needed: list[str], what: str) -> None:
     missing = ", ".join(map(repr, absent))
     others = [s.title for s in sources.PUBLISHED.values() if s.id_column in found and s.id_column != needed[0]]
     if MEAN in needed and others:
-        raise ManifestError(
+        raise InputError(
             f"{uri}: has the id column of {' or '.join(others)}, not {needed[0]!r}; expected {what}:"
             " give the CSV of the same source"
         )
-    raise ManifestError(f"{uri}: has no column {missing}; found {names}; expected {what}, with its header as published")
+    raise InputError(f"{uri}: has no column {missing}; found {names}; expected {what}, with its header as published")
 
 
 def among(values: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from chexmask_u import record, sources, storage
+from chexmask_u.errors import InputError
 from chexmask_u.manifests import manifest
 from chexmask_u.manifests.chexmask_csv import MAX, MEAN, among, read_own_table, read_rows
-from chexmask_u.manifests.manifest import ManifestError
 from chexmask_u.settings import ManifestSourceSettings
 from chexmask_u.sources.base import Source
 
@@ -85,8 +85,8 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
     row without scores.
 
     Raises:
-        ManifestError: if the images, the CSV or the table cannot be read or are not this source's, or nothing matches.
-        StorageError: if a URL's scheme is unknown.
+        InputError: if the images, the CSV or the table cannot be read or are not this source's, or nothing matches.
+        InputError: if a URL's scheme is unknown.
     """
     source = _published(settings.source)
     output = storage.normalise(settings.output)
@@ -137,7 +137,7 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
 
 def _published(name: str) -> Source:
     if name not in sources.PUBLISHED:
-        raise ManifestError(
+        raise InputError(
             f"source {name!r} is not one of {', '.join(sources.PUBLISHED)}; `chexmask-u manifest folder` lists others"
         )
     return sources.PUBLISHED[name]
@@ -195,7 +195,7 @@ def _list_images(source: Source, url: str) -> _Files:
         else:
             others.append(below)
     if not ids:
-        raise ManifestError(
+        raise InputError(
             f"--images {url}: holds no {source.title} image; found {_kinds_of_files(others)}, expected {source.layout};"
             " point --images at the folder that the distribution was unpacked to"
         )
@@ -234,7 +234,7 @@ def _frontal_images(source: Source, images: pa.Table, own: pa.Table | None, log:
     if own is None:
         if not _needs_table(source):
             return images
-        raise ManifestError(
+        raise InputError(
             f"{source.title}: no table {_official_name(source)} below --images, and no --chexmask, to tell"
             " frontal views from others; give --table or --chexmask"
         )
@@ -276,7 +276,7 @@ def _join(
     there = pc.is_valid(at)
     joined = unique.filter(there).append_column("path", images["path"].take(at.drop_null()))
     if not len(joined):
-        raise ManifestError(_no_match(settings, named, images, len(repeated)))
+        raise InputError(_no_match(settings, named, images, len(repeated)))
     log.add("missing_image", unique.filter(pc.invert(there))["id"], "no file of this id below --images")
     # Views that the data set never took need no row.
     rowless = pc.invert(pc.or_(among(images["id"], named["id"]), among(images["id"], other)))
@@ -286,7 +286,7 @@ def _join(
     log.add("other_view", joined.filter(lateral)["id"], "neither PA nor AP by the source's table")
     joined = joined.filter(pc.invert(lateral))
     if not len(joined):
-        raise ManifestError(f"{settings.chexmask}: by the source's table, none of its images is a PA or AP view")
+        raise InputError(f"{settings.chexmask}: by the source's table, none of its images is a PA or AP view")
     scored = pc.and_(pc.is_valid(joined["mean"]), pc.is_valid(joined["max"]))
     log.add("no_scores", joined.filter(pc.invert(scored))["id"], f"no {MEAN} or no {MAX}")
     swapped = joined.filter(pc.fill_null(pc.less(joined["max"], joined["mean"]), False))
@@ -388,7 +388,7 @@ def missing(uris: Sequence[str], root: str) -> list[tuple[str, str] | None]:
         root: folder or URL prefix that is listed.
 
     Raises:
-        ManifestError: if the storage lists objects but refuses to open them.
+        InputError: if the storage lists objects but refuses to open them.
     """
     # Without its cached listings, or it would answer from what it has seen before.
     fs, base = storage.filesystem(root)
@@ -428,7 +428,7 @@ def _check_readable(fs: Any, root: str, paths: Sequence[str]) -> None:
             fs.cat_file(paths[0], start=0, end=1)
     except Exception as error:
         if storage.is_forbidden(error):
-            raise ManifestError(f"{root}: can be listed but not read; set the credentials of its storage") from error
+            raise InputError(f"{root}: can be listed but not read; set the credentials of its storage") from error
 
 
 def _reachable(images: str, joined: pa.Table, log: _ProblemLog) -> pa.Table:
@@ -441,7 +441,7 @@ def _reachable(images: str, joined: pa.Table, log: _ProblemLog) -> pa.Table:
     kept = joined.filter(pa.array([problem is None for problem in found], pa.bool_()))
     if len(joined) and not len(kept):
         reason = Counter(detail for _, _, detail in faults).most_common(1)[0][0]
-        raise ManifestError(f"--images {images}: none of {len(joined):,} images can be opened ({reason})")
+        raise InputError(f"--images {images}: none of {len(joined):,} images can be opened ({reason})")
     return kept
 
 
@@ -451,4 +451,4 @@ def _write_csv(table: pa.Table, uri: str) -> None:
         with fs.open_output_stream(path) as stream:
             pacsv.write_csv(table, stream)
     except OSError as error:
-        raise ManifestError(f"{uri}: cannot be written ({storage.explain(error)})") from error
+        raise InputError(f"{uri}: cannot be written ({storage.explain(error)})") from error

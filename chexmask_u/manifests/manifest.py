@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from chexmask_u import record, storage
+from chexmask_u.errors import InputError
 from chexmask_u.settings import ManifestFolderSettings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
@@ -27,10 +28,6 @@ BATCH_ROWS = 1 << 14
 _BUFFER_BYTES = 1 << 22
 
 _SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be used; the message is one line that names the file or field and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +59,15 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
     macOS and notebooks leave them between images, are passed over.
 
     Raises:
-        ManifestError: if the folder cannot be listed or holds no image, or the source's name is not one.
-        StorageError: if the URL's scheme is unknown.
+        InputError: if the folder cannot be listed or holds no image, or the source's name is not one.
+        InputError: if the URL's scheme is unknown.
     """
     check_source_name(settings.source)
     root = storage.normalise(settings.uri)
     files = files_below(root)
     images = sorted(filter(is_image, files))
     if not images:
-        raise ManifestError(f"{settings.uri}: holds no {', '.join(IMAGE_SUFFIXES)} file")
+        raise InputError(f"{settings.uri}: holds no {', '.join(IMAGE_SUFFIXES)} file")
     try:
         rows = pa.table(
             {
@@ -82,7 +79,7 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
             },
         ).cast(record.MANIFEST)
     except UnicodeEncodeError as error:
-        raise ManifestError(f"{settings.uri}: the file name {error.object!a} is not UTF-8; rename the file") from error
+        raise InputError(f"{settings.uri}: the file name {error.object!a} is not UTF-8; rename the file") from error
     output = storage.normalise(settings.output)
     write([rows], output)
     return Listing(output, len(images), len(files) - len(images))
@@ -92,7 +89,7 @@ def files_below(url: str) -> list[str]:
     """Paths, below it, of all files in a folder or under a URL prefix.
 
     Raises:
-        ManifestError: if there is no such folder, or it cannot be listed.
+        InputError: if there is no such folder, or it cannot be listed.
     """
     fs, path = storage.filesystem(url)
     try:
@@ -101,10 +98,10 @@ def files_below(url: str) -> list[str]:
             raise FileNotFoundError
     except Exception as error:
         if storage.is_missing(error):
-            raise ManifestError(f"{url}: no such folder") from error
-        raise ManifestError(f"{url}: cannot be listed ({storage.explain(error)})") from error
+            raise InputError(f"{url}: no such folder") from error
+        raise InputError(f"{url}: cannot be listed ({storage.explain(error)})") from error
     if files == [path]:
-        raise ManifestError(f"{url}: is a file; give the folder that holds the images")
+        raise InputError(f"{url}: is a file; give the folder that holds the images")
     base = path.rstrip("/") + "/"
     return [file.removeprefix(base) for file in files]
 
@@ -113,7 +110,7 @@ def check_columns(uri: str) -> None:
     """Check, from its footer alone, that a manifest is there and has the columns it needs.
 
     Raises:
-        ManifestError, StorageError
+        InputError
     """
     storage.check_scheme(uri)
     try:
@@ -121,27 +118,27 @@ def check_columns(uri: str) -> None:
         with fs.open_input_file(path) as file:
             schema = pq.read_schema(file)
     except Exception as error:
-        raise ManifestError(_unreadable(uri, error)) from error
+        raise InputError(_unreadable(uri, error)) from error
     for name in record.REQUIRED_MANIFEST_COLUMNS:
         if name not in schema.names:
-            raise ManifestError(
+            raise InputError(
                 f"{uri}: has no column {name!r}; a manifest needs {', '.join(record.REQUIRED_MANIFEST_COLUMNS)}"
                 " (`chexmask-u manifest folder` writes one)"
             )
         if not (pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)):
-            raise ManifestError(f"{uri}: column {name!r} must be string, not {schema.field(name).type}")
+            raise InputError(f"{uri}: column {name!r} must be string, not {schema.field(name).type}")
     for name in set(record.MANIFEST.names) & set(schema.names) - set(record.REQUIRED_MANIFEST_COLUMNS):
         type_ = schema.field(name).type
         if not (pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_null(type_)):
-            raise ManifestError(f"{uri}: column {name!r} must be a number, not {type_}")
+            raise InputError(f"{uri}: column {name!r} must be a number, not {type_}")
 
 
 def inspect(uri: str) -> ManifestFacts:
     """Read a manifest once, `BATCH_ROWS` at a time, and check it; of each row, 8 bytes are kept.
 
     Raises:
-        ManifestError: on duplicate or missing ids, an empty manifest, or relative URIs.
-        StorageError: on URIs whose scheme nothing can open.
+        InputError: on duplicate or missing ids, an empty manifest, or relative URIs.
+        InputError: on URIs whose scheme nothing can open.
     """
     rows = 0
     missing: Counter[str] = Counter()
@@ -161,16 +158,16 @@ def inspect(uri: str) -> ManifestFacts:
         sources.update({row["values"].as_py(): row["counts"].as_py() for row in pc.value_counts(batch["source"])})
         hashes.append(_hashes(batch["record_id"]))
     if not rows:
-        raise ManifestError(f"{uri}: holds no rows")
+        raise InputError(f"{uri}: holds no rows")
     for name in record.REQUIRED_MANIFEST_COLUMNS:
         if missing[name]:
-            raise ManifestError(f"{uri}: {missing[name]} rows have no {name}; every row needs one")
+            raise InputError(f"{uri}: {missing[name]} rows have no {name}; every row needs one")
     if relative:
-        raise ManifestError(
+        raise InputError(
             f"{uri}: uri {relative[0]!r} is relative, and workers run in other folders; write absolute paths or URLs"
         )
     if repeated := _repeated(uri, np.concatenate(hashes)):
-        raise ManifestError(
+        raise InputError(
             f"{uri}: {len(repeated)} record ids occur more than once, for instance {repeated[0]!r};"
             " each image needs one row with an id of its own"
         )
@@ -182,15 +179,13 @@ def inspect(uri: str) -> ManifestFacts:
 
 
 def _check_numbers(uri: str, batch: pa.RecordBatch) -> None:
-    """Raise ManifestError on a number that a step would stumble over hours later."""
+    """Raise InputError on a number that a step would stumble over hours later."""
     for name in set(batch.schema.names) - set(record.REQUIRED_MANIFEST_COLUMNS):
         type_ = record.MANIFEST.field(name).type
         try:
             _finite(batch[name]).cast(type_)
         except pa.ArrowInvalid as error:
-            raise ManifestError(
-                f"{uri}: column {name!r} must hold {type_} values ({storage.explain(error)})"
-            ) from error
+            raise InputError(f"{uri}: column {name!r} must hold {type_} values ({storage.explain(error)})") from error
 
 
 def _finite(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
@@ -204,7 +199,7 @@ def sha256(uri: str) -> str:
     """Digest of a manifest's bytes.
 
     Raises:
-        ManifestError: if it cannot be read.
+        InputError: if it cannot be read.
     """
     fs, path = storage.arrow_filesystem(uri)
     digest = hashlib.sha256()
@@ -213,7 +208,7 @@ def sha256(uri: str) -> str:
             while chunk := stream.read(1 << 22):
                 digest.update(chunk)
     except Exception as error:
-        raise ManifestError(_unreadable(uri, error)) from error
+        raise InputError(_unreadable(uri, error)) from error
     return digest.hexdigest()
 
 
@@ -223,7 +218,7 @@ def check_access(uri: str) -> None:
     Missing credentials would fail every row after hours of nothing; a single missing image fails its row only.
 
     Raises:
-        ManifestError: if a storage refuses.
+        InputError: if a storage refuses.
     """
     schemes: dict[str, str] = {}
     for batch in _batches(uri, ["uri"]):
@@ -243,7 +238,7 @@ def _batches(uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         ):
             yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
     except Exception as error:
-        raise ManifestError(_unreadable(uri, error)) from error
+        raise InputError(_unreadable(uri, error)) from error
 
 
 def _hashes(ids: pa.Array) -> NDArray[np.int64]:
@@ -271,10 +266,10 @@ def write(tables: Iterable[pa.Table], uri: str) -> int:
     """Write manifest rows, one table after the other; returns their number.
 
     Raises:
-        ManifestError: if the file cannot be written.
+        InputError: if the file cannot be written.
     """
     if not uri.endswith(".parquet"):
-        raise ManifestError(f"{uri}: a manifest is a Parquet file; let --output end in .parquet")
+        raise InputError(f"{uri}: a manifest is a Parquet file; let --output end in .parquet")
     fs, path = storage.arrow_filesystem(uri)
     rows = 0
     try:
@@ -283,7 +278,7 @@ def write(tables: Iterable[pa.Table], uri: str) -> int:
                 writer.write_table(table)
                 rows += len(table)
     except OSError as error:
-        raise ManifestError(f"{uri}: cannot be written ({storage.explain(error)})") from error
+        raise InputError(f"{uri}: cannot be written ({storage.explain(error)})") from error
     return rows
 
 
@@ -302,10 +297,10 @@ def check_source_name(name: str) -> None:
     """A source names a dataset config and a folder.
 
     Raises:
-        ManifestError: if it is not made of lower case letters, digits and dashes.
+        InputError: if it is not made of lower case letters, digits and dashes.
     """
     if not _SOURCE_NAME.fullmatch(name) or name == "failures" or name.endswith("-masks"):
-        raise ManifestError(
+        raise InputError(
             f"source {name!r} cannot name a dataset config: use lower case letters, digits and dashes,"
             " other than 'failures' and names that end in '-masks'"
         )
@@ -332,7 +327,7 @@ def _check_access(manifest: str, example: str) -> None:
         fs.exists(path)
     except Exception as error:
         if storage.is_forbidden(error):
-            raise ManifestError(
+            raise InputError(
                 f"{manifest}: {example} cannot be opened ({storage.explain(error)}); set the credentials of its storage"
             ) from error
 

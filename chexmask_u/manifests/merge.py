@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from chexmask_u import record, sources, storage
+from chexmask_u.errors import InputError
 from chexmask_u.manifests import manifest
-from chexmask_u.manifests.manifest import ManifestError
 from chexmask_u.settings import ManifestMergeSettings
 
 
@@ -36,17 +36,17 @@ def merge(settings: ManifestMergeSettings) -> MergeReport:
     Nothing is written before everything is checked; memory holds the ids of all manifests, then one source at a time.
 
     Raises:
-        ManifestError: on an unusable manifest, an id that occurs twice, or a source with other rows than expected that
+        InputError: on an unusable manifest, an id that occurs twice, or a source with other rows than expected that
             neither `accept_rows` nor `accept_less` allows.
     """
     if not settings.manifests:
-        raise ManifestError("no manifest to merge; `chexmask-u manifest SOURCE` writes them")
+        raise InputError("no manifest to merge; `chexmask-u manifest SOURCE` writes them")
     output = storage.normalise(settings.output)
     inputs = [storage.normalise(uri) for uri in settings.manifests]
     if output in inputs:
-        raise ManifestError(f"{output}: is one of the manifests to merge; choose another --output")
+        raise InputError(f"{output}: is one of the manifests to merge; choose another --output")
     if len(set(inputs)) < len(inputs):
-        raise ManifestError("the same manifest is named twice; name each once")
+        raise InputError("the same manifest is named twice; name each once")
     counts, holders = _count_sources(inputs)
     accepted = _check_totals(counts, settings)
     rows = manifest.write((_source_rows(holders[source], source) for source in sorted(counts)), output)
@@ -63,7 +63,7 @@ def _count_sources(uris: Sequence[str]) -> tuple[dict[str, int], dict[str, list[
         table = _read_parquet(uri, columns=list(record.REQUIRED_MANIFEST_COLUMNS))
         for name in record.REQUIRED_MANIFEST_COLUMNS:
             if nulls := table[name].null_count:
-                raise ManifestError(f"{uri}: {nulls} rows have no {name}; every row needs one")
+                raise InputError(f"{uri}: {nulls} rows have no {name}; every row needs one")
         for found in pc.value_counts(table["source"]):
             source = found["values"].as_py()
             manifest.check_source_name(source)
@@ -75,7 +75,7 @@ def _count_sources(uris: Sequence[str]) -> tuple[dict[str, int], dict[str, list[
         counted = pc.value_counts(everything)
         repeated = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
         where = [uri for uri, column in zip(uris, ids, strict=True) if pc.index(column, repeated[0]).as_py() >= 0]
-        raise ManifestError(
+        raise InputError(
             f"{len(repeated):,} record ids occur more than once, for instance {repeated[0].as_py()!r} in"
             f" {' and '.join(where)}; each image needs one row with an id of its own"
         )
@@ -87,7 +87,7 @@ def _check_totals(counts: dict[str, int], settings: ManifestMergeSettings) -> di
     allowed = settings.accepted_rows()
     for name in allowed:
         if name not in sources.PUBLISHED:
-            raise ManifestError(f"--accept-rows {name}: nothing is expected of it; use {', '.join(sources.PUBLISHED)}")
+            raise InputError(f"--accept-rows {name}: nothing is expected of it; use {', '.join(sources.PUBLISHED)}")
     accepted: dict[str, int] = {}
     wrong = []
     for name, source in sources.PUBLISHED.items():
@@ -106,7 +106,7 @@ def _check_totals(counts: dict[str, int], settings: ManifestMergeSettings) -> di
         total = sum(source.expected_rows or 0 for source in sources.PUBLISHED.values())
         published = sum(counts.get(name, 0) for name in sources.PUBLISHED)
         flags = " ".join(f"--accept-rows {name}={rows}" for name, rows, _ in wrong)
-        raise ManifestError(
+        raise InputError(
             f"rows found and expected: {found} ({published:,} of the {total:,} of all sources); add what is missing, or"
             f" accept it with {flags}, or any smaller total with --accept-less"
         )
@@ -123,4 +123,4 @@ def _read_parquet(uri: str, **options: Any) -> pa.Table:
     try:
         return pq.read_table(path, filesystem=fs, **options)
     except Exception as error:
-        raise ManifestError(f"{uri}: cannot be read ({storage.explain(error)})") from error
+        raise InputError(f"{uri}: cannot be read ({storage.explain(error)})") from error

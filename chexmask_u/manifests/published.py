@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from chexmask_u import record, sources
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.columns import landmark_array
+from chexmask_u.errors import InputError
 from chexmask_u.manifests import chexmask_csv
-from chexmask_u.manifests.manifest import ManifestError
 from chexmask_u.sources.base import Source
 
 FLAGS: dict[str, str] = {
@@ -56,7 +56,7 @@ def read_published(uri: str, source: str | None = None) -> Iterator[pa.RecordBat
         and run-length strings that `rle_decode` reads. For a small file, `pa.Table.from_batches` takes them all.
 
     Raises:
-        ManifestError: a ValueError that names the file, and the row where landmarks are no 240 numbers.
+        InputError: a ValueError that names the file, and the row where landmarks are no 240 numbers.
     """
     line = chexmask_csv.read_header(uri, "a CheXmask CSV")
     # Split at what a spreadsheet program may have put there too, so that the error is about that.
@@ -110,15 +110,15 @@ def _points(uri: str, column: str, image_id: str, cell: str) -> NDArray[np.float
     where = f"{uri}: row {image_id!r}: {column}"
     remedy = "the file was cut or edited; take it as published"
     if len(texts) != 2 * N_LANDMARKS:
-        raise ManifestError(f"{where} holds {len(texts)} values, expected {2 * N_LANDMARKS}, x and y in turn; {remedy}")
+        raise InputError(f"{where} holds {len(texts)} values, expected {2 * N_LANDMARKS}, x and y in turn; {remedy}")
     try:
         values = np.array(texts, np.float32)
     except ValueError:
         values = np.full(len(texts), np.nan, np.float32)
     if not np.isfinite(values).all():
-        raise ManifestError(f"{where} holds what is no number, expected {len(texts)} of them; {remedy}")
+        raise InputError(f"{where} holds what is no number, expected {len(texts)} of them; {remedy}")
     if column == chexmask_csv.LANDMARKS_STD and values.min() < 0:
-        raise ManifestError(f"{where} holds a negative standard deviation; {remedy}")
+        raise InputError(f"{where} holds a negative standard deviation; {remedy}")
     return values.reshape(N_LANDMARKS, 2)
 
 

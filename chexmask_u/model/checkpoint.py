@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from chexmask_u.errors import InputError
 from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
 from chexmask_u.model.hybridgnet import HybridGNet, Variant
@@ -22,7 +23,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _HUB_URI = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:/(?P<folder>[^@]+))?(?:@(?P<revision>.+))?")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """Weights that cannot be found, read or fitted to the network; the message is one line that names the remedy."""
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
+from chexmask_u.errors import InputError
 from chexmask_u.releases import release, versions
 from chexmask_u.settings import DiffSettings
 
@@ -43,10 +44,6 @@ _BEFORE = "#8c959f"
 
 Block = dict[str, NDArray[Any]]
 """Columns of some records in the order of their ids: [rows] or, for lists and structs, [rows, values]."""
-
-
-class DiffError(ValueError):
-    """Releases that cannot be compared; the message names the file or field."""
 
 
 @dataclass
@@ -174,9 +171,9 @@ def diff(settings: DiffSettings) -> dict[str, Any]:
         uncertainty, all in pixels of the 1024 frame.
 
     Raises:
-        ReleaseError, StorageError: if one of them is no release.
-        StorageError: if the output holds something else than an earlier comparison.
-        DiffError: if their landmarks are not alike, or one is damaged.
+        InputError: if one of them is no release.
+        InputError: if the output holds something else than an earlier comparison.
+        InputError: if their landmarks are not alike, or one is damaged.
     """
     if settings.output is not None:
         # Somebody's own CHANGELOG.md may be there.
@@ -324,7 +321,7 @@ def _batches(folder: str, content: Mapping[str, Any], config: str) -> Iterator[p
             with fs.open_input_file(storage.join(path, file["path"])) as stream:
                 yield from pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(batch_size=BATCH_ROWS)
         except (OSError, pa.ArrowInvalid) as error:
-            raise DiffError(f"{folder}/{file['path']}: cannot be read ({storage.explain(error)})") from error
+            raise InputError(f"{folder}/{file['path']}: cannot be read ({storage.explain(error)})") from error
 
 
 def _to_numpy(column: pa.Array) -> NDArray[Any]:
@@ -545,4 +542,4 @@ def _write(output: str, report: dict[str, Any], movers: Sequence[Mover]) -> None
             title = f"{report['before']['version']} -> {report['after']['version']}: records that moved most"
             fs.pipe_file(storage.join(path, "diff.png"), draw(movers, title))
     except OSError as error:
-        raise DiffError(f"{output}: cannot be written ({storage.explain(error)})") from error
+        raise InputError(f"{output}: cannot be written ({storage.explain(error)})") from error

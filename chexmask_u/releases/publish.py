@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from chexmask_u import sources, storage
+from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.releases import release, versions
 from chexmask_u.settings import PublishSettings
 
@@ -42,14 +43,6 @@ _CONFLICT = (409, 412)
 _PASSING = (408, 429)
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
-
-
-class PublishError(ValueError):
-    """A release that may not or cannot be published so; the message is one line that names the remedy."""
-
-
-class PublishStoppedError(RuntimeError):
-    """A publish that ended before its end; what arrived is kept, and the same command goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +83,9 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
         What was done, ready for JSON. With `dry_run`, what would be done, and under "refused" why it would not.
 
     Raises:
-        ReleaseError: if the release is not whole.
-        PublishError: if it may not be published so, or the Hub refuses it.
-        PublishStoppedError: if the Hub failed, could not be reached, or somebody else changed the repository meanwhile.
+        InputError: if the release is not whole.
+        InputError: if it may not be published so, or the Hub refuses it.
+        StoppedError: if the Hub failed, could not be reached, or somebody else changed the repository meanwhile.
     """
     folder = storage.normalise(settings.release)
     content = release.validate(folder)
@@ -108,9 +101,9 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
     if settings.dry_run:
         return plan | _rehearse(content, files, settings, refused)
     if refused:
-        raise PublishError(refused)
+        raise InputError(refused)
     if huggingface_hub.get_token() is None:
-        raise PublishError(
+        raise InputError(
             f"{settings.repo}: no Hugging Face token; set HF_TOKEN to one that may write there, or run `hf auth login`"
         )
     with _explained(settings.repo), tempfile.TemporaryDirectory(prefix="chexmask-u-") as staging:
@@ -159,7 +152,7 @@ def _refuse_open(content: dict[str, Any], settings: PublishSettings, gated: str 
     """Refuse to send a source behind no gate that must have one."""
     needs = _needing_gate(content, settings)
     if needs and not gated:
-        raise PublishError(
+        raise InputError(
             f"{settings.repo}: {', '.join(needs)} may be published behind a gate only, where each user accepts the"
             f" source's terms, and the repository has none. Say --gated auto or --gated manual to set one up, or"
             f" release again with {' '.join(f'--exclude {source}' for source in needs)}"
@@ -194,7 +187,7 @@ def _publish(
 def _check_tag(api: HfApi, settings: PublishSettings, before: Repository, files: list[File], version: str) -> str:
     """The version is there, which is fine if it is this very release; returns its commit."""
     if not _holds(_files_at(api, settings.repo, before.tags[version]), files):
-        raise PublishError(
+        raise InputError(
             f"{settings.repo}: holds another {version}, and a published version never changes; release this run as the"
             " version that follows"
         )
@@ -214,26 +207,26 @@ def _result(api: HfApi, repository: Repository, settings: PublishSettings, statu
 def _check_place(content: dict[str, Any], settings: PublishSettings, before: Repository) -> None:
     """The repository holds the version before this one, or nothing yet, and is as private as wanted."""
     if settings.private and not before.private:
-        raise PublishError(f"{settings.repo}: is public; make it private in its settings, or leave --private out")
+        raise InputError(f"{settings.repo}: is public; make it private in its settings, or leave --private out")
     published = _released(settings.repo, before)
     known = _OF_A_NEW_REPOSITORY
     if published is not None:
         known = known | {release.MARKER, *release.names(published)}
     if foreign := sorted(set(before.files) - known):
-        raise PublishError(
+        raise InputError(
             f"{settings.repo}: holds files of no release, such as {foreign[0]}; publish to a repository of its own"
         )
     if published is None or published["version"] == content["version"]:
         return
     if versions.parse(content["version"]) < versions.parse(published["version"]):
-        raise PublishError(
+        raise InputError(
             f"{settings.repo}: shows {published['version']}, which is newer than {content['version']}; publish versions"
             " in their order"
         )
     change = versions.change(published, content)
     least = versions.after(published["version"], change)
     if versions.parse(content["version"]) < versions.parse(least):
-        raise PublishError(
+        raise InputError(
             f"{settings.repo}: shows {published['version']}; what follows is at least {least}, since"
             f" {versions.MEANING[change]}; release again as that, not as {content['version']}"
         )
@@ -247,18 +240,18 @@ def _prepare(api: HfApi, settings: PublishSettings, before: Repository | None) -
             api.create_repo(repo, repo_type="dataset", private=bool(settings.private or settings.gated))
         except HfHubHTTPError as error:
             if error.response.status_code in _CONFLICT:
-                raise PublishError(f"{repo}: exists, and the token may not see it; choose another --repo") from None
+                raise InputError(f"{repo}: exists, and the token may not see it; choose another --repo") from None
             raise
     if settings.gated and (before is None or before.gated != settings.gated):
         api.update_repo_settings(repo, repo_type="dataset", gated=cast("Literal['auto', 'manual']", settings.gated))
     now = _look(api, repo)
     if now is None or (settings.gated and now.gated != settings.gated):
-        raise PublishError(f"{repo}: the Hub set no gate; set it in the repository's settings, and publish again")
+        raise InputError(f"{repo}: the Hub set no gate; set it in the repository's settings, and publish again")
     if before is None and now.private and not settings.private:
         api.update_repo_settings(repo, repo_type="dataset", private=False)
         now = _look(api, repo)
         if now is None or (settings.gated and now.gated != settings.gated):
-            raise PublishError(f"{repo}: the Hub dropped the gate; set it in the repository's settings")
+            raise InputError(f"{repo}: the Hub dropped the gate; set it in the repository's settings")
     return now
 
 
@@ -279,7 +272,7 @@ def _commit(
         api.preupload_lfs_files(repo, additions, repo_type="dataset")
         for file, addition in zip(batch, additions, strict=True):
             if addition.upload_info.sha256.hex() not in file.digests:
-                raise PublishError(f"{folder}/{file.path}: changed since it was found valid; release again")
+                raise InputError(f"{folder}/{file.path}: changed since it was found valid; release again")
             # What went as a large file is let go of; a small one goes within the commit.
             if isinstance(addition.path_or_fileobj, str):
                 addition.path_or_fileobj = Path(addition.path_or_fileobj).read_bytes()
@@ -299,7 +292,7 @@ def _commit(
             raise
         commit = now.head
     if not _holds(_files_at(api, repo, commit), files):
-        raise PublishError(f"{repo}: commit {commit} does not hold the release as it was sent; it gets no tag")
+        raise InputError(f"{repo}: commit {commit} does not hold the release as it was sent; it gets no tag")
     return commit
 
 
@@ -326,7 +319,7 @@ def _addition(folder: str, file: File, staging: Path) -> CommitOperationAdd:
     try:
         fs.get_file(path, str(staged))
     except OSError as error:
-        raise PublishStoppedError(f"{folder}/{file.path}: cannot be fetched ({storage.explain(error)})") from error
+        raise StoppedError(f"{folder}/{file.path}: cannot be fetched ({storage.explain(error)})") from error
     return CommitOperationAdd(file.path, staged)
 
 
@@ -400,11 +393,11 @@ def _rehearse(
                 status = "published before"
             elif repository is not None:
                 _check_place(content, settings, repository)
-    except PublishStoppedError:
+    except StoppedError:
         asked = False
         if not settings.gated and (needs := _needing_gate(content, settings)):
             status = f"would be published only if the repository has a gate, for {', '.join(needs)}"
-    except PublishError as error:
+    except InputError as error:
         refused = refused or str(error)
     present = repository.files if repository is not None else {}
     done = status == "published before"
@@ -435,7 +428,7 @@ def _explained(repo: str) -> Iterator[None]:
         handler.addFilter(unsigned)
     try:
         yield
-    except (PublishError, PublishStoppedError):
+    except (InputError, StoppedError):
         raise
     except Exception as error:
         told = _tell(repo, _origin(error))
@@ -466,33 +459,33 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _tell(repo: str, error: BaseException) -> PublishError | PublishStoppedError | None:
+def _tell(repo: str, error: BaseException) -> InputError | StoppedError | None:
     """What an exception of the Hub's client means to who publishes; None if it is none of its."""
     endpoint = huggingface_hub.constants.ENDPOINT
     if isinstance(error, OfflineModeIsEnabled):
-        return PublishError("HF_HUB_OFFLINE is set, which forbids any connection to the Hub; unset it")
+        return InputError("HF_HUB_OFFLINE is set, which forbids any connection to the Hub; unset it")
     if isinstance(error, HFValidationError):
-        return PublishError(f"--repo {repo}: must be ORG/NAME, in letters, digits, '-', '_' and '.'")
+        return InputError(f"--repo {repo}: must be ORG/NAME, in letters, digits, '-', '_' and '.'")
     if isinstance(error, httpx2.TransportError):
-        return PublishStoppedError(f"{endpoint} does not answer ({type(error).__name__})")
+        return StoppedError(f"{endpoint} does not answer ({type(error).__name__})")
     if not isinstance(error, HfHubHTTPError):
-        return PublishError(f"{repo}: {storage.explain(error)}") if isinstance(error, ValueError) else None
+        return InputError(f"{repo}: {storage.explain(error)}") if isinstance(error, ValueError) else None
     status = error.response.status_code
     said = error.response.headers.get("X-Error-Message") or error.server_message or ""
     answer = _QUERY.sub(r"\1", f"the Hub answered {status}" + (f", {said.splitlines()[0]}" if said else ""))
     if not str(error.response.url).startswith(endpoint):
-        return PublishStoppedError(f"{repo}: {answer.replace('the Hub', 'the storage behind the Hub')}")
+        return StoppedError(f"{repo}: {answer.replace('the Hub', 'the storage behind the Hub')}")
     if status in _CONFLICT:
-        return PublishStoppedError(
+        return StoppedError(
             f"{repo}: somebody else changed it meanwhile, and nothing of it was changed here ({answer})"
         )
     if status in _PASSING or status >= 500:
-        return PublishStoppedError(f"{repo}: {answer}")
+        return StoppedError(f"{repo}: {answer}")
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return PublishError(f"{repo}: {answer}; the token is wrong or expired: set HF_TOKEN, or run `hf auth login`")
+        return InputError(f"{repo}: {answer}; the token is wrong or expired: set HF_TOKEN, or run `hf auth login`")
     if status in (401, 403, 404):
-        return PublishError(
+        return InputError(
             f"{repo}: {answer}; is the organisation's name right, and may the token write there?"
             f" {endpoint}/settings/tokens says what it may"
         )
-    return PublishError(f"{repo}: {answer}")
+    return InputError(f"{repo}: {answer}")

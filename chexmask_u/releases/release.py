@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from chexmask_u import record, storage
 from chexmask_u.columns import to_landmarks
+from chexmask_u.errors import InputError
 from chexmask_u.manifests import manifest
 from chexmask_u.releases import card, versions
 from chexmask_u.runs.report import distribution
@@ -38,10 +39,6 @@ READ_ROWS = 1_000
 
 # Arrow's own name for the file that a row comes from.
 _FILE = "__filename"
-
-
-class ReleaseError(ValueError):
-    """A run that cannot be released, or a release that is not whole; the message names the file or field."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,9 @@ class Plan:
 
 
 def check_version(version: str) -> None:
-    """Raise ReleaseError if a version is not written vX.Y.Z."""
+    """Raise InputError if a version is not written vX.Y.Z."""
     if not versions.is_version(version):
-        raise ReleaseError(f"--version {version}: must be vX.Y.Z, for instance v1.0.0")
+        raise InputError(f"--version {version}: must be vX.Y.Z, for instance v1.0.0")
 
 
 def plan(run: Run, settings: ReleaseSettings) -> Plan:
@@ -104,16 +101,16 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         The plan; its version is settled unless this may be the newest version over again, with other words around it.
 
     Raises:
-        ReleaseError: if there is no such run, it is incomplete, its ids are not those of its manifest, more images
+        InputError: if there is no such run, it is incomplete, its ids are not those of its manifest, more images
             failed than allowed, or the version exists or is not the one that follows.
     """
     frozen = run.read_json("run.json")
     if frozen is None:
-        raise ReleaseError(f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one")
+        raise InputError(f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one")
     if settings.version is not None:
         _check_folder(storage.join(storage.normalise(settings.output), settings.version))
     if lost := run.lost_parts():
-        raise ReleaseError(
+        raise InputError(
             f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
             " run the same `generate` command again, which makes them anew"
         )
@@ -121,15 +118,15 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
     table = _read(run, run.dataset(), columns).sort_by("record_id")
     _check_ids(run, frozen, table)
     if unknown := set(settings.exclude) - set(pc.unique(table["source"]).to_pylist()):
-        raise ReleaseError(f"{run.url}: holds no source {min(unknown)}, which --exclude names")
+        raise InputError(f"{run.url}: holds no source {min(unknown)}, which --exclude names")
     manifest_rows = len(table)
     table = table.filter(pc.invert(pc.is_in(table["source"], value_set=pa.array(settings.exclude, pa.string()))))
     failed = table.filter(pc.equal(table["status"], record.FAILED))
     if settings.allow_failed is not None and len(failed) > settings.allow_failed:
-        raise ReleaseError(f"{run.url}: {len(failed)} images failed, more than --allow-failed {settings.allow_failed}")
+        raise InputError(f"{run.url}: {len(failed)} images failed, more than --allow-failed {settings.allow_failed}")
     ok = table.filter(pc.equal(table["status"], record.OK))
     if not len(ok):
-        raise ReleaseError(f"{run.url}: no image succeeded, so there is nothing to release; see its report.html")
+        raise InputError(f"{run.url}: no image succeeded, so there is nothing to release; see its report.html")
     shards: list[Shard] = []
     counts = {}
     for source in sorted(pc.unique(table["source"]).to_pylist()):
@@ -168,19 +165,19 @@ def settle(plan: Plan, settings: ReleaseSettings, files: list[dict[str, Any]] | 
         files: what `describe_shard` says of each shard; None if the numbers are known to be new.
 
     Raises:
-        ReleaseError: if another version follows, nothing changed, or the version exists.
+        InputError: if another version follows, nothing changed, or the version exists.
     """
     version = settings.version or versions.FIRST
     if (before := plan.before) is not None:
         now = plan.header | {"files": files or []}
         change = versions.change(before, now)
         if files is not None and _is_same(before, now):
-            raise ReleaseError(
+            raise InputError(
                 f"{settings.run}: is released already, as {before['version']} in {settings.output}; nothing changed"
             )
         follows = versions.after(before["version"], change)
         if settings.version not in (None, follows):
-            raise ReleaseError(
+            raise InputError(
                 f"--version {settings.version}: after {before['version']} comes {follows}, since"
                 f" {versions.MEANING[change]}; leave --version out, or choose another --output"
             )
@@ -198,7 +195,7 @@ def newest(output: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ReleaseError(f"{output}: cannot be listed ({storage.explain(error)})") from error
+        raise InputError(f"{output}: cannot be listed ({storage.explain(error)})") from error
     for version in sorted(filter(versions.is_version, names), key=versions.parse, reverse=True):
         if fs.exists(storage.join(path, version, MARKER)):
             return read_marker(storage.join(output, version))
@@ -227,12 +224,12 @@ def _check_folder(folder: str) -> None:
     fs, path = storage.filesystem(folder)
     try:
         if fs.exists(storage.join(path, MARKER)):
-            raise ReleaseError(f"{folder}: this version exists and a release never changes; choose another --version")
+            raise InputError(f"{folder}: this version exists and a release never changes; choose another --version")
         foreign = fs.exists(path) and fs.find(path) and not fs.exists(storage.join(path, ATTEMPT))
     except OSError as error:
-        raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
+        raise InputError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
     if foreign:
-        raise ReleaseError(f"{folder}: holds other files, and is no unfinished release; choose another --output")
+        raise InputError(f"{folder}: holds other files, and is no unfinished release; choose another --output")
 
 
 def _claim(folder: str) -> str:
@@ -245,7 +242,7 @@ def _claim(folder: str) -> str:
         fs.makedirs(path, exist_ok=True)
         fs.pipe_file(storage.join(path, ATTEMPT), attempt.encode())
     except OSError as error:
-        raise ReleaseError(f"{folder}: cannot be written ({storage.explain(error)})") from error
+        raise InputError(f"{folder}: cannot be written ({storage.explain(error)})") from error
     return attempt
 
 
@@ -256,7 +253,7 @@ def _check_claim(plan: Plan) -> None:
     except FileNotFoundError:
         owner = None
     if owner != plan.attempt or fs.exists(storage.join(path, MARKER)):
-        raise ReleaseError(f"{plan.folder}: another release of this version is under way; this one stops")
+        raise InputError(f"{plan.folder}: another release of this version is under way; this one stops")
 
 
 def calls(run: Run, plan: Plan) -> list[tuple[Run, Plan, Shard]]:
@@ -268,7 +265,7 @@ def write_shard(run: Run, plan: Plan, shard: Shard) -> dict[str, Any]:
     """Write one shard; returns its path, config, rows, bytes and sha256.
 
     Raises:
-        ReleaseError: if the run does not hold the rows that were planned.
+        InputError: if the run does not hold the rows that were planned.
     """
     facts, content = _encode(run, plan, shard)
     _check_claim(plan)
@@ -298,9 +295,7 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[dict[str, Any], bytes]:
 
     ids = rows(["record_id"], shard.first, shard.last)["record_id"]
     if len(ids) != shard.rows:
-        raise ReleaseError(
-            f"{run.url}: {shard.path} needs {shard.rows} records, found {len(ids)}; is it still running?"
-        )
+        raise InputError(f"{run.url}: {shard.path} needs {shard.rows} records, found {len(ids)}; is it still running?")
     facts: dict[str, Any] = {"path": shard.path, "config": shard.config, "kind": shard.kind, "rows": shard.rows}
     sink = io.BytesIO()
     rows_per_group = min(plan.rows_per_group, MASK_ROWS_PER_GROUP) if shard.kind == "masks" else plan.rows_per_group
@@ -323,13 +318,13 @@ def _read(run: Run, dataset: pads.Dataset, columns: list[str], rows: pc.Expressi
     """Columns of the run's records, checked against their pages' checksums.
 
     Raises:
-        ReleaseError: naming the part that is damaged.
+        InputError: naming the part that is damaged.
     """
     try:
         return dataset.to_table(columns=columns, filter=rows)
     except (OSError, pa.ArrowInvalid) as error:
         if damaged := run.damaged_part():
-            raise ReleaseError(damaged) from error
+            raise InputError(damaged) from error
         raise
 
 
@@ -356,7 +351,7 @@ def validate(folder: str) -> dict[str, Any]:
         Its release.json.
 
     Raises:
-        ReleaseError: naming the first file that is missing, changed, unknown, or does not hold what it should.
+        InputError: naming the first file that is missing, changed, unknown, or does not hold what it should.
     """
     content = read_marker(folder)
     files = content["files"]
@@ -366,7 +361,7 @@ def validate(folder: str) -> dict[str, Any]:
     base = path.rstrip("/") + "/"
     for name in sorted(file.removeprefix(base) for file in fs.find(path)):
         if name not in known:
-            raise ReleaseError(f"{folder}/{name}: is no file of this release")
+            raise InputError(f"{folder}/{name}: is no file of this release")
     for name, page in content["pages"].items():
         _check_bytes(folder, name, page)
     for file in files:
@@ -384,7 +379,7 @@ def read_marker(folder: str) -> dict[str, Any]:
     """The release.json of a release.
 
     Raises:
-        ReleaseError: if there is none, or it is damaged.
+        InputError: if there is none, or it is damaged.
     """
     fs, path = storage.filesystem(folder)
     try:
@@ -392,12 +387,12 @@ def read_marker(folder: str) -> dict[str, Any]:
         content["files"], content["pages"], content["counts"], content["failures"], content["manifest"]["rows"]
     except (FileNotFoundError, NotADirectoryError) as error:
         if found := [name for name in storage.names_in(folder) if versions.is_version(name)]:
-            raise ReleaseError(f"{folder}: holds the versions {', '.join(found)}; name one of them") from error
-        raise ReleaseError(f"{folder}: is no release (no {MARKER}), or one that was never finished") from error
+            raise InputError(f"{folder}: holds the versions {', '.join(found)}; name one of them") from error
+        raise InputError(f"{folder}: is no release (no {MARKER}), or one that was never finished") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseError(f"{folder}/{MARKER}: is damaged ({storage.explain(error)})") from error
+        raise InputError(f"{folder}/{MARKER}: is damaged ({storage.explain(error)})") from error
     except Exception as error:
-        raise ReleaseError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
+        raise InputError(f"{folder}: cannot be opened ({storage.explain(error)})") from error
     return content
 
 
@@ -414,11 +409,11 @@ def _check_bytes(folder: str, name: str, expected: dict[str, Any]) -> None:
                 digest.update(chunk)
                 size += len(chunk)
     except FileNotFoundError as error:
-        raise ReleaseError(f"{folder}/{name}: is missing") from error
+        raise InputError(f"{folder}/{name}: is missing") from error
     if size != expected["bytes"]:
-        raise ReleaseError(f"{folder}/{name}: has {size} bytes, not {expected['bytes']}; it was truncated or edited")
+        raise InputError(f"{folder}/{name}: has {size} bytes, not {expected['bytes']}; it was truncated or edited")
     if digest.hexdigest() != expected["sha256"]:
-        raise ReleaseError(f"{folder}/{name}: its sha256 is not that of {MARKER}; it was edited")
+        raise InputError(f"{folder}/{name}: its sha256 is not that of {MARKER}; it was edited")
 
 
 def _check_content(folder: str, content: dict[str, Any]) -> None:
@@ -434,44 +429,44 @@ def _check_content(folder: str, content: dict[str, Any]) -> None:
             for group in read_rows(fs, storage.join(path, file["path"]), where, file["kind"]):
                 names = group["record_id"].to_pylist()
                 if [*sorted({last, *names})] != [last, *names]:
-                    raise ReleaseError(f"{where}: record ids are not sorted, or occur twice")
+                    raise InputError(f"{where}: record ids are not sorted, or occur twice")
                 last = names[-1]
                 digest.update("\n".join([*names, ""]).encode())
                 count += len(names)
                 if file["kind"] == "landmarks":
                     _check_numbers(where, group)
             if count - before != file["rows"]:
-                raise ReleaseError(f"{where}: holds {count - before} rows, not {file['rows']}")
+                raise InputError(f"{where}: holds {count - before} rows, not {file['rows']}")
         ids[config], rows[config] = digest.hexdigest(), count
     for source, counts in content["counts"].items():
         for config in (source, f"{source}-masks"):
             if rows.get(config, 0) != counts["ok"]:
-                raise ReleaseError(f"{folder}: config {config} holds {rows.get(config, 0)} rows, not {counts['ok']}")
+                raise InputError(f"{folder}: config {config} holds {rows.get(config, 0)} rows, not {counts['ok']}")
         if ids.get(source) != ids.get(f"{source}-masks"):
-            raise ReleaseError(f"{folder}: masks of {source} are not of the same records as its landmarks")
+            raise InputError(f"{folder}: masks of {source} are not of the same records as its landmarks")
     failed = sum(counts["failed"] for counts in content["counts"].values())
     if rows.get("failures", 0) != failed or failed != sum(content["failures"].values()):
-        raise ReleaseError(f"{folder}: lists {rows.get('failures', 0)} failures, not {failed}")
+        raise InputError(f"{folder}: lists {rows.get('failures', 0)} failures, not {failed}")
     released = sum(rows.get(source, 0) for source in content["counts"]) + failed
     if released + content["excluded_rows"] != content["manifest"]["rows"]:
-        raise ReleaseError(f"{folder}: records and failures are not as many as the manifest's rows")
+        raise InputError(f"{folder}: records and failures are not as many as the manifest's rows")
 
 
 def read_rows(fs: Any, path: str, where: str, kind: str) -> Iterator[pa.Table]:
     """Rows of one shard of that kind, `READ_ROWS` at a time; `where` names the file in errors.
 
     Raises:
-        ReleaseError: if the file is missing, damaged, or has other columns.
+        InputError: if the file is missing, damaged, or has other columns.
     """
     try:
         with fs.open_input_file(path) as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
             if not file.schema_arrow.equals(record.RELEASED[kind]):
-                raise ReleaseError(f"{where}: its columns are not those of schema {record.SCHEMA_VERSION}")
+                raise InputError(f"{where}: its columns are not those of schema {record.SCHEMA_VERSION}")
             for batch in file.iter_batches(batch_size=READ_ROWS):
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowInvalid) as error:
-        raise ReleaseError(f"{where}: cannot be read ({storage.explain(error)})") from error
+        raise InputError(f"{where}: cannot be read ({storage.explain(error)})") from error
 
 
 def _check_numbers(where: str, group: pa.Table) -> None:
@@ -479,20 +474,20 @@ def _check_numbers(where: str, group: pa.Table) -> None:
         values = group[name].combine_chunks()
         while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
             if values.null_count:
-                raise ReleaseError(f"{where}: {name} has nulls")
+                raise InputError(f"{where}: {name} has nulls")
             values = values.flatten()
         numbers = values.to_numpy(zero_copy_only=False)
         if not np.isfinite(numbers).all():
-            raise ReleaseError(f"{where}: {name} holds values that are not finite")
+            raise InputError(f"{where}: {name} holds values that are not finite")
         if name.endswith("_std") and numbers.min() < 0:
-            raise ReleaseError(f"{where}: {name} holds negative values")
+            raise InputError(f"{where}: {name} holds negative values")
 
 
 def _check_ids(run: Run, frozen: dict[str, Any], table: pa.Table) -> None:
     """In = done + quarantined: the ids of the manifest are those of the records, each once."""
     uri = frozen["manifest"]["uri"]
     if manifest.sha256(uri) != frozen["manifest"]["sha256"]:
-        raise ReleaseError(f"{uri}: the manifest changed since the run began; restore it, or run again")
+        raise InputError(f"{uri}: the manifest changed since the run began; restore it, or run again")
     fs, path = storage.arrow_filesystem(uri)
     expected = pq.read_table(path, columns=["record_id"], filesystem=fs)["record_id"].cast(pa.string())
     expected = expected.take(pc.sort_indices(expected)).combine_chunks()
@@ -501,18 +496,18 @@ def _check_ids(run: Run, frozen: dict[str, Any], table: pa.Table) -> None:
         counts = pc.value_counts(actual)
         name = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
         files = pc.unique(table.filter(pc.equal(table["record_id"], name))[_FILE]).to_pylist()
-        raise ReleaseError(
+        raise InputError(
             f"{run.url}: {twice} records occur more than once, for instance {name.as_py()!r} in {' and '.join(files)};"
             " delete these parts and run the same `generate` command again"
         )
     missing = len(expected) - pc.sum(pc.is_in(expected, value_set=actual)).as_py()
     if missing:
-        raise ReleaseError(
+        raise InputError(
             f"{run.url}: the run is incomplete, {missing} of {len(expected)} images have no record yet;"
             " run the same `generate` command again"
         )
     if not actual.equals(expected):
-        raise ReleaseError(f"{run.url}: holds records that its manifest does not list")
+        raise InputError(f"{run.url}: holds records that its manifest does not list")
 
 
 def _cut(kind: str, config: str, source: str | None, rows: pa.Table, rows_per_shard: int) -> list[Shard]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chexmask_u import storage
+from chexmask_u.errors import InputError, StoppedError
 
 # The decoder's matrices are too small for more threads to pay.
 CORES_PER_REPLICA = 8
@@ -27,14 +28,6 @@ WAITING_TASKS = 2
 
 # A replica or task that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
 MAX_RESTARTS = 20
-
-
-class ClusterError(ValueError):
-    """A Ray cluster that cannot be used; the message is one line that names the remedy."""
-
-
-class RunStoppedError(RuntimeError):
-    """A run that ended before its end; what is done is kept, and the same command goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ def connected(address: str | None) -> Iterator[bool]:
         Whether the cluster was started here.
 
     Raises:
-        ClusterError: if a named cluster does not answer.
+        InputError: if a named cluster does not answer.
     """
     address = address or os.environ.get("RAY_ADDRESS") or _running_cluster()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -85,7 +78,7 @@ def connected(address: str | None) -> Iterator[bool]:
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is not None and not _answers(address):
-        raise ClusterError(f"Ray cluster {address}: does not answer; start it, or leave out --address and RAY_ADDRESS")
+        raise InputError(f"Ray cluster {address}: does not answer; start it, or leave out --address and RAY_ADDRESS")
     try:
         if address is None:
             info = ray.init(
@@ -106,10 +99,10 @@ def connected(address: str | None) -> Iterator[bool]:
         # Ray's own answer to SIGTERM while it starts.
         raise KeyboardInterrupt from stopped
     except ConnectionError as error:
-        raise ClusterError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
+        raise InputError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
     except (ValueError, RuntimeError, OSError) as error:
         what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
-        raise ClusterError(
+        raise InputError(
             f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
         ) from error
     try:
@@ -234,15 +227,15 @@ def peak_memory_mib() -> float:
 
 @contextmanager
 def stopped_in_one_line() -> Iterator[None]:
-    """Raise RunStoppedError where Ray or the storage gives up; a worker's whole traceback is in Ray's log."""
+    """Raise StoppedError where Ray or the storage gives up; a worker's whole traceback is in Ray's log."""
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
     try:
         yield
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        raise RunStoppedError(str(error).strip().splitlines()[-1].strip()) from error
+        raise StoppedError(str(error).strip().splitlines()[-1].strip()) from error
     except Exception as error:
         if isinstance(error, OSError) or storage.is_transient(error):
-            raise RunStoppedError(storage.explain(error)) from error
+            raise StoppedError(storage.explain(error)) from error
         raise

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from chexmask_u import storage
-from chexmask_u.runs.write import LOCK, RunError
+from chexmask_u.errors import InputError, StoppedError
+from chexmask_u.runs.write import LOCK
 
 BEAT_SECONDS = 15.0
 EXPIRY_SECONDS = 60.0
@@ -31,17 +32,13 @@ SETTLE_SECONDS = 2.0
 WATCH_SECONDS = 1.0
 
 
-class TakenOverError(RuntimeError):
-    """Another driver took this one for dead and goes on with its run."""
-
-
 @contextmanager
 def held(url: str) -> Iterator[None]:
     """Be the only driver of the run at `url` for the time of the context.
 
     Raises:
-        RunError: if another driver is alive.
-        TakenOverError: if another driver takes the run over, because this one did not seem alive.
+        InputError: if another driver is alive.
+        StoppedError: if another driver takes the run over, because this one did not seem alive.
     """
     owner = _Owner(url)
     owner.claim()
@@ -51,7 +48,7 @@ def held(url: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if owner.lost:
-            raise TakenOverError(f"{url} was taken over by {_who(owner.lost)}; this process seemed dead") from None
+            raise StoppedError(f"{url} was taken over by {_who(owner.lost)}; this process seemed dead") from None
         raise
     finally:
         owner.over.set()
@@ -82,7 +79,7 @@ class _Owner:
         """Become the owner, now or once an owner that died elsewhere has been silent for long enough.
 
         Raises:
-            RunError: naming the owner that is alive.
+            InputError: naming the owner that is alive.
         """
         try:
             if self._create():
@@ -94,12 +91,12 @@ class _Owner:
             # Two may have seen the same dead owner.
             time.sleep(SETTLE_SECONDS)
             found = self._read()
-        except RunError:
+        except InputError:
             raise
         except Exception as error:
-            raise RunError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+            raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
         if not self._is_ours(found):
-            raise RunError(self._refusal(found))
+            raise InputError(self._refusal(found))
 
     def beat(self) -> None:
         """Say again and again that this process is alive, and find out if another one took the run over."""
@@ -127,12 +124,12 @@ class _Owner:
         """Return once the owner is known to be dead.
 
         Raises:
-            RunError: if it is alive.
+            InputError: if it is alive.
         """
         owner = _parse(found)
         if owner.get("machine") == self._entry["machine"]:
             if _started(owner["pid"]) == owner["process_started"]:
-                raise RunError(self._refusal(found))
+                raise InputError(self._refusal(found))
             return
         print(f"{self.url}: held by {_who(owner)}; taken over in {EXPIRY_SECONDS:.0f} s if it is dead", file=sys.stderr)
         deadline = time.monotonic() + EXPIRY_SECONDS
@@ -142,7 +139,7 @@ class _Owner:
             if now is None:
                 return
             if now != found:
-                raise RunError(self._refusal(now))
+                raise InputError(self._refusal(now))
 
     def _refusal(self, found: bytes | None) -> str:
         return (

@@ -20,12 +20,14 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from chexmask_u import __version__, record, storage
+from chexmask_u import record, storage
+from chexmask_u.errors import InputError
 from chexmask_u.manifests.manifest import ManifestFacts
 from chexmask_u.record import ReadError
 from chexmask_u.runs import report
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.steps.read import read_image
+from chexmask_u.version import __version__
 
 # How Ray marks a checkpoint whose part is still being written.
 _PENDING = ".pending.parquet"
@@ -49,10 +51,6 @@ _VERIFIED = pads.ParquetFileFormat(
 
 # Libraries whose version can move a number.
 VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pillow")
-
-
-class RunError(ValueError):
-    """A run folder that cannot be used as asked; the message is one line that names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +77,18 @@ class Run:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise RunError(f"{self.url}/{name}: is no JSON; choose another --output") from error
+            raise InputError(f"{self.url}/{name}: is no JSON; choose another --output") from error
         except Exception as error:
-            raise RunError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
+            raise InputError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
         if not isinstance(content, dict):
-            raise RunError(f"{self.url}/{name}: is no JSON object; choose another --output")
+            raise InputError(f"{self.url}/{name}: is no JSON object; choose another --output")
         return content
 
     def write_text(self, name: str, text: str) -> None:
         try:
             storage.put(storage.join(self.url, name), text.encode())
         except Exception as error:
-            raise RunError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+            raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
 
     def remove(self, name: str) -> None:
         """Delete a file of the run, if it is there."""
@@ -99,14 +97,14 @@ class Run:
             fs.rm_file(path)
         except Exception as error:
             if not storage.is_missing(error):
-                raise RunError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+                raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
 
     def strangers(self) -> list[str]:
         """Names in the folder, other than hidden ones and the owner file, sorted."""
         try:
             names = storage.names_in(self.url)
         except Exception as error:
-            raise RunError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
+            raise InputError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
         return [name for name in names if not name.startswith((".", LOCK))]
 
     def committed_rows(self) -> int:
@@ -149,7 +147,7 @@ class Run:
         A disk or a person can lose a file that was committed; its checkpoint alone would still count it as done.
 
         Raises:
-            RunError: if the storage fails; a part is lost only where the storage answers and the part is not whole.
+            InputError: if the storage fails; a part is lost only where the storage answers and the part is not whole.
         """
         checkpoint_fs, _ = storage.arrow_filesystem(self.checkpoint)
         records_fs, _ = storage.arrow_filesystem(self.records)
@@ -163,7 +161,7 @@ class Run:
             with ThreadPoolExecutor(_FOOTER_READERS) as pool:
                 whole = list(pool.map(is_whole, parts.items()))
         except OSError as error:
-            raise RunError(f"{self.url}: cannot be read ({storage.explain(error)}); try again later") from error
+            raise InputError(f"{self.url}: cannot be read ({storage.explain(error)}); try again later") from error
         return {part[0]: part[1] for part, fine in zip(parts.items(), whole, strict=True) if not fine}
 
     def redo_lost_parts(self) -> int:
@@ -221,7 +219,7 @@ class Run:
             How many rows.
 
         Raises:
-            RunError: if the storage fails; what was done so far stays done.
+            InputError: if the storage fails; what was done so far stays done.
         """
         wanted = pa.array(sorted(reasons), pa.string())
         parts = self._parts()
@@ -229,7 +227,7 @@ class Run:
             with ThreadPoolExecutor(_REWRITERS) as pool:
                 return sum(pool.map(partial(self._without, wanted), parts.keys(), parts.values()))
         except OSError as error:
-            raise RunError(
+            raise InputError(
                 self.damaged_part() or f"{self.url}: cannot be rewritten ({storage.explain(error)}); try again later"
             ) from error
 
@@ -289,12 +287,12 @@ def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], ma
         Whether the folder holds a run.
 
     Raises:
-        RunError: naming each difference; or if the folder holds something else than a run.
+        InputError: naming each difference; or if the folder holds something else than a run.
     """
     stored = run.read_json("run.json")
     if stored is None:
         if strangers := run.strangers():
-            raise RunError(
+            raise InputError(
                 f"{run.url}: is not empty and holds no run (no run.json; there is {strangers[0]!r}); "
                 "choose another --output or a new folder in it"
             )
@@ -309,7 +307,7 @@ def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], ma
         if value is not None and value != before.get(name)
     )
     if differences:
-        raise RunError(f"{run.url}: holds a run with other settings ({differences}); choose another --output")
+        raise InputError(f"{run.url}: holds a run with other settings ({differences}); choose another --output")
     return True
 
 
@@ -329,7 +327,7 @@ def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weight
     """Write run.json, unless the folder holds the same run already.
 
     Raises:
-        RunError: as `check_same` does.
+        InputError: as `check_same` does.
     """
     if check_same(run, settings, weights, manifest.sha256):
         return
@@ -361,7 +359,7 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     try:
         summary = report.summarise(dataset) | facts
     except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(
+        raise InputError(
             run.damaged_part() or f"{run.url}: cannot be read ({storage.explain(error)}); try again later"
         ) from error
     frozen = run.read_json("run.json") or {}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import LANDMARKS, N_LANDMARKS, ORGANS
+from chexmask_u.errors import InputError
 from chexmask_u.images.decode import decode
 from chexmask_u.record import ReadError
 from chexmask_u.training.contour import mask_landmarks
@@ -23,10 +24,6 @@ from chexmask_u.training.contour import mask_landmarks
 _ORGAN_FOLDERS = {"right_lung": ("right_lung", "RL"), "left_lung": ("left_lung", "LL"), "heart": ("heart", "H")}
 _POINT_SUFFIXES = (".txt", ".csv", ".npy")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".img", ".dcm", ".dicom")
-
-
-class AnnotationError(ValueError):
-    """An annotation file or folder that cannot be used; the message is one line that names it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def read_landmarks(url: str) -> list[tuple[str, Annotation]]:
     An organ that is NaN, empty or absent is not annotated.
 
     Raises:
-        AnnotationError: if there is nothing of that form.
+        InputError: if there is nothing of that form.
     """
     fs, path = storage.resolve(url)
     suffix = PurePosixPath(path).suffix.lower()
@@ -71,9 +68,7 @@ def read_landmarks(url: str) -> list[tuple[str, Annotation]]:
         return _from_csv(url, fs.cat_file(path))
     files = [file for file in files_below(url) if PurePosixPath(file).suffix.lower() in _POINT_SUFFIXES]
     if not files:
-        raise AnnotationError(
-            f"{url}: holds no landmarks; expected .npz, .csv, or a folder of .txt, .csv or .npy files"
-        )
+        raise InputError(f"{url}: holds no landmarks; expected .npz, .csv, or a folder of .txt, .csv or .npy files")
     return _from_files(files)
 
 
@@ -111,15 +106,15 @@ def _masks_loader(files: dict[str, str]) -> Callable[[], tuple[NDArray[np.float6
             try:
                 mask = decode(fs.cat_file(path), max_side=2**15)
             except ReadError as error:
-                raise AnnotationError(f"{PurePosixPath(file).name}: {error}") from error
+                raise InputError(f"{PurePosixPath(file).name}: {error}") from error
             sizes.setdefault(mask.shape, organ)
             try:
                 landmarks[LANDMARKS[organ]] = mask_landmarks(mask, organ)
             except ValueError as error:
-                raise AnnotationError(str(error)) from error
+                raise InputError(str(error)) from error
         if len(sizes) > 1:
             told = " and ".join(f"{width} x {height} ({organ})" for (height, width), organ in sizes.items())
-            raise AnnotationError(f"its masks have {told} pixels")
+            raise InputError(f"its masks have {told} pixels")
         return landmarks, next(iter(sizes), None)
 
     return load
@@ -130,17 +125,17 @@ def _from_npz(url: str, data: bytes) -> list[tuple[str, Annotation]]:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             content = {key: archive[key] for key in archive.files}
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise AnnotationError(f"{url}: is no .npz archive of plain arrays ({storage.explain(error)})") from error
+        raise InputError(f"{url}: is no .npz archive of plain arrays ({storage.explain(error)})") from error
     missing = {"names", "landmarks"} - content.keys()
     if missing:
-        raise AnnotationError(f"{url}: has no array {' and no '.join(sorted(missing))}; it has {', '.join(content)}")
+        raise InputError(f"{url}: has no array {' and no '.join(sorted(missing))}; it has {', '.join(content)}")
     names, landmarks = content["names"], content["landmarks"]
     if len(names) != len(landmarks) or landmarks.ndim != 3:
-        raise AnnotationError(f"{url}: names {list(names.shape)} and landmarks {list(landmarks.shape)} do not fit")
+        raise InputError(f"{url}: names {list(names.shape)} and landmarks {list(landmarks.shape)} do not fit")
     unknown = np.full(len(names), np.nan)
     heights, widths = content.get("height", unknown), content.get("width", unknown)
     if heights.shape != names.shape or widths.shape != names.shape:
-        raise AnnotationError(f"{url}: height and width do not have one value per name")
+        raise InputError(f"{url}: height and width do not have one value per name")
     return [
         (name_of(str(name)), Annotation(_given(points, _size(height, width))))
         for name, points, height, width in zip(names, landmarks.astype(np.float64), heights, widths, strict=True)
@@ -151,15 +146,15 @@ def _from_csv(url: str, data: bytes) -> list[tuple[str, Annotation]]:
     try:
         header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig")))
     except (ValueError, csv.Error) as error:
-        raise AnnotationError(f"{url}: is no CSV table ({storage.explain(error)})") from error
+        raise InputError(f"{url}: is no CSV table ({storage.explain(error)})") from error
     if "name" not in header:
-        raise AnnotationError(
+        raise InputError(
             f"{url}: its columns must be called name, x0, y0, x1, y1 and so on; the first are {', '.join(header[:4])}"
         )
     columns = {name: header.index(name) for name in ("name", "height", "width") if name in header}
     others = [column for column in range(len(header)) if column not in columns.values()]
     if len(others) % 2:
-        raise AnnotationError(f"{url}: has {len(others)} columns of coordinates, which are no x, y pairs")
+        raise InputError(f"{url}: has {len(others)} columns of coordinates, which are no x, y pairs")
     found = []
     for line, row in enumerate(rows, start=2):
         try:
@@ -169,7 +164,7 @@ def _from_csv(url: str, data: bytes) -> list[tuple[str, Annotation]]:
                 for name in ("height", "width")
             )
         except (ValueError, IndexError) as error:
-            raise AnnotationError(f"{url}, line {line}: {storage.explain(error)}") from error
+            raise InputError(f"{url}, line {line}: {storage.explain(error)}") from error
         found.append((name_of(row[columns["name"]]), Annotation(_given(points, _size(height, width)))))
     return found
 
@@ -203,7 +198,7 @@ def _from_files(files: list[str]) -> list[tuple[str, Annotation]]:
         for organ, file in organs.items():
             found, expected = points(file), landmarks[LANDMARKS[organ]].shape
             if found.shape != expected:
-                raise AnnotationError(f"the {organ} has {len(found)} points, not {expected[0]}")
+                raise InputError(f"the {organ} has {len(found)} points, not {expected[0]}")
             landmarks[LANDMARKS[organ]] = found
         return landmarks
 
@@ -222,9 +217,9 @@ def _points(name: str, data: bytes) -> NDArray[np.float64]:
             text = data.decode().replace(",", " ").replace(";", " ")
             values = np.array([line.split() for line in text.splitlines() if line.strip()], np.float64)
     except (ValueError, OSError) as error:
-        raise AnnotationError(f"{name}: is no list of points ({storage.explain(error)})") from error
+        raise InputError(f"{name}: is no list of points ({storage.explain(error)})") from error
     if values.ndim != 2 or values.shape[1] != 2:
-        raise AnnotationError(f"{name}: holds {list(values.shape)} numbers, not two in every row")
+        raise InputError(f"{name}: holds {list(values.shape)} numbers, not two in every row")
     return values
 
 

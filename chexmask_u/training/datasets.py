@@ -22,11 +22,12 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from chexmask_u import storage
+from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.record import ReadError
-from chexmask_u.settings import AnnotatedSettings, SettingsError
+from chexmask_u.settings import AnnotatedSettings
 from chexmask_u.steps.read import read_image
 from chexmask_u.training.annotations import Annotation, files_below, find_masks, name_of, read_landmarks, read_masks
 
@@ -146,7 +147,7 @@ def datasets(settings: AnnotatedSettings) -> list[Dataset]:
     """The datasets that the settings name, each with the place of its annotations.
 
     Raises:
-        SettingsError: if a folder is not there, a name is given twice, or there are no annotations.
+        InputError: if a folder is not there, a name is given twice, or there are no annotations.
     """
     given = dict(_assignment(value, "--landmarks") for value in settings.landmarks)
     found: list[Dataset] = []
@@ -158,14 +159,14 @@ def datasets(settings: AnnotatedSettings) -> list[Dataset]:
         form, folder = FORMS.get(name if equals else "", _FOLDER), storage.normalise(url)
         fs, path = storage.filesystem(folder)
         if not fs.isdir(path):
-            raise SettingsError(f"--data {value}: no such folder")
+            raise InputError(f"--data {value}: no such folder")
         if name in (dataset.name for dataset in found):
-            raise SettingsError(f"--data {value}: a dataset called {name} is given already; rename the folder")
+            raise InputError(f"--data {value}: a dataset called {name} is given already; rename the folder")
         landmarks = given.pop(name, None) or _landmarks_of(folder)
         if landmarks is not None and not storage.filesystem(landmarks)[0].exists(storage.filesystem(landmarks)[1]):
-            raise SettingsError(f"--landmarks {name}={landmarks}: no such file or folder")
+            raise InputError(f"--landmarks {name}={landmarks}: no such file or folder")
         if landmarks is None and not any(form.masks(folder).values()):
-            raise SettingsError(
+            raise InputError(
                 f"--data {value}: holds no landmarks.npz, landmarks.csv, landmarks/ or masks/right_lung/ (left_lung/, "
                 f"heart/); say --landmarks {name}=PATH"
             )
@@ -174,7 +175,7 @@ def datasets(settings: AnnotatedSettings) -> list[Dataset]:
             landmarks_in = "frame" if form.of_frame else "original"
         found.append(Dataset(name, form, folder, landmarks, landmarks_in))
     if given:
-        raise SettingsError(f"--landmarks {next(iter(given))}=...: no --data is called that")
+        raise InputError(f"--landmarks {next(iter(given))}=...: no --data is called that")
     return found
 
 
@@ -190,5 +191,5 @@ def _landmarks_of(folder: str) -> str | None:
 def _assignment(value: str, flag: str) -> tuple[str, str]:
     name, equals, url = value.partition("=")
     if not equals or not name or not url:
-        raise SettingsError(f"{flag} must be DATASET=PATH, not {value!r}")
+        raise InputError(f"{flag} must be DATASET=PATH, not {value!r}")
     return name, storage.normalise(url)

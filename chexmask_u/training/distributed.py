@@ -25,6 +25,7 @@ import torch
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
+from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.model.checkpoint import load_model, save_model
 from chexmask_u.model.dropout import build
 from chexmask_u.model.hybridgnet import HybridGNet
@@ -32,23 +33,13 @@ from chexmask_u.model.precision import without_tf32
 from chexmask_u.runs import cluster, lock
 from chexmask_u.runs.progress import progress
 from chexmask_u.runs.write import versions
-from chexmask_u.settings import SettingsError, TrainSettings
+from chexmask_u.settings import TrainSettings
 from chexmask_u.training import evaluate as evaluation
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import figures
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.loop import DivergedError, Place, Training
-from chexmask_u.training.run import (
-    PROBLEMS,
-    SCORES,
-    WEIGHTS,
-    TrainingError,
-    TrainingRun,
-    card,
-    command,
-    freeze,
-    metrics_csv,
-)
+from chexmask_u.training.run import PROBLEMS, SCORES, WEIGHTS, TrainingRun, card, command, freeze, metrics_csv
 
 # How often a worker may die, of too little memory for instance, before the run ends; preempted nodes do not count.
 MAX_FAILURES = 3
@@ -75,20 +66,18 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         What scores.json holds; or ``diverged``, with the epoch, batch and images that gave a loss that is not finite.
 
     Raises:
-        SettingsError, CheckpointError, StorageError, AnnotationError, ExamplesError, TrainingError, ClusterError: on
-            bad input, before training.
-        RunError: if another process trains there.
-        RunStoppedError, TakenOverError: if workers died too often, or the run was taken over; the same command goes on.
+        InputError: on bad input, before training, or if another process trains there.
+        StoppedError: if workers died too often, or the run was taken over; the same command goes on.
     """
     if util.find_spec("tensorboard") is None:
-        raise TrainingError('training needs TensorBoard: pip install "chexmask-u[train]"')
+        raise InputError('training needs TensorBoard: pip install "chexmask-u[train]"')
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
     initial_sha256 = None if settings.initial_weights is None else _initial(settings).sha256
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
         gpus = cluster.gpus()
         if settings.device == "cuda" and not gpus and started_here:
-            raise cluster.ClusterError("--device cuda: Ray sees no GPU on this machine; leave the flag out")
+            raise InputError("--device cuda: Ray sees no GPU on this machine; leave the flag out")
         use_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
         # As many of the GPUs as can share a batch.
         sharing = max(n for n in range(1, max(1, gpus) + 1) if settings.batch_size % n == 0)
@@ -150,7 +139,7 @@ def prepare(settings: TrainSettings, url: str, initial_sha256: str | None) -> tu
     if not len(found):
         validation = annotated.held_out(HELD_OUT_DRAWINGS, settings.seed, settings.input_size)
     if not len(training) or not len(validation):
-        raise annotated.ExamplesError(
+        raise InputError(
             f"{len(training)} images are left to train on and {len(validation)} to validate; "
             "see --data, --split and --validation"
         )
@@ -177,11 +166,11 @@ def _initial(settings: TrainSettings) -> HybridGNet:
 
     Raises:
         CheckpointError: if there is none.
-        SettingsError: if it is another than the one to be trained.
+        InputError: if it is another than the one to be trained.
     """
     model = load_model(cluster.seen_from_workers(str(settings.initial_weights)))
     if (model.variant, model.input_size) != (settings.variant, settings.input_size):
-        raise SettingsError(
+        raise InputError(
             f"--initial-weights {settings.initial_weights}: are of the variant {model.variant} at input size "
             f"{model.input_size}; set --variant and --input-size alike"
         )
@@ -236,7 +225,7 @@ def _fit(
         try:
             result = _beside(trainer.fit)
         except TrainingFailedError as error:
-            raise cluster.RunStoppedError(str(error).strip().splitlines()[-1].strip()) from error
+            raise StoppedError(str(error).strip().splitlines()[-1].strip()) from error
     outcome = result.return_value or {"diverged": None}
     # A checkpoint of an older version has no rank.
     best = min(result.best_checkpoints or [], key=lambda one: one[1].get(_RANK, one[1]["mse"]), default=None)

@@ -17,14 +17,15 @@ from torch.nn import functional as F
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
+from chexmask_u.errors import InputError
 from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import Prediction, predict
-from chexmask_u.settings import EvaluateSettings, SettingsError
+from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.figures import uncertainty
-from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS, TrainingError, TrainingRun
+from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS, TrainingRun
 from chexmask_u.training.scores import calibration, image_scores, mean_scores, posterior
 
 # Grey that hides the middle of the right lung: rows and columns of the frame.
@@ -50,7 +51,7 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
     """The images to be scored, in the 1024 frame.
 
     Raises:
-        SettingsError, AnnotationError, ExamplesError: if there are none, or some cannot be used and --on-bad is refuse.
+        InputError: if there are none, or some cannot be used and --on-bad is refuse.
     """
     part = "all" if settings.split is None else settings.part
     given = {} if settings.split is None or part == "all" else annotated.read_split(settings.split)
@@ -67,7 +68,7 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
         annotated.split(found.names, 0.0, settings.split)
     found = annotated.join([found, annotated.held_out(settings.drawings, settings.seed, FRAME)])
     if not len(found):
-        raise SettingsError("there is no annotated image to score; see --data, --split and --part")
+        raise InputError("there is no annotated image to score; see --data, --split and --part")
     return found, problems
 
 
@@ -75,9 +76,9 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Score the weights that the settings name on the images that they name.
 
     Raises:
-        CheckpointError, TrainingError, and as `read`.
-        SettingsError: if there is no GPU where one is asked for.
-        StorageError: if the output holds something else than an earlier evaluation.
+        CheckpointError, InputError, and as `read`.
+        InputError: if there is no GPU where one is asked for.
+        InputError: if the output holds something else than an earlier evaluation.
     """
     if settings.output is not None:
         _check_output(storage.normalise(settings.output))
@@ -85,7 +86,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
+        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
     model = load_model(settings.weights, device=device)
     examples, problems = read(settings)
     say_if_demonstration(settings.weights)
@@ -114,7 +115,7 @@ def _check_output(url: str) -> None:
     storage.check_output(url, "evaluation", [SCORES], ignored=(PROBLEMS,))
     # A training run has scores of its own, which say that it is finished.
     if SETTINGS in storage.names_in(url):
-        raise TrainingError(f"{url}: holds a training run; choose another --output or a new folder in it")
+        raise InputError(f"{url}: holds a training run; choose another --output or a new folder in it")
 
 
 def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, batch_size: int) -> Evaluation:

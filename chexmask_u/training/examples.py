@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
+from chexmask_u.errors import InputError
 from chexmask_u.record import ReadError
-from chexmask_u.settings import AnnotatedSettings, SettingsError
+from chexmask_u.settings import AnnotatedSettings
 from chexmask_u.sources.synthetic import draw
-from chexmask_u.training.annotations import Annotation, AnnotationError, name_of
+from chexmask_u.training.annotations import Annotation, name_of
 from chexmask_u.training.contour import in_annotators_order
 from chexmask_u.training.datasets import Dataset, datasets
 
@@ -54,10 +55,6 @@ _MARGIN = 1.0
 # landmarks of half or twice the resolution bring it below 0.31 or above 0.84.
 _MIDDLE_X = (0.33, 0.67)
 _MIDDLE_Y = (0.2, 0.8)
-
-
-class ExamplesError(ValueError):
-    """Annotated images that cannot be used; the message is one line that names them and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,7 @@ def read_examples(settings: AnnotatedSettings, side: int, only: Choice | None = 
         only: whether to read each of a list of "dataset/name"; None for all.
 
     Raises:
-        SettingsError, AnnotationError: if a folder or file of annotations cannot be used at all.
+        InputError: if a folder or file of annotations cannot be used at all.
     """
     found: list[Examples] = [
         Examples([], np.zeros((0, side, side), np.uint8), np.zeros((0, N_LANDMARKS, 2), np.float32))
@@ -171,9 +168,9 @@ def read_examples(settings: AnnotatedSettings, side: int, only: Choice | None = 
 
 
 def refuse(problems: Sequence[Problem], policy: str) -> None:
-    """Raise ExamplesError if there are problems and the policy (--on-bad) is to refuse them."""
+    """Raise InputError if there are problems and the policy (--on-bad) is to refuse them."""
     if problems and policy == "refuse":
-        raise ExamplesError(f"{describe(problems)}; correct them, or leave them out with --on-bad skip")
+        raise InputError(f"{describe(problems)}; correct them, or leave them out with --on-bad skip")
 
 
 def describe(problems: Sequence[Problem]) -> str:
@@ -203,7 +200,7 @@ def split(names: Sequence[str], share: float, file: str | None) -> list[str]:
     fraction of 2^64, are below `share`: fixed for ever, whatever else there is. With a file, all must be in it.
 
     Raises:
-        SettingsError: if the file cannot be used, or leaves an image out.
+        InputError: if the file cannot be used, or leaves an image out.
     """
     bare = [name.partition("/")[2] for name in names]
     if file is None:
@@ -212,7 +209,7 @@ def split(names: Sequence[str], share: float, file: str | None) -> list[str]:
     given = read_split(file)
     missing = [name for name in bare if name not in given]
     if missing:
-        raise SettingsError(f"--split {file}: does not say the part of {len(missing)} images, such as {missing[0]}")
+        raise InputError(f"--split {file}: does not say the part of {len(missing)} images, such as {missing[0]}")
     return [given[name] for name in bare]
 
 
@@ -220,25 +217,23 @@ def read_split(file: str) -> dict[str, str]:
     """The part of each image's name, without its dataset, that a split file says.
 
     Raises:
-        SettingsError: if the file cannot be used.
+        InputError: if the file cannot be used.
     """
     try:
         fs, path = storage.resolve(file)
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
         given = [(name_of(row["name"].rpartition("/")[2]), row["part"]) for row in rows]
     except FileNotFoundError as error:
-        raise SettingsError(f"--split {file}: no such file") from error
+        raise InputError(f"--split {file}: no such file") from error
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(
-            f"--split {file}: is no CSV with columns name and part ({storage.explain(error)})"
-        ) from error
+        raise InputError(f"--split {file}: is no CSV with columns name and part ({storage.explain(error)})") from error
     parts = dict(given)
     twice = next((name for name, part in given if parts[name] != part), None)
     if twice is not None:
-        raise SettingsError(f"--split {file}: {twice} is in both parts; datasets share the parts of a name")
+        raise InputError(f"--split {file}: {twice} is in both parts; datasets share the parts of a name")
     unknown = sorted(set(parts.values()) - {"train", "validation"})
     if unknown:
-        raise SettingsError(f"--split {file}: a part is train or validation, not {unknown[0]!r}")
+        raise InputError(f"--split {file}: a part is train or validation, not {unknown[0]!r}")
     return parts
 
 
@@ -304,7 +299,7 @@ def _example(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     try:
         points, annotated_size = annotation.load()
-    except AnnotationError as error:
+    except InputError as error:
         raise _UnusableError("unreadable" if annotation.of_pixels else "count", str(error)) from error
     landmarks = _complete(np.asarray(points, np.float64))
     try:

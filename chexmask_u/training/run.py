@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from chexmask_u import storage
+from chexmask_u.errors import InputError
 from chexmask_u.runs.write import LOCK, versions
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
@@ -27,10 +28,6 @@ WEIGHTS = "model.safetensors"
 
 # Settings that say where things lie, and are no part of what was done.
 _PLACES = ("data", "landmarks", "output", "address")
-
-
-class TrainingError(ValueError):
-    """A training run that cannot be used or started as asked; the message is one line that names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class TrainingRun:
         return self.path("checkpoints")
 
     def check_place(self) -> None:
-        """Raise StorageError if the folder holds something else than a training run."""
+        """Raise InputError if the folder holds something else than a training run."""
         # The owner file, and what an attempt wrote whose images were refused.
         storage.check_output(self.url, "training run", [SETTINGS], ignored=(LOCK, PROBLEMS))
 
@@ -60,7 +57,7 @@ class TrainingRun:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise TrainingError(f"{self.url}: cannot be read ({storage.explain(error)})") from error
+            raise InputError(f"{self.url}: cannot be read ({storage.explain(error)})") from error
         return data
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -69,7 +66,7 @@ class TrainingRun:
         try:
             content: dict[str, Any] | None = None if data is None else json.loads(data)
         except ValueError as error:
-            raise TrainingError(f"{self.path(name)}: is no JSON; choose another --output") from error
+            raise InputError(f"{self.path(name)}: is no JSON; choose another --output") from error
         return content
 
     def write(self, name: str, data: bytes | str) -> None:
@@ -78,7 +75,7 @@ class TrainingRun:
         try:
             storage.put(self.path(name), content)
         except Exception as error:
-            raise TrainingError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+            raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
 
 
 def freeze(
@@ -95,7 +92,7 @@ def freeze(
         initial_sha256: of the weights that it begins with; None for random ones.
 
     Raises:
-        TrainingError: if it was not; the first difference is named.
+        InputError: if it was not; the first difference is named.
     """
     now: dict[str, Any] = {
         "settings": settings.numbers(),
@@ -114,18 +111,18 @@ def freeze(
             begun_with = before["settings"].get(name, defaults[name])
             if begun_with != value:
                 flag = f"--{name.replace('_', '-')}"
-                raise TrainingError(
+                raise InputError(
                     f"{run.url}: was begun with {flag} {begun_with}, not {value}; "
                     "choose another --output, or the settings it was begun with"
                 )
         begun_with = before.get("initial_weights")
         if begun_with != initial_sha256:
-            raise TrainingError(
+            raise InputError(
                 f"{run.url}: was begun with {_weights(begun_with)}, not {_weights(initial_sha256)}; "
                 "choose another --output, or the --initial-weights it was begun with"
             )
         if before["data"] != now["data"]:
-            raise TrainingError(
+            raise InputError(
                 f"{run.url}: was begun with {before['data']['train']} and {before['data']['validation']} images, "
                 f"and now there are {len(train)} and {len(validation)}, or others; "
                 "choose another --output, or the data it was begun with"

@@ -24,7 +24,7 @@ from chexmask_u.images.preparation import read_bytes
 from chexmask_u.images.sandbox import Sandbox
 from chexmask_u.manifests.manifest import list_folder
 from chexmask_u.record import ReadError
-from chexmask_u.runs import cluster, write
+from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from chexmask_u.steps.read import read
 from tests.support.ray_cluster import _descendants
@@ -281,7 +281,7 @@ def test_workers_that_die_again_and_again_end_the_run_in_one_line(
     monkeypatch.setattr(pipeline, "MAX_RESTARTS", 2)
     # Whatever ends a worker's process from outside, as soon as it reads.
     monkeypatch.setattr(pipeline, "_complete_and_read", _die)
-    with pytest.raises(cluster.RunStoppedError) as caught:
+    with pytest.raisesStoppedError as caught:
         pipeline.generate(settings)
     assert len(str(caught.value).splitlines()) == 1
     monkeypatch.undo()

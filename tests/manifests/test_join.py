@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexmask_u import record, sources, storage
+from chexmask_u.errors import InputError
 from chexmask_u.manifests import join, manifest
 from chexmask_u.manifests.join import build
-from chexmask_u.manifests.manifest import ManifestError
 from chexmask_u.manifests.merge import merge
-from chexmask_u.settings import ManifestMergeSettings, ManifestSourceSettings, SettingsError
+from chexmask_u.settings import ManifestMergeSettings, ManifestSourceSettings
 from tests.support.official_layouts import PUBLISHED_FILES, Layout, write_layouts
 from tests.support.s3 import S3Server, s3_server
 
@@ -197,7 +197,7 @@ def test_without_the_table_lateral_views_are_no_rows_but_look_as_if_they_lacked_
     assert (report.rows, report.table) == (ROWS, None)
     assert report.counts["missing_row"] == 1 + layout.other_views
     assert "perhaps another view" in Path(report.problems).read_text()
-    with pytest.raises(ManifestError, match=r"no table mimic-cxr-2\.N\.N-metadata\.csv\[\.gz\] below.*give --table or"):
+    with pytest.raises(InputError, match=r"no table mimic-cxr-2\.N\.N-metadata\.csv\[\.gz\] below.*give --table or"):
         build(settings_of(layout, tmp_path, images=str(layout.root / "files"), chexmask=None))
     table = str(layout.root / "mimic-cxr-2.0.0-metadata.csv.gz")
     report = build(settings_of(layout, tmp_path, images=str(layout.root / "files"), table=table))
@@ -220,7 +220,7 @@ def test_a_distribution_that_is_there_twice_is_refused(tmp_path):
     for image in list(layout.root.rglob("*.dicom")):
         (layout.root / "copy").mkdir(exist_ok=True)
         (layout.root / "copy" / image.name).write_bytes(b"image")
-    with pytest.raises(ManifestError, match=r"6 image ids have several files each.*point --images at one copy"):
+    with pytest.raises(InputError, match=r"6 image ids have several files each.*point --images at one copy"):
         build(settings_of(layout, tmp_path))
 
 
@@ -269,7 +269,7 @@ def test_images_that_the_sources_table_does_not_list_need_a_row(tmp_path):
 
 
 def refusal(settings: ManifestSourceSettings) -> str:
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raisesInputError as caught:
         build(settings)
     assert not Path(settings.output).exists()
     message = str(caught.value)
@@ -370,11 +370,11 @@ def test_an_unknown_source_is_refused(layouts, tmp_path):
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(SettingsError, match="--images is needed"):
+    with pytest.raises(InputError, match="--images is needed"):
         ManifestSourceSettings(source="chexpert")
-    with pytest.raises(SettingsError, match="--preprocessed says what --chexmask is"):
+    with pytest.raises(InputError, match="--preprocessed says what --chexmask is"):
         ManifestSourceSettings(source="chexpert", images="x", preprocessed=True)
-    with pytest.raises(SettingsError, match="SOURCE=N"):
+    with pytest.raises(InputError, match="SOURCE=N"):
         ManifestMergeSettings(accept_rows=("chexpert",))
 
 
@@ -483,13 +483,13 @@ def test_merge_joins_a_source_from_several_manifests(manifests, tmp_path):
 def test_merge_refuses_other_totals_until_they_are_accepted(manifests, tmp_path):
     fewer = write_manifest(tmp_path / "fewer.parquet", "vindr-cxr", 3)
     settings = ManifestMergeSettings(manifests=(*manifests[1:4], fewer), output=str(tmp_path / "all.parquet"))
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raisesInputError as caught:
         merge(settings)
     message = str(caught.value)
     assert "chestx-ray8 0 of 5, vindr-cxr 3 of 9 (24 of the 35 of all sources)" in message
     assert "--accept-rows chestx-ray8=0 --accept-rows vindr-cxr=3" in message
     assert not Path(settings.output).exists()
-    with pytest.raises(ManifestError, match="vindr-cxr 3 of 4"):
+    with pytest.raises(InputError, match="vindr-cxr 3 of 4"):
         merge(replace(settings, accept_rows=("chestx-ray8=0", "vindr-cxr=4")))
     report = merge(replace(settings, accept_rows=("chestx-ray8=0", "vindr-cxr=3")))
     assert report.accepted == {"chestx-ray8": 0, "vindr-cxr": 3}
@@ -499,7 +499,7 @@ def test_merge_refuses_other_totals_until_they_are_accepted(manifests, tmp_path)
 def test_merge_never_accepts_more_as_less(manifests, tmp_path):
     more = write_manifest(tmp_path / "more.parquet", "vindr-cxr", 10)
     settings = ManifestMergeSettings(manifests=(more,), output=str(tmp_path / "all.parquet"), accept_less=True)
-    with pytest.raises(ManifestError, match="vindr-cxr 10 of 9"):
+    with pytest.raises(InputError, match="vindr-cxr 10 of 9"):
         merge(settings)
 
 
@@ -512,9 +512,9 @@ def test_merge_refuses_what_would_lose_or_double_rows(manifests, tmp_path):
         ((), "no manifest to merge"),
     ]
     for inputs, expected in cases:
-        with pytest.raises(ManifestError, match=expected):
+        with pytest.raises(InputError, match=expected):
             merge(ManifestMergeSettings(manifests=inputs, output=str(tmp_path / "all.parquet")))
-    with pytest.raises(ManifestError, match="choose another --output"):
+    with pytest.raises(InputError, match="choose another --output"):
         merge(ManifestMergeSettings(manifests=manifests, output=manifests[0]))
-    with pytest.raises(ManifestError, match="nothing is expected of it"):
+    with pytest.raises(InputError, match="nothing is expected of it"):
         merge(ManifestMergeSettings(manifests=manifests, output=str(tmp_path / "all"), accept_rows=("mine=3",)))

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexmask_u import record
+from chexmask_u.errors import InputError
 from chexmask_u.manifests.manifest import (
     BATCH_ROWS,
     Listing,
-    ManifestError,
     ManifestFacts,
     check_columns,
     complete,
@@ -26,7 +26,7 @@ from chexmask_u.manifests.manifest import (
     list_folder,
 )
 from chexmask_u.settings import ManifestFolderSettings
-from chexmask_u.storage import StorageError, arrow_filesystem, filesystem
+from chexmask_u.storage import arrow_filesystem, filesystem
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -59,7 +59,7 @@ def check(uri: str) -> ManifestFacts:
     return inspect(uri)
 
 
-def refusal(action: Any, *arguments: Any, error: type[ValueError] = ManifestError) -> str:
+def refusal(action: Any, *arguments: Any, error: type[ValueError] = InputError) -> str:
     with pytest.raises(error) as caught:
         action(*arguments)
     message = str(caught.value)
@@ -125,7 +125,7 @@ def test_folders_that_give_no_listing_are_refused(tmp_path: Path) -> None:
 
     image = fill(tmp_path / "images", "a.png") / "a.png"
     assert "give the folder" in refusal(list_images, image, output)
-    assert "unknown scheme nosuch://" in refusal(list_images, "nosuch://bucket/images", output, error=StorageError)
+    assert "unknown scheme nosuch://" in refusal(list_images, "nosuch://bucket/images", output, error=InputError)
     assert not output.exists()
 
 
@@ -269,7 +269,7 @@ def test_faults_are_found_wherever_they_stand_in_a_long_manifest(tmp_path: Path)
     assert "3 rows have no uri" in refusal(check, with_changes("uri", first=None, middle="", last=None))
     assert "uri 'b.png' is relative" in refusal(check, with_changes("uri", middle="b.png", last="c.png"))
     assert "'Not This'" in refusal(check, with_changes("source", last="Not This"))
-    assert "s33://x/a" in refusal(check, with_changes("uri", first="memory://a", last="s33://x/a"), error=StorageError)
+    assert "s33://x/a" in refusal(check, with_changes("uri", first="memory://a", last="s33://x/a"), error=InputError)
 
 
 def test_different_ids_are_not_taken_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_a_manifest_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_images_on_a_storage_that_nothing_opens_are_refused(tmp_path: Path) -> None:
     uri = write(tmp_path / "m.parquet", uri=["/images/a.png", "s33://bucket/b.png"])
-    message = refusal(check, uri, error=StorageError)
+    message = refusal(check, uri, error=InputError)
     assert "s33://bucket/b.png" in message
     assert "unknown scheme s33://" in message
     assert "s3://" in message

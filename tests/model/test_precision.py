@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import chexmask_u as cu
+from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.manifests.manifest import ManifestFacts
 from chexmask_u.model import fast, hybridgnet
@@ -292,7 +293,7 @@ def test_a_resumed_run_may_not_change_its_precision(tmp_path):
     write.freeze(run, settings, facts, {"sha256": "1" * 64})
     assert run.read_json("run.json")["numbers"]["precision"] == "float32"
     other = GenerateSettings(manifest="m", output=str(tmp_path), precision="bfloat16")
-    with pytest.raises(write.RunError, match="--precision was float32, now bfloat16"):
+    with pytest.raises(InputError, match="--precision was float32, now bfloat16"):
         write.check_same(run, other, {"sha256": "1" * 64}, facts.sha256)
 
 

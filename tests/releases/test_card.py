@@ -22,6 +22,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from chexmask_u import pipeline, record, sources
+from chexmask_u.errors import InputError
 from chexmask_u.releases import card as cards
 from chexmask_u.releases import release
 from chexmask_u.runs.report import BIN_EDGES
@@ -203,7 +204,7 @@ def test_an_edited_page_is_found(released, tmp_path, page):
     content[len(content) // 2] ^= 1
     (copy / page).write_bytes(content)
     assert hashlib.sha256(content).hexdigest() != hashlib.sha256((released / page).read_bytes()).hexdigest()
-    with pytest.raises(release.ReleaseError, match=page):
+    with pytest.raises(InputError, match=page):
         pipeline.validate(ValidateSettings(release=str(copy)))
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from chexmask_u import cli
 from chexmask_u.anatomy import LANDMARKS, ORGANS
+from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.releases import diff, release
 from chexmask_u.settings import DiffSettings
@@ -250,7 +251,7 @@ def test_versions_on_the_hub_are_compared_like_folders(before, tmp_path, monkeyp
             assert published["before"]["where"] == "hf://datasets/org/masks@v1.0.0"
             assert published["sources"] == local["sources"]
             assert published["movers"] == local["movers"]
-        with pytest.raises(release.ReleaseError, match=r"org/masks@v9.9.9: is no release"):
+        with pytest.raises(InputError, match=r"org/masks@v9.9.9: is no release"):
             compare("org/masks@v1.0.0", "org/masks@v9.9.9")
 
 

@@ -18,12 +18,12 @@ from pycocotools.coco import COCO
 import chexmask_u as cu
 from chexmask_u import cli, sources
 from chexmask_u.columns import to_landmarks
+from chexmask_u.errors import InputError
 from chexmask_u.manifests.chexmask_csv import read_rows
-from chexmask_u.releases.export import ExportError, ExportReport, chexmask, export
+from chexmask_u.releases.export import ExportReport, chexmask, export
 from chexmask_u.releases.export.output import whole_files
-from chexmask_u.releases.release import MARKER, ReleaseError
-from chexmask_u.settings import ExportSettings, SettingsError
-from chexmask_u.storage import StorageError
+from chexmask_u.releases.release import MARKER
+from chexmask_u.settings import ExportSettings
 from tests.support.chosen_releases import Record, draw, letterbox, write_release
 from tests.support.official_layouts import PUBLISHED_FILES
 from tests.support.s3 import s3_server
@@ -332,7 +332,7 @@ def test_an_export_that_is_stopped_leaves_no_half_file_and_goes_on(released, tmp
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
     output = tmp_path / "out"
-    with pytest.raises(ReleaseError, match=rf"{shard.name}: cannot be read"):
+    with pytest.raises(InputError, match=rf"{shard.name}: cannot be read"):
         run(hurt, output, format)
     found = [file for file in output.rglob("*") if file.is_file() and not file.name.startswith(".export-")]
     assert {file.stem.lower() for file in found} == {"chestx-ray8", "chexpert"}
@@ -352,7 +352,7 @@ def test_masks_that_do_not_belong_to_the_landmarks_end_it(released, tmp_path):
     hurt = Path(shutil.copytree(released, tmp_path / "v1.0.0"))
     for first in hurt.glob("padchest/masks-00000-of-*.parquet"):
         shutil.copy(hurt / "vindr-cxr" / first.name, first)
-    with pytest.raises(ReleaseError, match="masks of padchest are not of the same records as its landmarks"):
+    with pytest.raises(InputError, match="masks of padchest are not of the same records as its landmarks"):
         run(hurt, tmp_path / "out")
     assert not (tmp_path / "out" / "Preprocessed" / "Padchest.csv").exists()
 
@@ -361,13 +361,13 @@ def test_a_file_that_is_there_is_never_replaced(released, tmp_path):
     theirs = tmp_path / "OriginalResolution" / "CheXpert.csv"
     theirs.parent.mkdir()
     theirs.write_text("as downloaded")
-    with pytest.raises(ExportError, match=r"CheXpert\.csv: exists, and nothing in .*; move it away, or choose another"):
+    with pytest.raises(InputError, match=r"CheXpert\.csv: exists, and nothing in .*; move it away, or choose another"):
         run(released, tmp_path)
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [theirs]
     shutil.rmtree(theirs.parent)
     run(released, tmp_path)
     theirs.write_text("edited")
-    with pytest.raises(ExportError, match=r"CheXpert\.csv: has 6 bytes, not the [\d,]+ that were exported"):
+    with pytest.raises(InputError, match=r"CheXpert\.csv: has 6 bytes, not the [\d,]+ that were exported"):
         run(released, tmp_path)
     assert theirs.read_text() == "edited"
 
@@ -377,7 +377,7 @@ def test_a_folder_of_other_things_is_left_alone(released, tmp_path):
     notes = tmp_path / "notes.json"
     notes.write_text("{}")
     for kind in ("chexmask-csv", "coco"):
-        with pytest.raises(StorageError, match=r"is not empty and holds no export \(there is 'notes.json'\); choose"):
+        with pytest.raises(InputError, match=r"is not empty and holds no export \(there is 'notes.json'\); choose"):
             run(released, tmp_path, kind)
     assert list(tmp_path.iterdir()) == [notes]
     notes.rename(tmp_path / ".DS_Store")
@@ -394,7 +394,7 @@ def test_two_exports_do_not_write_the_same_file_at_a_time(released, tmp_path):
     theirs.unlink()
     with whole_files([str(theirs)]) as (stream,):
         stream.write("half")
-        with pytest.raises(ExportError, match=r"CheXpert\.csv: another export writes it"):
+        with pytest.raises(InputError, match=r"CheXpert\.csv: another export writes it"):
             run(released, tmp_path)
         stream.write(" and whole")
     assert theirs.read_text() == "half and whole"
@@ -405,9 +405,7 @@ def test_an_output_belongs_to_one_release(released, tmp_path):
     other = Path(shutil.copytree(released, tmp_path / "v1.0.1"))
     content = json.loads((other / MARKER).read_text())
     (other / MARKER).write_text(json.dumps(content | {"version": "v1.0.1"}))
-    with pytest.raises(
-        ExportError, match=r"exported from another release.* v1\.0\.0 .*not v1\.0\.1 .*another --output"
-    ):
+    with pytest.raises(InputError, match=r"exported from another release.* v1\.0\.0 .*not v1\.0\.1 .*another --output"):
         run(other, tmp_path / "out", "coco")
     # The other format has files of its own.
     run(other, tmp_path / "out")
@@ -422,7 +420,7 @@ def test_on_s3_an_object_appears_when_it_is_whole(released, tmp_path, monkeypatc
         shard = f"{server.bucket}/v1.0.0/mimic-cxr-jpg/masks-00001-of-00002.parquet"
         content = fs.cat_file(shard)
         fs.pipe_file(shard, content[: len(content) // 2])
-        with pytest.raises(ReleaseError, match="masks-00001-of-00002"):
+        with pytest.raises(InputError, match="masks-00001-of-00002"):
             run(f"{server.url}/v1.0.0", f"{server.url}/out")
         found = [Path(file).name for file in fs.find(f"{server.bucket}/out")]
         assert sorted(found) == sorted([".export-chexmask-csv.json", *["ChestX-Ray8.csv", "CheXpert.csv"] * 2])
@@ -434,7 +432,7 @@ def test_on_s3_an_object_appears_when_it_is_whole(released, tmp_path, monkeypatc
             name = f"OriginalResolution/{published_file(source)}"
             assert fs.cat_file(f"{server.bucket}/out/{name}") == (tmp_path / name).read_bytes()
         assert len(imported(f"{server.url}/out/Preprocessed/Padchest.csv", "padchest")) == 5
-        with pytest.raises(ExportError, match=r"no-such-bucket.*cannot be written"):
+        with pytest.raises(InputError, match=r"no-such-bucket.*cannot be written"):
             run(released, "s3://no-such-bucket/out")
         assert not fs.exists("no-such-bucket")
 
@@ -443,19 +441,19 @@ def test_on_s3_an_object_appears_when_it_is_whole(released, tmp_path, monkeypatc
 
 
 def test_what_is_no_release_or_no_place_to_write_is_named(released, tmp_path):
-    with pytest.raises(ReleaseError, match=r"nowhere: is no release \(no release\.json\)"):
+    with pytest.raises(InputError, match=r"nowhere: is no release \(no release\.json\)"):
         run(tmp_path / "nowhere", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=r"file/out: cannot be written"):
+    with pytest.raises(InputError, match=r"file/out: cannot be written"):
         run(released, tmp_path / "file" / "out")
-    with pytest.raises(ExportError, match="is in the release, which never changes"):
+    with pytest.raises(InputError, match="is in the release, which never changes"):
         run(released, released / "csv")
-    with pytest.raises(SettingsError, match="--format must be one of chexmask-csv, coco, not 'yolo'"):
+    with pytest.raises(InputError, match="--format must be one of chexmask-csv, coco, not 'yolo'"):
         run(released, tmp_path / "out", "yolo")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".export-coco.json").write_text("{")
-    with pytest.raises(ExportError, match=r"\.export-coco\.json: is damaged"):
+    with pytest.raises(InputError, match=r"\.export-coco\.json: is damaged"):
         run(released, tmp_path / "out", "coco")
 
 

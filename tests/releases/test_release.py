@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 import chexmask_u as cu
 from chexmask_u import pipeline
+from chexmask_u.errors import InputError
 from chexmask_u.manifests.manifest import list_folder
 from chexmask_u.releases import release
 from chexmask_u.runs import write
@@ -139,15 +140,15 @@ def test_counts_add_up_and_validate_agrees(released):
 
 def test_a_version_never_changes(released, run):
     settings = ReleaseSettings(run=run, output=str(released.parent), version="v1.0.0")
-    with pytest.raises(release.ReleaseError, match="exists and a release never changes"):
+    with pytest.raises(InputError, match="exists and a release never changes"):
         pipeline.make_release(settings)
-    with pytest.raises(release.ReleaseError, match=r"vX\.Y\.Z"):
+    with pytest.raises(InputError, match=r"vX\.Y\.Z"):
         pipeline.make_release(replace(settings, version="1.0"))
 
 
 def test_failed_images_can_be_made_to_stop_a_release(run, tmp_path):
     settings = ReleaseSettings(run=run, output=str(tmp_path), allow_failed=5)
-    with pytest.raises(release.ReleaseError, match="6 images failed, more than --allow-failed 5"):
+    with pytest.raises(InputError, match="6 images failed, more than --allow-failed 5"):
         pipeline.make_release(settings)
     assert not list(tmp_path.iterdir())
 
@@ -157,7 +158,7 @@ def test_an_incomplete_run_is_not_released(run, tmp_path):
     part = sorted((half / "checkpoint").glob("*.parquet"))[0]
     lost = pq.read_metadata(part).num_rows
     part.unlink()
-    with pytest.raises(release.ReleaseError, match=f"{lost} of 43 images have no record yet"):
+    with pytest.raises(InputError, match=f"{lost} of 43 images have no record yet"):
         pipeline.make_release(ReleaseSettings(run=str(half), output=str(tmp_path / "out")))
 
 
@@ -180,7 +181,7 @@ def test_a_part_that_is_lost_or_damaged_is_made_again(run, tmp_path, damage):
     else:
         truncate(part)
     to_release = ReleaseSettings(run=str(hurt), output=str(tmp_path / "out"))
-    with pytest.raises(release.ReleaseError, match=r"lost or damaged.*same `generate` command"):
+    with pytest.raises(InputError, match=r"lost or damaged.*same `generate` command"):
         pipeline.make_release(to_release)
     settings = json.loads((hurt / "run.json").read_text())["settings"] | {"output": str(hurt)}
     summary = pipeline.generate(GenerateSettings(**settings))
@@ -196,7 +197,7 @@ def test_a_part_that_was_copied_over_another_is_named_with_it(run, tmp_path):
     other, *_, original = sorted(parts, key=lambda part: pq.read_metadata(part).num_rows)
     # As many rows as were there, or it would be a lost part.
     pq.write_table(pq.read_table(original).slice(0, pq.read_metadata(other).num_rows), other)
-    with pytest.raises(release.ReleaseError, match=r"occur more than once.*delete these parts") as error:
+    with pytest.raises(InputError, match=r"occur more than once.*delete these parts") as error:
         pipeline.make_release(ReleaseSettings(run=str(hurt), output=str(tmp_path / "out")))
     assert {original.name, other.name} <= set(re.findall(r"[\w-]+\.parquet", str(error.value)))
 
@@ -230,7 +231,7 @@ def test_other_peoples_files_are_left_alone(run, tmp_path):
     precious = [tmp_path / "v1.0.0" / "precious.parquet", tmp_path / "v1.0.0" / "deep" / "masks-00000-of-00001.parquet"]
     for file in precious:
         file.write_text("mine")
-    with pytest.raises(release.ReleaseError, match="holds other files"):
+    with pytest.raises(InputError, match="holds other files"):
         pipeline.make_release(ReleaseSettings(run=run, output=str(tmp_path)))
     assert [file.read_text() for file in precious] == ["mine", "mine"]
 
@@ -248,14 +249,14 @@ def test_of_two_releases_of_one_version_one_stops(run, tmp_path):
     settings = ReleaseSettings(run=run, output=str(tmp_path))
     first = release.plan(write.Run(run), settings)
     second = release.plan(write.Run(run), settings)
-    with pytest.raises(release.ReleaseError, match="another release of this version is under way"):
+    with pytest.raises(InputError, match="another release of this version is under way"):
         release.write_shard(write.Run(run), first, first.shards[0])
     release.finish(second, [release.write_shard(write.Run(run), second, shard) for shard in second.shards])
     pipeline.validate(ValidateSettings(release=str(tmp_path / "v1.0.0")))
 
 
 def test_an_output_that_cannot_be_written_is_named(run):
-    with pytest.raises(release.ReleaseError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         pipeline.make_release(ReleaseSettings(run=run, output="/proc/releases"))
 
 
@@ -278,25 +279,25 @@ def flip(file: Path) -> None:
 )
 def test_a_lost_cut_or_edited_file_is_named(copy, name, damage, words):
     damage(copy / name)
-    with pytest.raises(release.ReleaseError, match=words) as caught:
+    with pytest.raises(InputError, match=words) as caught:
         pipeline.validate(ValidateSettings(release=str(copy)))
     assert name in str(caught.value)
 
 
 def test_a_folder_of_versions_is_told_from_one(copy):
-    with pytest.raises(release.ReleaseError, match=r"holds the versions v1\.0\.0; name one of them"):
+    with pytest.raises(InputError, match=r"holds the versions v1\.0\.0; name one of them"):
         pipeline.validate(ValidateSettings(release=str(copy.parent)))
 
 
 def test_a_release_without_its_marker_is_none(copy):
     (copy / release.MARKER).unlink()
-    with pytest.raises(release.ReleaseError, match="never finished"):
+    with pytest.raises(InputError, match="never finished"):
         pipeline.validate(ValidateSettings(release=str(copy)))
 
 
 def test_a_file_that_does_not_belong_is_named(copy):
     (copy / "hospital-a" / "patients.csv").write_text("name\n")
-    with pytest.raises(release.ReleaseError, match=r"patients\.csv"):
+    with pytest.raises(InputError, match=r"patients\.csv"):
         pipeline.validate(ValidateSettings(release=str(copy)))
 
 
@@ -325,7 +326,7 @@ def test_wrong_content_is_found_even_behind_right_checksums(copy, column, change
             file["bytes"] = (copy / name).stat().st_size
             file["sha256"] = hashlib.sha256((copy / name).read_bytes()).hexdigest()
     (copy / release.MARKER).write_text(json.dumps(marker))
-    with pytest.raises(release.ReleaseError, match=words):
+    with pytest.raises(InputError, match=words):
         pipeline.validate(ValidateSettings(release=str(copy)))
 
 
@@ -334,7 +335,7 @@ def test_a_flipped_bit_in_a_part_is_named_and_never_released(run, tmp_path):
     shutil.copytree(run, copied)
     part = max((copied / "records").iterdir(), key=lambda path: path.stat().st_size)
     invented_runs.flip_a_bit(part)
-    with pytest.raises(release.ReleaseError, match=f"{part.name}: a part of the run's records is damaged"):
+    with pytest.raises(InputError, match=f"{part.name}: a part of the run's records is damaged"):
         pipeline.make_release(ReleaseSettings(run=str(copied), output=str(tmp_path / "releases")))
     assert not list((tmp_path / "releases").rglob("release.json"))
     # As the message says.

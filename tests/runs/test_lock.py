@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from chexmask_u import storage
+from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.runs import lock, write
-from chexmask_u.runs.lock import TakenOverError, held
-from chexmask_u.runs.write import RunError
+from chexmask_u.runs.lock import held
 from chexmask_u.settings import GenerateSettings
 from tests.support.s3 import s3_server
 
@@ -72,7 +72,7 @@ def elsewhere(url: str) -> None:
 def test_a_second_driver_is_refused_in_one_line_that_says_who_and_what_to_do(url: str) -> None:
     holder = start_holder(url)
     try:
-        with pytest.raises(RunError) as caught, held(url):
+        with pytest.raisesInputError as caught, held(url):
             pytest.fail("two drivers")
     finally:
         holder.communicate("\n")
@@ -139,7 +139,7 @@ def test_a_living_driver_of_another_machine_is_known_by_its_heartbeat(url: str) 
     thread.start()
     try:
         time.sleep(0.5)
-        with pytest.raises(RunError, match="is being written by"), held(url):
+        with pytest.raises(InputError, match="is being written by"), held(url):
             pytest.fail("two drivers")
     finally:
         over.set()
@@ -156,7 +156,7 @@ def test_of_many_who_see_a_dead_owner_at_the_same_time_one_takes_over(url: str) 
             with held(url):
                 outcomes.append("held")
                 over.wait(20)
-        except RunError as error:
+        except InputError as error:
             outcomes.append(str(error))
 
     crowd = [threading.Thread(target=come) for _ in range(5)]
@@ -180,7 +180,7 @@ def test_a_driver_whose_run_was_taken_over_stops(url: str) -> None:
             write.Run(url).write_text(write.LOCK, json.dumps(entry | {"token": "other", "pid": 1, "host": "node-7"}))
             time.sleep(20)
 
-    with pytest.raises(TakenOverError, match="taken over by process 1 on node-7"):
+    with pytest.raises(StoppedError, match="taken over by process 1 on node-7"):
         drive()
     # The other one's file is not touched.
     assert owner_file(url)["token"] == "other"
@@ -189,7 +189,7 @@ def test_a_driver_whose_run_was_taken_over_stops(url: str) -> None:
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(url: str) -> None:
     run = write.Run(url)
     write.Run(storage.join(url, "images")).write_text("a.png", "an image")
-    with pytest.raises(RunError, match=r"is not empty and holds no run.*'images'.*choose another --output") as caught:
+    with pytest.raises(InputError, match=r"is not empty and holds no run.*'images'.*choose another --output") as caught:
         write.check_same(run, GenerateSettings(), {}, None)
     assert len(str(caught.value).splitlines()) == 1
     assert run.strangers() == ["images"]

@@ -21,9 +21,10 @@ from ray.data.checkpoint.checkpoint_filter import _clean_pending_checkpoints_tas
 
 from chexmask_u import cli, pipeline, record, storage
 from chexmask_u.columns import landmark_array, latent_array
+from chexmask_u.errors import InputError
 from chexmask_u.manifests.manifest import list_folder
 from chexmask_u.runs import write
-from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, SettingsError
+from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from tests.support.invented_runs import flip_a_bit
 from tests.support.s3 import s3_server
 
@@ -195,7 +196,7 @@ def test_a_damaged_part_is_named_and_gets_no_new_checksum(run: write.Run) -> Non
     part = max(parts, key=lambda path: path.stat().st_size)
     flip_a_bit(part)
     content = part.read_bytes()
-    with pytest.raises(write.RunError, match=rf"{part.name}: a part of the run's records is damaged.*delete it"):
+    with pytest.raises(InputError, match=rf"{part.name}: a part of the run's records is damaged.*delete it"):
         run.retry({"damaged", "timeout"})
     assert part.read_bytes() == content
 
@@ -231,7 +232,7 @@ def test_reasons_are_repeated_or_listed() -> None:
     assert settings.retried_reasons() == {"timeout", "damaged", "storage"}
     assert GenerateSettings(retry=("all",)).retried_reasons() == set(record.REASONS)
     assert GenerateSettings().retried_reasons() == set()
-    with pytest.raises(SettingsError):
+    with pytest.raises(InputError):
         GenerateSettings(retry=("every",))
 
 

@@ -17,13 +17,13 @@ import torch
 
 import chexmask_u as cu
 from chexmask_u.cli import _parser
+from chexmask_u.errors import InputError
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.encoder import Features
 from chexmask_u.model.hybridgnet import HybridGNet
-from chexmask_u.settings import EvaluateSettings, SettingsError, TrainSettings
+from chexmask_u.settings import EvaluateSettings, TrainSettings
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.training import evaluate, examples, scores
-from chexmask_u.training.annotations import AnnotationError
 from chexmask_u.training.augment import augment
 from chexmask_u.training.contour import mask_landmarks
 from chexmask_u.training.distributed import _rank
@@ -288,7 +288,7 @@ def test_the_learning_rate_can_fall_along_a_cosine() -> None:
     )
     rates = [learning_rate(chosen, epoch) for epoch in (0, 20, 30, 40, 60)]
     np.testing.assert_allclose(rates, [1e-3, 0.75e-3, 0.5e-3, 0.25e-3, 0], atol=1e-12)
-    with pytest.raises(SettingsError, match="--decay-epochs 60, before --epochs 61"):
+    with pytest.raises(InputError, match="--decay-epochs 60, before --epochs 61"):
         replace(chosen, epochs=61)
 
 
@@ -521,7 +521,7 @@ def test_a_damaged_landmark_file_is_named(tmp_path: Path, damage: Callable[[byte
     write_folder(tmp_path)
     file = tmp_path / "landmarks.npz"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(AnnotationError, match=r"landmarks\.npz: is no \.npz archive"):
+    with pytest.raises(InputError, match=r"landmarks\.npz: is no \.npz archive"):
         read(tmp_path)
 
 
@@ -624,7 +624,7 @@ def test_bad_input_is_named_and_the_rest_is_usable(
     found, problems = read(tmp_path)
     assert [(problem.kind, problem.name) for problem in problems] == [(kind, "person1")]
     assert [name.partition("/")[2] for name in found.names] == ["person0", "person2", "person3"]
-    with pytest.raises(examples.ExamplesError, match=f"1 {kind} .*/person1.*--on-bad skip"):
+    with pytest.raises(InputError, match=f"1 {kind} .*/person1.*--on-bad skip"):
         examples.refuse(problems, "refuse")
     examples.refuse(problems, "skip")
     assert next(csv.DictReader(io.StringIO(examples.problems_csv(problems))))["kind"] == kind
@@ -634,7 +634,7 @@ def test_a_refused_evaluation_names_the_problems_in_its_output_and_can_be_repeat
     landmarks = write_folder(tmp_path / "people")
     save_landmarks(tmp_path / "people", landmarks[:, :, ::-1])
     given = EvaluateSettings(data=(str(tmp_path / "people"),), output=str(tmp_path / "scored"), samples=2, device="cpu")
-    with pytest.raises(examples.ExamplesError, match="4 swapped"):
+    with pytest.raises(InputError, match="4 swapped"):
         evaluate.evaluate(given)
     assert (tmp_path / "scored" / "problems.csv").read_text().count("swapped") == 4
     save_landmarks(tmp_path / "people", landmarks)
@@ -652,14 +652,14 @@ def test_image_of_another_resolution_than_was_annotated_is_named(tmp_path: Path)
 
 
 def test_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no such folder"):
+    with pytest.raises(InputError, match="no such folder"):
         read(tmp_path / "nowhere")
     write_folder(tmp_path / "people")
     (tmp_path / "people" / "landmarks.npz").unlink()
-    with pytest.raises(SettingsError, match="--landmarks people=PATH"):
+    with pytest.raises(InputError, match="--landmarks people=PATH"):
         read(tmp_path / "people")
     save_landmarks(tmp_path / "people", np.zeros((1, 120, 2)))
-    with pytest.raises(SettingsError, match="no --data is called that"):
+    with pytest.raises(InputError, match="no --data is called that"):
         read(tmp_path / "people", landmarks=["others=landmarks.npz"])
 
 
@@ -752,11 +752,11 @@ def test_split_file_is_followed_and_must_be_complete(tmp_path: Path) -> None:
     file = tmp_path / "split.csv"
     file.write_text(examples.split_csv(names, ["train", "validation", "train"]))
     assert examples.split(names, 0.9, str(file)) == ["train", "validation", "train"]
-    with pytest.raises(SettingsError, match="part of 1 images, such as d"):
+    with pytest.raises(InputError, match="part of 1 images, such as d"):
         examples.split([*names, "mine/d"], 0.9, str(file))
     file.write_text("name,part\nmine/a,train\nother/a,validation\n")
-    with pytest.raises(SettingsError, match="a is in both parts"):
+    with pytest.raises(InputError, match="a is in both parts"):
         examples.split(names, 0.9, str(file))
     file.write_text("name,part\na,test\n")
-    with pytest.raises(SettingsError, match="'test'"):
+    with pytest.raises(InputError, match="'test'"):
         examples.split(names, 0.9, str(file))

@@ -7,13 +7,14 @@ from itertools import chain
 from typing import Any
 
 from chexmask_u import storage
+from chexmask_u.errors import InputError
 from chexmask_u.releases import release
 from chexmask_u.releases.export import chexmask, coco
-from chexmask_u.releases.export.output import ExportError, Journal, whole_files
+from chexmask_u.releases.export.output import Journal, whole_files
 from chexmask_u.releases.export.rows import SourceRows
 from chexmask_u.settings import ExportSettings
 
-__all__ = ["ExportError", "ExportReport", "export"]
+__all__ = ["ExportReport", "InputError", "export"]
 
 _FORMATS = {"chexmask-csv": chexmask, "coco": coco}
 
@@ -45,13 +46,13 @@ def export(settings: ExportSettings) -> ExportReport:
     that is not there; what it finds in the output and did not write itself is never changed.
 
     Raises:
-        ReleaseError: if there is no release, or it is damaged.
-        ExportError, StorageError: if the output cannot be written, or holds something else.
+        InputError: if there is no release, or it is damaged.
+        InputError: if the output cannot be written, or holds something else.
     """
     folder, output = storage.normalise(settings.release), storage.normalise(settings.output)
     content = release.read_marker(folder)
     if f"{output}/".startswith(f"{folder}/"):
-        raise ExportError(f"{output}: is in the release, which never changes; choose another --output")
+        raise InputError(f"{output}: is in the release, which never changes; choose another --output")
     format_ = _FORMATS[settings.format]
     counts = {source: count["ok"] for source, count in content["counts"].items() if count["ok"]}
     files = {source: format_.files(source) for source in counts}
@@ -66,5 +67,5 @@ def export(settings: ExportSettings) -> ExportReport:
                 format_.write(rows, *streams)
             journal.add(files[source])
         except OSError as error:
-            raise ExportError(f"{output}: cannot be written ({storage.explain(error)})") from error
+            raise InputError(f"{output}: cannot be written ({storage.explain(error)})") from error
     return ExportReport(output, counts, files, made_before)

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from chexmask_u import __version__, storage
+from chexmask_u import storage
+from chexmask_u.errors import InputError
 from chexmask_u.settings import EXPORT_FORMATS
-
-
-class ExportError(ValueError):
-    """An export that cannot be made; the message is one line that names the file or field."""
+from chexmask_u.version import __version__
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Journal:
         """The journal of an output folder, for a release.json in one format; a new one if there is none.
 
         Raises:
-            ExportError: if the folder cannot be written, is of another export, or has one of `files` from elsewhere.
-            StorageError: if it holds no export, in either format, and something else.
+            InputError: if the folder cannot be written, is of another export, or has one of `files` from elsewhere.
+            InputError: if it holds no export, in either format, and something else.
         """
         url = storage.join(output, _journal(format))
         digest = hashlib.sha256(json.dumps(release, sort_keys=True).encode()).hexdigest()
@@ -47,14 +45,14 @@ class Journal:
                 content = {"made_of": made_of, "files": {}}
                 _write_json(url, content)
             theirs = content["made_of"]
-        except (ExportError, storage.StorageError):
+        except InputError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{url}: is damaged ({storage.explain(error)}); choose another --output") from error
+            raise InputError(f"{url}: is damaged ({storage.explain(error)}); choose another --output") from error
         except Exception as error:
-            raise ExportError(f"{output}: cannot be written ({storage.explain(error)})") from error
+            raise InputError(f"{output}: cannot be written ({storage.explain(error)})") from error
         if theirs != made_of:
-            raise ExportError(
+            raise InputError(
                 f"{output}: was exported from another release or by another version, {_names(theirs)}, not"
                 f" {_names(made_of)}; choose another --output"
             )
@@ -64,13 +62,13 @@ class Journal:
         """Whether all of these files are there as they were written.
 
         Raises:
-            ExportError: if one of them was changed since.
+            InputError: if one of them was changed since.
         """
         done = self.content["files"]
         sizes = {file: _size(storage.join(self.output, file)) if file in done else None for file in files}
         for file, size in sizes.items():
             if size is not None and size != done[file]:
-                raise ExportError(
+                raise InputError(
                     f"{storage.join(self.output, file)}: has {size:,} bytes, not the {done[file]:,} that were exported;"
                     " move it away, or choose another --output"
                 )
@@ -104,7 +102,7 @@ def _whole_local_file(path: Path) -> Iterator[TextIO]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ExportError(f"{path}: another export writes it; wait for it, or choose another --output") from error
+            raise InputError(f"{path}: another export writes it; wait for it, or choose another --output") from error
         except OSError:
             # Some shared file systems have no locks.
             pass
@@ -131,7 +129,7 @@ def _names(made_of: dict[str, str]) -> str:
 def _refuse_foreign(output: str, files: Iterable[str]) -> None:
     for file in files:
         if _size(storage.join(output, file)) is not None:
-            raise ExportError(
+            raise InputError(
                 f"{storage.join(output, file)}: exists, and nothing in {output} says that it was exported from this"
                 " release; move it away, or choose another --output"
             )

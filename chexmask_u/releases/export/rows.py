@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from chexmask_u import anatomy, storage
 from chexmask_u.columns import to_landmarks
+from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.releases import release
-from chexmask_u.releases.release import ReleaseError
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SourceRows:
         """Records without their masks.
 
         Raises:
-            ReleaseError: if a file is missing or damaged.
+            InputError: if a file is missing or damaged.
         """
         records = (row for table in self._tables("landmarks") for row in _rows(table))
         # A bar on a terminal only; a whole source takes minutes.
@@ -73,21 +73,19 @@ class SourceRows:
             count += 1
             yield row
         if count != self.count:
-            raise ReleaseError(f"{self.folder}: holds {count:,} records of {self.source}, not {self.count:,}")
+            raise InputError(f"{self.folder}: holds {count:,} records of {self.source}, not {self.count:,}")
 
     def with_masks(self) -> Iterator[Row]:
         """Records with their masks.
 
         Raises:
-            ReleaseError: if a file is missing or damaged, or masks and landmarks are not of the same records.
+            InputError: if a file is missing or damaged, or masks and landmarks are not of the same records.
         """
         masks: Iterator[dict[str, Any]] = (row for table in self._tables("masks") for row in table.to_pylist())
         for row in self.landmarks():
             mask = next(masks, None)
             if mask is None or mask["record_id"] != row.record_id:
-                raise ReleaseError(
-                    f"{self.folder}: masks of {self.source} are not of the same records as its landmarks"
-                )
+                raise InputError(f"{self.folder}: masks of {self.source} are not of the same records as its landmarks")
             yield replace(row, masks={organ: mask[organ] for organ in anatomy.ORGANS})
 
     def _tables(self, kind: str) -> Iterator[pa.Table]:

@@ -1,0 +1,30 @@
+"""The public names, and where each lives; `chexmask_u/__init__.py` imports them when they are first used."""
+
+from .anatomy import FRAME as FRAME
+from .anatomy import LANDMARKS as LANDMARKS
+from .anatomy import N_LANDMARKS as N_LANDMARKS
+from .anatomy import ORGANS as ORGANS
+from .anatomy import REGIONS as REGIONS
+from .images.letterbox import Letterbox as Letterbox
+from .images.preparation import ReadImage as ReadImage
+from .manifests.published import read_published as read_published
+from .model.checkpoint import CheckpointError as CheckpointError
+from .model.checkpoint import load_model as load_model
+from .model.hybridgnet import HybridGNet as HybridGNet
+from .model.predict import Prediction as Prediction
+from .model.predict import predict as predict
+from .record import ReadError as ReadError
+from .steps.mask import organ_mask as organ_mask
+from .steps.mask import rle_decode as rle_decode
+from .steps.mask import rle_encode as rle_encode
+from .steps.read import read_image as read_image
+from .use.analysis import draw_record as draw_record
+from .use.analysis import frame_landmarks as frame_landmarks
+from .use.analysis import landmark_uncertainty as landmark_uncertainty
+from .use.analysis import landmark_weights as landmark_weights
+from .use.analysis import record_masks as record_masks
+from .use.analysis import region_uncertainty as region_uncertainty
+from .use.analysis import trusted_landmarks as trusted_landmarks
+from .use.pairing import Pairs as Pairs
+from .use.pairing import pair_images as pair_images
+from .version import __version__ as __version__
