@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +16,7 @@ import fsspec
 import pyarrow.fs as pafs
 from fsspec.core import split_protocol
 
-from chexmask_u.errors import InputError
+from chexmask_u.errors import InputError, StoppedError
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
 
@@ -208,28 +209,26 @@ def names_in(url: str) -> list[str]:
     return sorted({PurePosixPath(one).name for one in found if one.rstrip("/") != path.rstrip("/")})
 
 
-def check_output(url: str, what: str, marks: Sequence[str], ignored: Sequence[str] = ()) -> None:
-    """Check that a folder is empty, or holds what the same verb made there before.
+@contextmanager
+def explained(url: str, done: str = "read", *, missing: str | None = None) -> Iterator[None]:
+    """Turn whatever a storage or a parser raises into one line: "URL: cannot be read (why)".
 
     Args:
-        url: the folder; it need not be there.
-        what: that the verb makes.
-        marks: files of which one is there if the verb made it.
-        ignored: beginnings of other names that say nothing; hidden files and folders do not either.
+        url: of the file or folder that is at fault.
+        done: what cannot be done with it: "read", "written", "opened", "listed".
+        missing: what to say instead where nothing is there; None where that is a fault like any other.
 
     Raises:
-        InputError: naming something else that is there, or if the folder cannot be listed.
+        InputError: as said; one that is raised within passes, and so does a StoppedError.
     """
     try:
-        names = names_in(url)
+        yield
+    except (InputError, StoppedError):
+        raise
     except Exception as error:
-        raise InputError(f"{url}: cannot be opened ({explain(error)})") from error
-    strangers = [name for name in names if not name.startswith((".", *ignored))]
-    if strangers and not set(marks).intersection(names):
-        raise InputError(
-            f"{url}: is not empty and holds no {what} (there is {strangers[0]!r});"
-            " choose another --output or a new folder in it"
-        )
+        if missing is not None and is_missing(error):
+            raise InputError(f"{url}: {missing}") from error
+        raise InputError(f"{url}: cannot be {done} ({explain(error)})") from error
 
 
 def explain(error: BaseException) -> str:

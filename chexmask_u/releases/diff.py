@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
 from chexmask_u.releases import release, versions
 from chexmask_u.settings import DiffSettings
 
@@ -177,7 +178,7 @@ def diff(settings: DiffSettings) -> dict[str, Any]:
     """
     if settings.output is not None:
         # Somebody's own CHANGELOG.md may be there.
-        storage.check_output(storage.normalise(settings.output), "comparison", [_REPORT])
+        Folder(storage.normalise(settings.output)).check_own("comparison", [_REPORT])
     where = {"before": locate(settings.before), "after": locate(settings.after)}
     before, after = (release.read_marker(folder) for folder in where.values())
     failed_before, failed_after = _failures(where["before"], before), _failures(where["after"], after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import uuid
 from bisect import bisect_right
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from chexmask_u import record, storage
 from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
 from chexmask_u.manifests.manifest import ManifestFacts
 from chexmask_u.record import ReadError
 from chexmask_u.runs import report
@@ -54,58 +54,18 @@ VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pill
 
 
 @dataclass(frozen=True)
-class Run:
-    """The folder of a run, on any storage."""
-
-    url: str
+class Run(Folder):
+    """The folder of a run."""
 
     @property
     def records(self) -> str:
         """Parquet parts, `record.RECORD`."""
-        return storage.join(self.url, "records")
+        return self.path("records")
 
     @property
     def checkpoint(self) -> str:
         """Ray Data's checkpoint: the ids whose records are committed."""
-        return storage.join(self.url, "checkpoint")
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the run, or None if it is not there."""
-        fs, path = storage.filesystem(storage.join(self.url, name))
-        try:
-            content = json.loads(fs.cat_file(path))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise InputError(f"{self.url}/{name}: is no JSON; choose another --output") from error
-        except Exception as error:
-            raise InputError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{self.url}/{name}: is no JSON object; choose another --output")
-        return content
-
-    def write_text(self, name: str, text: str) -> None:
-        try:
-            storage.put(storage.join(self.url, name), text.encode())
-        except Exception as error:
-            raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
-
-    def remove(self, name: str) -> None:
-        """Delete a file of the run, if it is there."""
-        fs, path = storage.filesystem(storage.join(self.url, name))
-        try:
-            fs.rm_file(path)
-        except Exception as error:
-            if not storage.is_missing(error):
-                raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
-
-    def strangers(self) -> list[str]:
-        """Names in the folder, other than hidden ones and the owner file, sorted."""
-        try:
-            names = storage.names_in(self.url)
-        except Exception as error:
-            raise InputError(f"{self.url}: cannot be opened ({storage.explain(error)})") from error
-        return [name for name in names if not name.startswith((".", LOCK))]
+        return self.path("checkpoint")
 
     def committed_rows(self) -> int:
         """How many records are committed, counted from file footers."""
@@ -291,11 +251,7 @@ def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], ma
     """
     stored = run.read_json("run.json")
     if stored is None:
-        if strangers := run.strangers():
-            raise InputError(
-                f"{run.url}: is not empty and holds no run (no run.json; there is {strangers[0]!r}); "
-                "choose another --output or a new folder in it"
-            )
+        run.check_own("run", [], ignored=(LOCK,))
         return False
     before = _identity(
         stored.get("schema_version"), stored.get("weights", {}), stored.get("numbers", {}), stored.get("manifest", {})
@@ -340,7 +296,7 @@ def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weight
         "versions": versions(),
     }
     # Nothing reads its URLs again, and people show it to others.
-    run.write_text("run.json", storage.redact(json.dumps(frozen, indent=2)) + "\n")
+    run.write_json("run.json", frozen)
 
 
 def versions() -> dict[str, str]:
@@ -373,9 +329,9 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
             # It was there when its record was made; a report is not worth failing for.
             continue
         pictures.append(report.to_picture(row, image, ranks[row["record_id"]]))
-    run.write_text("report.html", report.render_html(summary, frozen, pictures))
+    run.write("report.html", report.render_html(summary, frozen, pictures))
     # Last: it is what says that a run is complete.
-    run.write_text("report.json", storage.redact(json.dumps(summary, indent=2)) + "\n")
+    run.write_json("report.json", summary)
     return summary
 
 

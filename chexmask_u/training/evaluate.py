@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
 from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import Prediction, predict
@@ -25,7 +26,7 @@ from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.figures import uncertainty
-from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS, TrainingRun
+from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS
 from chexmask_u.training.scores import calibration, image_scores, mean_scores, posterior
 
 # Grey that hides the middle of the right lung: rows and columns of the frame.
@@ -62,7 +63,7 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
 
     found, problems = annotated.read_examples(settings, FRAME, only=wanted)
     if settings.output is not None:
-        TrainingRun(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
+        Folder(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
     annotated.refuse(problems, settings.on_bad)
     if given:
         annotated.split(found.names, 0.0, settings.split)
@@ -81,7 +82,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         InputError: if the output holds something else than an earlier evaluation.
     """
     if settings.output is not None:
-        _check_output(storage.normalise(settings.output))
+        _check_own(Folder(storage.normalise(settings.output)))
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -104,18 +105,18 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     }
     evaluation = Evaluation(head | result.summary, result.images)
     if settings.output is not None:
-        folder = TrainingRun(storage.normalise(settings.output))
+        folder = Folder(storage.normalise(settings.output))
         folder.write("images.csv", images_csv(evaluation.images))
         folder.write("uncertainty.png", uncertainty(evaluation.summary))
         folder.write(SCORES, json.dumps(evaluation.summary, indent=2) + "\n")
     return evaluation
 
 
-def _check_output(url: str) -> None:
-    storage.check_output(url, "evaluation", [SCORES], ignored=(PROBLEMS,))
+def _check_own(folder: Folder) -> None:
+    folder.check_own("evaluation", [SCORES], ignored=(PROBLEMS,))
     # A training run has scores of its own, which say that it is finished.
-    if SETTINGS in storage.names_in(url):
-        raise InputError(f"{url}: holds a training run; choose another --output or a new folder in it")
+    if SETTINGS in folder.names():
+        raise InputError(f"{folder.url}: holds a training run; choose another --output or a new folder in it")
 
 
 def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, batch_size: int) -> Evaluation:

@@ -12,8 +12,8 @@ from typing import Any
 
 import jinja2
 
-from chexmask_u import storage
 from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
 from chexmask_u.runs.write import LOCK, versions
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
@@ -31,13 +31,8 @@ _PLACES = ("data", "landmarks", "output", "address")
 
 
 @dataclass(frozen=True)
-class TrainingRun:
-    """The folder of a training run, on any storage."""
-
-    url: str
-
-    def path(self, name: str) -> str:
-        return storage.join(self.url, name)
+class TrainingRun(Folder):
+    """The folder of a training run."""
 
     @property
     def checkpoints(self) -> str:
@@ -47,35 +42,7 @@ class TrainingRun:
     def check_place(self) -> None:
         """Raise InputError if the folder holds something else than a training run."""
         # The owner file, and what an attempt wrote whose images were refused.
-        storage.check_output(self.url, "training run", [SETTINGS], ignored=(LOCK, PROBLEMS))
-
-    def read(self, name: str) -> bytes | None:
-        """A file of the run, or None if it is not there."""
-        fs, path = storage.filesystem(self.path(name))
-        try:
-            data: bytes = fs.cat_file(path)
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise InputError(f"{self.url}: cannot be read ({storage.explain(error)})") from error
-        return data
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the run, or None if it is not there."""
-        data = self.read(name)
-        try:
-            content: dict[str, Any] | None = None if data is None else json.loads(data)
-        except ValueError as error:
-            raise InputError(f"{self.path(name)}: is no JSON; choose another --output") from error
-        return content
-
-    def write(self, name: str, data: bytes | str) -> None:
-        """Write a file whole."""
-        content = data.encode() if isinstance(data, str) else data
-        try:
-            storage.put(self.path(name), content)
-        except Exception as error:
-            raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
+        self.check_own("training run", [SETTINGS], ignored=(LOCK, PROBLEMS))
 
 
 def freeze(

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 from chexmask_u import pipeline, record
+from chexmask_u.errors import StoppedError
 from chexmask_u.images import sandbox
 from chexmask_u.images.preparation import read_bytes
 from chexmask_u.images.sandbox import Sandbox
@@ -281,7 +282,7 @@ def test_workers_that_die_again_and_again_end_the_run_in_one_line(
     monkeypatch.setattr(pipeline, "MAX_RESTARTS", 2)
     # Whatever ends a worker's process from outside, as soon as it reads.
     monkeypatch.setattr(pipeline, "_complete_and_read", _die)
-    with pytest.raisesStoppedError as caught:
+    with pytest.raises(StoppedError) as caught:
         pipeline.generate(settings)
     assert len(str(caught.value).splitlines()) == 1
     monkeypatch.undo()

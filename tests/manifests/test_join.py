@@ -269,7 +269,7 @@ def test_images_that_the_sources_table_does_not_list_need_a_row(tmp_path):
 
 
 def refusal(settings: ManifestSourceSettings) -> str:
-    with pytest.raisesInputError as caught:
+    with pytest.raises(InputError) as caught:
         build(settings)
     assert not Path(settings.output).exists()
     message = str(caught.value)
@@ -483,7 +483,7 @@ def test_merge_joins_a_source_from_several_manifests(manifests, tmp_path):
 def test_merge_refuses_other_totals_until_they_are_accepted(manifests, tmp_path):
     fewer = write_manifest(tmp_path / "fewer.parquet", "vindr-cxr", 3)
     settings = ManifestMergeSettings(manifests=(*manifests[1:4], fewer), output=str(tmp_path / "all.parquet"))
-    with pytest.raisesInputError as caught:
+    with pytest.raises(InputError) as caught:
         merge(settings)
     message = str(caught.value)
     assert "chestx-ray8 0 of 5, vindr-cxr 3 of 9 (24 of the 35 of all sources)" in message

@@ -290,7 +290,7 @@ def test_an_outage_of_a_quarter_of_a_minute_is_waited_for(tmp_path: Path, monkey
         way.cut()
         waiting = [
             pool.submit(fetch, f"{server.url}/image.png", max_bytes=100),
-            pool.submit(write.Run(server.url).write_text, "run.json", "{}"),
+            pool.submit(write.Run(server.url).write, "run.json", "{}"),
             pool.submit(pq.write_table, pa.table({"a": [1]}), part, filesystem=arrow_fs),
         ]
         time.sleep(15)

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
 from chexmask_u.settings import EXPORT_FORMATS
 from chexmask_u.version import __version__
 
@@ -41,7 +42,7 @@ class Journal:
             content = _read_json(url)
             if content is None:
                 _refuse_foreign(output, files)
-                storage.check_output(output, "export", [_journal(one) for one in EXPORT_FORMATS])
+                Folder(output).check_own("export", [_journal(one) for one in EXPORT_FORMATS])
                 content = {"made_of": made_of, "files": {}}
                 _write_json(url, content)
             theirs = content["made_of"]
