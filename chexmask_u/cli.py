@@ -173,6 +173,10 @@ def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], 
     report = join.build(settings)
     expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
     lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
+    if report.other_frontal:
+        left_out = "frontal views that the CheXmask data set left out, and so this"
+        remedy = "" if settings.chexmask else "; --all-frontal lists them"
+        lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
     lines += [f"  {kind}: {count:,} ({join.PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
     lines.append(f"Problems: {report.problems}")
     return report.asdict(), "\n".join(lines), DONE

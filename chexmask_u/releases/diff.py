@@ -27,6 +27,7 @@ from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.releases import release, versions
+from chexmask_u.runs.write import comparable_numbers, told_preparation
 from chexmask_u.settings import DiffSettings
 
 QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
@@ -369,7 +370,8 @@ def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
             "weights": content["weights"]["source"],
             "weights sha256": content["weights"]["sha256"],
             "manifest sha256": content["manifest"]["sha256"],
-            **content["numbers"],
+            **comparable_numbers(content["numbers"], content["counts"]),
+            **{f"preparation of {name}": told for name, told in told_preparation(content, content["counts"]).items()},
             **content["versions"],
         }
         for content in (before, after)
