@@ -177,6 +177,19 @@ class BenchSettings(Settings):
 
 
 @dataclass(frozen=True)
+class InfoSettings(Settings):
+    """Say what a bug report asks for: versions, devices, weights, and the sources with their terms."""
+
+    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    check: bool = setting(
+        False, "predict drawings with the weights: whether the numbers are sane (exit code 1 if not), and how fast"
+    )
+    device: str = setting(
+        "auto", "where --check predicts; auto: on a GPU if there is one", choices=("auto", "cpu", "cuda")
+    )
+
+
+@dataclass(frozen=True)
 class PlanSettings(Settings):
     """Forecast a run from a short probe on your own images and hardware."""
 
