@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class StoppedError(RuntimeError):
     """Work that stopped before its end; what is done is kept, and the same command goes on with it."""
+
+
+class CheckpointError(InputError):
+    """Weights that cannot be found, read or fitted to the network; the message is one line that names the remedy."""

@@ -12,6 +12,11 @@ from chexmask_u.record import REASONS
 # Of --retry: every reason.
 ALL = "all"
 
+WEIGHTS_HELP = (
+    "'demo' (bundled), a .safetensors, .bin, .pt or .pth file or the folder that holds it,"
+    " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
+)
+
 EXPORT_FORMATS = ("chexmask-csv", "coco")
 
 
@@ -54,7 +59,7 @@ class GenerateSettings(Settings):
     output: str | None = setting(
         None, "folder of the run (local path or URL); the same one resumes it (default, of the demo: ./chexmask-u-demo)"
     )
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     weights_sha256: str | None = setting(None, "digest that the weight file must have")
     samples: int = setting(50, "draws N per image", numbers=True)
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
@@ -194,7 +199,7 @@ class PlanSettings(Settings):
     """Forecast a run from a short probe on your own images and hardware."""
 
     manifest: str = setting("", "manifest Parquet file (local path or URL) to sample")
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     samples: int = setting(50, "draws N per image")
     precision: str = setting(
         "float32", "arithmetic of the encoder, as for generate", choices=("float32", "tf32", "bfloat16")
@@ -442,7 +447,7 @@ class TrainSettings(AnnotatedSettings):
 class EvaluateSettings(AnnotatedSettings):
     """Score weights on annotated radiographs: errors, overlap, and whether the uncertainty means anything."""
 
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     drawings: int = setting(
         0, "drawn radiographs to add: others than those a training with the same --seed was shown", numbers=True
     )

@@ -131,9 +131,8 @@ def test_a_page_and_a_calibration_beside_weights_are_found(tiny_weights, tmp_pat
 
 def published(served: hub.Hub, files: dict[str, bytes]) -> str:
     """The commit of a model repository org/weights that holds these files."""
-    commit = hashlib.sha1(b"main").hexdigest()
-    served.repos["org/weights"] = {"main": files, commit: files}
-    return commit
+    model = served.models.get("org/weights") or served.model("org/weights", {})
+    return model.commit(files, "weights")
 
 
 def test_of_weights_on_the_hub_it_tells_the_commit_and_the_licence_of_their_page(
