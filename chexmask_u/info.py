@@ -141,10 +141,9 @@ def _licence(found: WeightFile) -> str:
 
 def _calibration(found: WeightFile) -> str:
     try:
-        found = found.beside(CALIBRATION)
+        return CALIBRATION if found.beside(CALIBRATION) is not None else NONE
     except Exception:  # as above
         return NOT_KNOWN
-    return CALIBRATION if found is not None else NONE
 
 
 def check(weights: str, sha256: str, device: str = "auto") -> dict[str, Any]:

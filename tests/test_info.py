@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from chexmask_u import cli, sources
-from chexmask_u.model.checkpoint import load_model, save_model
+from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.weight_files import load_model
 from tests.support import hub
 
 

@@ -12,41 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from chexmask_u.errors import CheckpointError
 from chexmask_u.model.checkpoint import save_model
-from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.weight_files import find, load_model
-
-SIZE = 64
-
-
-def network(variant: str = "skip", seed: int = 0) -> HybridGNet:
-    torch.manual_seed(seed)
-    return HybridGNet(input_size=SIZE, variant=variant).eval()  # type: ignore[arg-type]
-
-
-@torch.inference_mode()
-def answers(model: HybridGNet) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    images, z = torch.rand(2, 1, SIZE, SIZE, generator=generator), torch.randn(2, 3, 64, generator=generator)
-    mean, log_var, features = model.encode(images)
-    return torch.cat([mean.ravel(), log_var.ravel(), model.decode(z, features).ravel()])
-
-
-def state_of(model: HybridGNet, folder: Path) -> dict[str, Tensor]:
-    """The weights by upstream's names."""
-    save_model(model, folder / "state.safetensors")
-    return load_file(folder / "state.safetensors")
-
-
-def write(state: dict[str, Any], path: Path) -> Path:
-    """Save in the form that the file's name says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-    return path
+from tests.support.small_networks import CONFIG, SIZE, answers, network, state_of, write
 
 
 def refusal(source: str | Path, **options: Any) -> str:
@@ -117,41 +89,6 @@ def test_a_checkpoint_gives_the_state_dict_in_it(tmp_path: Path, wrap: Callable[
     model = network("noskip")
     loaded = load_model(str(write(wrap(state_of(model, tmp_path)), tmp_path / "checkpoint.pth")))
     assert (answers(loaded) == answers(model)).all()
-
-
-@pytest.mark.parametrize("form", ["pytorch_model.bin", "model.safetensors", "bestMSE.pt"])
-def test_the_published_numbers_come_from_every_published_form(
-    tmp_path: Path, shared: Path, variant: str, form: str
-) -> None:
-    """The golden vectors, of which test_model.py says more, from weights that lie as the published ones do."""
-    stem = shared / "golden" / f"hybridgnet_{variant}_256"
-    prefix = "" if form == "bestMSE.pt" else "model."
-    state = {prefix + key: value for key, value in load_file(stem.with_suffix(".safetensors")).items()}
-    expected = np.load(stem.with_suffix(".npz"))
-    config = {"latents": 64, "inputsize": 256, "K": 6, "skip_features": 32, "use_skip": variant == "skip"}
-    path = write(state, tmp_path / form)
-    path.with_name("config.json").write_text(json.dumps(config))
-    model = load_model(str(tmp_path))
-    with torch.inference_mode():
-        mean, _, features = model.encode(torch.from_numpy(expected["image"]).float()[None, None] / 255)
-        pixels = model.decode(torch.from_numpy(expected["z"])[None], features)[0] * 1024
-    np.testing.assert_allclose(mean[0], expected["mu"], atol=1e-4)
-    np.testing.assert_allclose(pixels.mean(0), expected["mean_px"], atol=0.01)
-    np.testing.assert_allclose(pixels.std(0, correction=0), expected["std_px"], atol=0.01)
-
-
-# As the published repository has it, but for the size.
-CONFIG = {
-    "latents": 64,
-    "inputsize": SIZE,
-    "K": 6,
-    "filters": [2, 32, 32, 32, 16, 16, 16],
-    "skip_features": 32,
-    "n_nodes": [120, 120, 120, 60, 60, 60],
-    "eval_sampling": True,
-    "use_skip": True,
-    "license": "mit",
-}
 
 
 def test_a_config_that_agrees_is_no_obstacle(tmp_path: Path, variant: str) -> None:

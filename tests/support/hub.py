@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import huggingface_hub
 import pytest
 import yaml
+from huggingface_hub import constants
 
 WRITER = "hf_the_token_of_a_writer"
 READER = "hf_the_token_of_a_reader"
@@ -211,7 +212,6 @@ def serve() -> Iterator[Hub]:
 @contextmanager
 def for_this_process(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     """A Hub that this process takes for the real one, as one with its `environment` does from its start."""
-    constants = huggingface_hub.constants
     with serve() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
