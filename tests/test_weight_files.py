@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chexmask_u.model.errors import CheckpointError
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor
 
-from chexmask_u.errors import InputError
+from chexmask_u.errors import CheckpointError, InputError
 from chexmask_u.manifests.manifest import ManifestFacts
 from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings
