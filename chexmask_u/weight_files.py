@@ -83,13 +83,14 @@ class WeightFile:
             return path, digest
         if self.repo is None:
             raise CheckpointError(f"{self.source}: sha256 of {path} is {digest}, not {self.sha256}, as it was before")
-        # The client would link to its copy again; it keys it by the digest that the copy should have.
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{self.source}: the downloaded {self.file} has sha256 {digest}, not {self.sha256}, as the Hub's; "
-            "it was removed, try again"
-        )
+        problem = f"{self.source}: the downloaded {self.file} has sha256 {digest}, not {self.sha256}"
+        try:
+            # The client would link to its copy again; it keys it by the digest that the copy should have.
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{problem}; remove {path} ({error.strerror}), and try again") from error
+        raise CheckpointError(f"{problem}; it was removed, try again")
 
     def read_config(self) -> dict[str, Any]:
         """What the config.json beside it says; nothing where there is none.

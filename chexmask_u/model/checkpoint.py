@@ -19,8 +19,8 @@ from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
 from chexmask_u.model.hybridgnet import HybridGNet, Variant
 
-# Where a checkpoint holds its state dict, outermost first.
-_WRAPPERS = ("model", "state_dict")
+# Where a checkpoint holds its state dict: in one of them, or in one within the other.
+_WRAPPERS = ("state_dict", "model", "state_dict")
 
 _LATENT = "encoder.fc_mu.weight"
 

@@ -191,20 +191,18 @@ def on_nodes_of_replicas(function: Callable[[Any], Any], arg: Any, share: Layout
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    remote = ray.remote(num_cpus=0, max_retries=MAX_RESTARTS)(function)
     if share.on_gpus and not share.gpus:
         # As many as there will be replicas, or a cluster would grow to one node first and only then to all.
-        on_workers(function, [(arg,)] * share.replicas, gpus=1)
-        return
-    kind = "GPU" if share.on_gpus else "CPU"
-    # Soft: a node may be taken away meanwhile, and then holds no replica.
-    places = [
-        NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get(kind)
-    ]
-    remote = ray.remote(num_cpus=0, max_retries=MAX_RESTARTS)(function)
+        calls = [remote.options(num_gpus=1)] * share.replicas
+    else:
+        kind = "GPU" if share.on_gpus else "CPU"
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+        # Soft: a node may be taken away meanwhile, and then holds no replica.
+        places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+        calls = [remote.options(scheduling_strategy=place) for place in places]
     try:
-        ray.get([remote.options(scheduling_strategy=place).remote(arg) for place in places])
+        ray.get([call.remote(arg) for call in calls])
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from None
 

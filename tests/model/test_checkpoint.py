@@ -78,6 +78,7 @@ def test_every_form_of_the_same_weights_gives_the_same_model(
 WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "with the epoch": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": [1e-4]}},
     "under model": lambda state: {"model": state},
+    "beside its settings": lambda state: {"model": {"latents": 64}, "state_dict": state},
     "prefixed, under both": lambda state: {
         "model": {"state_dict": {f"module.{key}": value for key, value in state.items()}}
     },
