@@ -1,6 +1,7 @@
 """`chexmask-u <verb>`: flags from the settings, one-line errors, exit codes.
 
-0: done. 1: the run ended incomplete; the same command goes on with it. 2: bad usage or input, nothing was done.
+0: done. 1: the run ended incomplete, and the same command goes on with it; or a check failed. 2: bad usage or input,
+nothing was done.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TextIO
 
-from chexmask_u import demo, info, pipeline, sources, storage
+from chexmask_u import demo, info, pipeline, sources, storage, verify
 from chexmask_u.bench import plan
 from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.manifests import join, manifest, merge
@@ -38,6 +39,7 @@ from chexmask_u.settings import (
     Settings,
     TrainSettings,
     ValidateSettings,
+    VerifySettings,
 )
 from chexmask_u.training import distributed, evaluate
 from chexmask_u.version import __version__
@@ -142,6 +144,12 @@ def _diff(settings: DiffSettings) -> tuple[dict[str, Any], str, int]:
     return report, diff.text(report), DONE
 
 
+def _verify(settings: VerifySettings) -> tuple[dict[str, Any], str, int]:
+    report = verify.verify(settings)
+    codes = {"same": DONE, "different": INCOMPLETE, "unusable": BAD_INPUT}
+    return report, verify.text(report), codes[report["verdict"]]
+
+
 def _train(settings: TrainSettings) -> tuple[dict[str, Any], str, int]:
     result = distributed.train(settings)
     if result.get("diverged"):
@@ -238,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chexmask-u",
         description="Landmarks of chest radiographs, with uncertainty.",
-        epilog="Exit codes: 0 done; 1 ended incomplete, and the same command goes on; 2 bad usage or input.",
+        epilog="Exit codes: 0 done; 1 ended incomplete, and the same command goes on, or a check failed;"
+        " 2 bad usage or input.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -254,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "export", _export, ExportSettings, positional=("release",), required=("output", "format"))
     _add(verbs, "publish", _publish, PublishSettings, positional=("release",), required=("repo",))
     _add(verbs, "diff", _diff, DiffSettings, positional=("before", "after"))
+    _add(verbs, "verify", _verify, VerifySettings, required=("published",))
     _add(verbs, "train", _train, TrainSettings, required=("output",))
     _add(verbs, "evaluate", _evaluate, EvaluateSettings)
     _add(verbs, "bench", _bench, BenchSettings)

@@ -308,6 +308,43 @@ class DiffSettings(Settings):
 
 
 @dataclass(frozen=True)
+class VerifySettings(Settings):
+    """Say whether what was regenerated is the published dataset: means, spreads and masks beside its CSVs."""
+
+    published: tuple[str, ...] = setting(
+        (),
+        "published CSV (local path or URL), of OriginalResolution or Preprocessed; or SOURCE=CSV, where its id column"
+        " does not tell the source; may be repeated, once for each source",
+    )
+    run: str | None = setting(None, "folder of the run to compare (local path or URL); it need not be complete")
+    release: str | None = setting(None, "folder of one version to compare instead (local path or URL)")
+    images: str | None = setting(
+        None, "folder or URL prefix of the images instead: a sample of them is predicted first, in this process"
+    )
+    weights: str | None = setting(None, "of --images: as for generate")
+    probe: int = setting(200, "of --images: how many images of each source to predict")
+    samples: int = setting(50, "of --images: draws N per image")
+    seed: int = setting(0, "of --images: fixes which of them, and the draws")
+    device: str = setting(
+        "auto", "of --images: where the network runs; auto: CUDA where there is a GPU", choices=("auto", "cpu", "cuda")
+    )
+    published_samples: int = setting(50, "draws N per image that the published numbers are of")
+    output: str | None = setting(
+        None, "folder (local path or URL) for verify.json, movers.csv and movers.png (default: none is written)"
+    )
+    movers: int = setting(12, "how many of the images that differ most are listed and drawn")
+
+    def __post_init__(self) -> None:
+        self._at_least(probe=1, samples=1, published_samples=2, movers=1)
+        if not self.published:
+            raise InputError("--published is needed: the CSV of a source as published")
+        if sum(given is not None for given in (self.run, self.release, self.images)) != 1:
+            raise InputError("give one of --run, --release and --images: what is to be compared")
+        if (self.images is None) != (self.weights is None):
+            raise InputError("--weights goes with --images: a run or a release has been made with its own")
+
+
+@dataclass(frozen=True)
 class ValidateSettings(Settings):
     """Check a release: files, checksums, ids, counts and numbers."""
 

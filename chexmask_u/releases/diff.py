@@ -500,13 +500,28 @@ def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
 
 
-def draw(movers: Sequence[Mover], title: str) -> bytes:
-    """PNG of the contours before and after, one panel per record, in the 1024 frame; no image is needed."""
+def draw(
+    movers: Sequence[Mover],
+    title: str,
+    names: tuple[str, str] = ("before", "after"),
+    images: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> bytes:
+    """PNG of the contours before and after, one panel per record, in the 1024 frame; no image is needed.
+
+    Args:
+        movers: of the panels.
+        title: above them.
+        names: what before and after are called.
+        images: uint8 [1024, 1024] by record id; panels of others stay blank.
+    """
+    images = images or {}
     rows = -(-len(movers) // _FIGURE_COLUMNS)
     figure = Figure(figsize=(3.1 * _FIGURE_COLUMNS, 3.45 * rows + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=12)
     grid = figure.subplots(rows, _FIGURE_COLUMNS, squeeze=False).ravel()
     for axes, mover in zip(grid, movers, strict=False):
+        if (image := images.get(mover.record_id)) is not None:
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, FRAME, FRAME, 0))
         for organ, colour in _COLOURS.items():
             closed = [*range(LANDMARKS[organ].start, LANDMARKS[organ].stop), LANDMARKS[organ].start]
             axes.plot(*mover.before[closed].T, color=_BEFORE, linewidth=1.1, linestyle=(0, (4, 2)))
@@ -526,9 +541,10 @@ def draw(movers: Sequence[Mover], title: str) -> bytes:
         axes.set_yticks([])
     for axes in grid[len(movers) :]:
         axes.set_axis_off()
-    handles = [Line2D([], [], color=_BEFORE, linestyle=(0, (4, 2)), label="before")]
+    handles = [Line2D([], [], color=_BEFORE, linestyle=(0, (4, 2)), label=names[0])]
     handles += [
-        Line2D([], [], color=colour, label=f"{organ.replace('_', ' ')}, after") for organ, colour in _COLOURS.items()
+        Line2D([], [], color=colour, label=f"{organ.replace('_', ' ')}, {names[1]}")
+        for organ, colour in _COLOURS.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
     sink = io.BytesIO()
