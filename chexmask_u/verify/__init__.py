@@ -215,6 +215,6 @@ def _too_few(csv: str, records: Records, missing: Missing, other_size: int, coun
     if other_size:
         return (
             f"{csv}: of {other_size:,} images the size is not the one that Height and Width say; compare the"
-            " distribution in full size, or the Preprocessed CSV"
+            " distribution in full size, or the Preprocessed CSV, or see whether rows of the CSV are shifted"
         )
     return f"{csv}: {count} images have a row and a record; a comparison takes at least {LEAST_IMAGES}"

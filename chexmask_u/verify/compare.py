@@ -367,8 +367,10 @@ def _spread(reading: Reading) -> Floats:
 
 
 def _quantile(counts: NDArray[np.int64], q: float) -> float:
-    total = np.concatenate([[0], np.cumsum(counts)])
-    return float(np.interp(q * total[-1], total, _EDGES))
+    # Not beyond the last bin that holds anything.
+    used = np.flatnonzero(counts)[-1] + 1
+    total = np.concatenate([[0], np.cumsum(counts[:used])])
+    return float(np.interp(q * total[-1], total, _EDGES[: used + 1]))
 
 
 Reader = Callable[[Pairs, Pairs, Frame], Reading | None]

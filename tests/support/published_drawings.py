@@ -1,4 +1,4 @@
-"""Drawings that "were published": rows by the published algorithm with noise of its own, and the same images' records."""
+"""Drawings as if published: rows by the published algorithm with noise of its own, and the same images' records."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 import chexmask_u as cu
 from chexmask_u import anatomy, record, sources
@@ -35,8 +36,8 @@ IDS = {
 PATHS = {"chexpert": "{}", "mimic-cxr-jpg": "files/p10/p10000032/s50414267/{}.jpg"}
 
 # Width and height of the drawings, and the black border around them: left, top, right, bottom.
-_SHAPES = ((700, 900), (900, 760), (640, 640), (820, 610))
-_BORDERS = ((31, 12, 8, 40), (14, 50, 22, 17), (0, 25, 60, 0))
+_SHAPES = ((1400, 1800), (1800, 1520), (1280, 1280), (1640, 1220))
+_BORDERS = ((62, 24, 16, 80), (28, 100, 44, 34), (0, 50, 120, 0))
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,11 @@ def make(folder: Path, source: str, count: int = 12) -> list[Row]:
         paths.append(path)
     prepared = np.stack([image.image for image in images])
     ours = cu.predict(model, prepared, [f"{source}/{image_id}" for image_id in ids], SAMPLES, seed=0)
+    threads = torch.get_num_threads()
+    # Its many small operations take ten times as long where threads wait for each other beside other work.
+    torch.set_num_threads(1)
     theirs = reference.predict(prepared, [latent_noise(f"published {name}", SAMPLES, 1) for name in ids])
+    torch.set_num_threads(threads)
     return [
         Row(
             image_id,
