@@ -43,6 +43,8 @@ _FIGURE_COLUMNS = 4
 _LABEL_LENGTH = 34
 _COLOURS = dict(zip(ORGANS, ("#0b6fa4", "#c2410c", "#7e22ce"), strict=True))
 _BEFORE = "#8c959f"
+# Grey would vanish in a radiograph.
+_BEFORE_ON_IMAGES = "#16a34a"
 
 Block = dict[str, NDArray[Any]]
 """Columns of some records in the order of their ids: [rows] or, for lists and structs, [rows, values]."""
@@ -515,6 +517,7 @@ def draw(
         images: uint8 [1024, 1024] by record id; panels of others stay blank.
     """
     images = images or {}
+    earlier = _BEFORE_ON_IMAGES if images else _BEFORE
     rows = -(-len(movers) // _FIGURE_COLUMNS)
     figure = Figure(figsize=(3.1 * _FIGURE_COLUMNS, 3.45 * rows + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=12)
@@ -524,7 +527,7 @@ def draw(
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, FRAME, FRAME, 0))
         for organ, colour in _COLOURS.items():
             closed = [*range(LANDMARKS[organ].start, LANDMARKS[organ].stop), LANDMARKS[organ].start]
-            axes.plot(*mover.before[closed].T, color=_BEFORE, linewidth=1.1, linestyle=(0, (4, 2)))
+            axes.plot(*mover.before[closed].T, color=earlier, linewidth=1.1, linestyle=(0, (4, 2)))
             axes.plot(*mover.after[closed].T, color=colour, linewidth=1.3)
         label = mover.record_id
         if len(label) > _LABEL_LENGTH:
@@ -541,7 +544,7 @@ def draw(
         axes.set_yticks([])
     for axes in grid[len(movers) :]:
         axes.set_axis_off()
-    handles = [Line2D([], [], color=_BEFORE, linestyle=(0, (4, 2)), label=names[0])]
+    handles = [Line2D([], [], color=earlier, linestyle=(0, (4, 2)), label=names[0])]
     handles += [
         Line2D([], [], color=colour, label=f"{organ.replace('_', ' ')}, {names[1]}")
         for organ, colour in _COLOURS.items()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
@@ -20,7 +21,7 @@ from chexmask_u.verify.compare import READINGS, Comparison, Draws, Frame, Images
 from chexmask_u.verify.joined import Chunk, Missing, join, share_of
 from chexmask_u.verify.records import Records, Regenerated, is_lossless, open_regenerated
 from chexmask_u.verify.report import FarImage, text
-from chexmask_u.verify.verdict import LEAST_IMAGES, Context, judge, spread
+from chexmask_u.verify.verdict import LEAST_IMAGES, Context, judge, offset, spread
 
 __all__ = ["InputError", "text", "verify"]
 
@@ -121,7 +122,8 @@ def _verify_source(
         skip=facts["weights"]["variant"] == "skip",
         lossless=is_lossless(facts),
     )
-    verdict, images, spreads = judge(comparison, context), comparison.images, spread(comparison)
+    verdict = judge(comparison, context, found.dice_as_said())
+    images, spreads = comparison.images, spread(comparison)
     return {
         "published": csv,
         "verdict": verdict.verdict,
@@ -135,8 +137,9 @@ def _verify_source(
         "expected": {name: comparison.expected_quantile(q) for name, q in report.QUANTILES.items()},
         "within_expected": comparison.within_expected / comparison.coordinates,
         "within_rounding": comparison.within_rounding / comparison.coordinates,
+        "offset": offset(comparison),
         "spread": None if spreads is None else asdict(spreads),
-        "dice": report.dice(found.dice),
+        "dice": report.dice({organ: [value for value, _ in found.dice[organ]] for organ in ORGANS}),
     }, found.far
 
 
@@ -147,7 +150,8 @@ class _Found:
         self.source = source
         self.records = records
         self.most = most
-        self.dice: dict[str, list[float]] = {organ: [] for organ in ORGANS}
+        # With whether the landmarks of the image are as the CSV says.
+        self.dice: dict[str, list[tuple[float, bool]]] = {organ: [] for organ in ORGANS}
         self.other_size = self.size_swapped = 0
         self.far: list[FarImage] = []
 
@@ -166,7 +170,7 @@ class _Found:
 
     def add(self, chunk: Chunk, comparison: Comparison) -> None:
         images, ours, theirs = comparison.add(chunk.pairs)
-        self._add_dice(chunk, comparison.frame)
+        self._add_dice(chunk, comparison.frame, images.of("as_said"))
         largest = images.distances.max(axis=1)
         chosen = np.argsort(-largest, kind="stable")[: self.most]
         moved = [self._far(chunk, images, int(row), ours[row], theirs[row]) for row in chosen if largest[row] > 0]
@@ -178,7 +182,12 @@ class _Found:
         mover = Mover(chunk.ids[row], self.source, ORGANS[organ], pixels, theirs, ours)
         return FarImage(mover, list(READINGS)[images.reading[row]], self.records.uri.get(int(chunk.rows[row])))
 
-    def _add_dice(self, chunk: Chunk, frame: Frame) -> None:
+    def dice_as_said(self) -> dict[str, float]:
+        """Median of each organ over the images whose landmarks are as the CSV says, where there are enough."""
+        values = {organ: [value for value, as_said in found if as_said] for organ, found in self.dice.items()}
+        return {organ: float(np.median(found)) for organ, found in values.items() if len(found) >= LEAST_IMAGES}
+
+    def _add_dice(self, chunk: Chunk, frame: Frame, as_said: NDArray[np.bool_]) -> None:
         share = MASK_IMAGES / max(1, len(self.records.row))
         for row, image_id in enumerate(chunk.ids):
             if share_of(image_id) >= share:
@@ -193,7 +202,7 @@ class _Found:
                     continue
                 found = mask_dice(organ_rle(points, organ, height, width), published_mask)
                 if found is not None:
-                    self.dice[organ].append(found)
+                    self.dice[organ].append((found, bool(as_said[row])))
 
 
 def _farthest(images: list[FarImage], most: int) -> list[FarImage]:

@@ -247,15 +247,16 @@ class OfImages:
 
     def read(self, source: str, csv: str) -> Records:
         chosen = self._sample(source, csv)
-        records = Records.empty(len(chosen))
+        records, problem = Records.empty(len(chosen)), ""
         for first in _shown(range(0, len(chosen), _PREDICTED), len(chosen), source):
             rows = []
             for image_id, path in chosen[first : first + _PREDICTED]:
                 uri = storage.join(self.root, path)
                 try:
                     image = read_image(uri, source=source)
-                except ReadError:
+                except ReadError as error:
                     records.failed.add(image_id)
+                    problem = str(error)
                 else:
                     rows.append((image_id, uri, image))
             if not rows:
@@ -270,6 +271,8 @@ class OfImages:
                 records.std[row] = box.spread_to_original(predicted.landmarks_std[index])
                 records.crop[row], records.pad[row] = (box.crop_left, box.crop_top), (box.pad_left, box.pad_top)
                 records.scale[row], records.size[row] = box.scale, (image.width, image.height)
+        if not records.row:
+            raise InputError(f"none of {len(chosen)} sampled images can be read, for instance {problem}")
         return records
 
     def _sample(self, source: str, csv: str) -> list[tuple[str, str]]:

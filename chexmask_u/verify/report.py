@@ -130,7 +130,7 @@ def write(output: str, report: Mapping[str, Any], images: Sequence[FarImage]) ->
             drawn = diff.draw([image.mover for image in images], title, ("published", "regenerated"), seen)
             storage.put(storage.join(output, "movers.png"), drawn)
         storage.put(storage.join(output, "movers.csv"), table.getvalue().encode())
-        storage.put(storage.join(output, REPORT), (json.dumps(report, indent=2) + "\n").encode())
+        storage.put(storage.join(output, REPORT), storage.redact(json.dumps(report, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({storage.explain(error)})") from error
 

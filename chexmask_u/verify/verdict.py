@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME
 from chexmask_u.verify.compare import EXPECTED, KNOWN, MAPPINGS, READINGS, Comparison, spread_ratio_expected
@@ -23,12 +25,18 @@ SAME_COORDINATES = 0.95
 # rounding moves one by 2.5% at the median; of two sets of draws it was 0.96 to 1.03, of other weights 0.5 (measured).
 SAME_SPREAD = 1.1
 
+# Median Dice of each organ, where the landmarks are as published: of two sets of draws it is 0.995 and more (measured).
+SAME_DICE = 0.95
+
 # A fault names what differs if it explains so many of the images that differ.
 MAIN_SHARE = 0.5
 
 # Landmarks whose distance to their own image's record is this share of that to another image's have nothing to do with
 # it; of other weights it is a seventh (measured).
 UNRELATED = 0.8
+
+# Pixels of the CSV; a smaller offset that all images share changes fewer than one integer in ten.
+LEAST_OFFSET = 0.1
 
 # Standard deviations of a normal distribution per median absolute deviation; a median's error per mean's.
 _MAD, _MEDIAN_ERROR = 1.4826, 1.2533
@@ -106,8 +114,7 @@ def spread(comparison: Comparison) -> Spread | None:
     values = images.spread[there].astype(np.float64)
     if len(values) < LEAST_IMAGES:
         return None
-    median = float(np.median(values))
-    error = _MEDIAN_ERROR * _MAD * float(np.median(np.abs(values - median))) / np.sqrt(len(values))
+    median, error = _median(values)
     expected = spread_ratio_expected(comparison.draws)
     allowed = np.log(SAME_SPREAD) + 3 * error
     to_other = np.log(images.scale[there]) * (1 if comparison.frame == "original" else -1)
@@ -118,8 +125,25 @@ def spread(comparison: Comparison) -> Spread | None:
     )
 
 
-def judge(comparison: Comparison, context: Context) -> Verdict:
-    """The verdict on one source."""
+def offset(comparison: Comparison) -> tuple[float, float] | None:
+    """What all images that are as the CSV says are moved by, published less ours, x then y; None if by nothing."""
+    images = comparison.images
+    shifts = images.shift[images.of("as_said") | images.of("truncated")].astype(np.float64)
+    if len(shifts) < LEAST_IMAGES:
+        return None
+    (x, x_error), (y, y_error) = (_median(axis) for axis in shifts.T)
+    seen = abs(x) > max(LEAST_OFFSET, 3 * x_error) or abs(y) > max(LEAST_OFFSET, 3 * y_error)
+    return (x, y) if seen else None
+
+
+def _median(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Median and its standard error."""
+    median = float(np.median(values))
+    return median, float(_MEDIAN_ERROR * _MAD * np.median(np.abs(values - median)) / np.sqrt(len(values)))
+
+
+def judge(comparison: Comparison, context: Context, dice: Mapping[str, float]) -> Verdict:
+    """The verdict on one source; `dice` is each organ's median over images whose landmarks are as the CSV says."""
     images = comparison.images
     count = len(images)
     explained = sum(images.count(name) for name in KNOWN)
@@ -136,6 +160,13 @@ def judge(comparison: Comparison, context: Context) -> Verdict:
             f" standard deviations, where two sets of draws have more than {SAME_COORDINATES:.0%}"
         )
         return Verdict("different", sentence + _demonstration(context), reasons)
+    if low := {organ: value for organ, value in dice.items() if value < SAME_DICE}:
+        organs = ", ".join(f"{organ.replace('_', ' ')} {value:.3f}" for organ, value in low.items())
+        sentence = (
+            f"NOT the same: {of_all} have the published landmarks, but not the masks (median Dice: {organs}): the"
+            " CSV's masks are not those of its landmarks, or are of another organ or image"
+        )
+        return Verdict("different", sentence, reasons)
     if spreads is None:
         sentence = (
             "the same as far as means tell: the CSV has no Landmarks (Std) to compare, so its landmarks were held"
@@ -202,11 +233,17 @@ def _reasons(comparison: Comparison, context: Context) -> list[str]:
         for name in KNOWN
         if name != "as_said" and images.count(name)
     ]
+    if moved := offset(comparison):
+        reasons.append(
+            f"found in all: an offset of ({moved[0]:+.2f}, {moved[1]:+.2f}) pixels of the CSV; means that were cut to"
+            " whole numbers instead of rounded lie half a pixel lower on both axes"
+        )
     reasons.append(
         f"draws: the published ones cannot be repeated, so means of {draws.ours} and {draws.published} differ by about"
         f" {np.sqrt(1 / draws.ours + 1 / draws.published):.2f} of a node's standard deviation"
     )
-    mapped = " in the 1024 frame before they were mapped, and again after" if comparison.frame == "original" else ""
+    twice = comparison.frame == "original" and (images.scale != 1).any()
+    mapped = " in the 1024 frame before they were mapped, and again after" if twice else ""
     reasons.append(f"rounding: published means are whole numbers{mapped}; standard deviations have two decimals")
     if context.skip:
         reasons.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ import chexmask_u as cu
 from chexmask_u import cli, verify
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
+from chexmask_u.manifests import chexmask_csv
 from chexmask_u.releases.export import export
 from chexmask_u.settings import ExportSettings, VerifySettings
 from chexmask_u.steps.mask import organ_rle
+from chexmask_u.verify import joined
 from chexmask_u.verify.compare import Comparison, Draws, mask_dice
 from chexmask_u.verify.joined import Missing, join
 from chexmask_u.verify.records import Records
@@ -103,6 +106,8 @@ def test_means_that_were_cut_instead_of_rounded_are_known(predicted, run, tmp_pa
 
     found = of(compare(drawings.write_csv(tmp_path / "a.csv", CHEXPERT, predicted[CHEXPERT], cut), run))
     assert found["verdict"] == "same"
+    assert found["offset"] == pytest.approx((-0.5, -0.5), abs=0.45)
+    assert any(reason.startswith("found in all: an offset of (-0.") for reason in found["reasons"])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,12 @@ def shifted_rows(by: int):
     return change
 
 
+def in_shifted_pixels(rows: list[Cells]) -> list[Cells]:
+    """Likewise, but with each image's own size."""
+    shifted = shifted_rows(1)(rows)
+    return [replace(row, width=own.width, height=own.height) for row, own in zip(shifted, rows, strict=True)]
+
+
 def each(change):
     return lambda rows: [change(row) for row in rows]
 
@@ -174,6 +185,11 @@ FAULTS = {
         list,
         "the published ones are in the pixels of the other frame than the means",
     ),
+    "masks": (
+        drawings.preprocessed,
+        each(lambda row: replace(row, masks=row.masks | {"heart": row.masks["left_lung"]})),
+        "have the published landmarks, but not the masks (median Dice: heart 0.",
+    ),
     "heart": (
         drawings.preprocessed,
         each(lambda row: replace(row, mean=row.mean + np.where(np.arange(120) < 94, 0, 30)[:, None])),
@@ -188,6 +204,17 @@ def test_a_planted_fault_is_named(predicted, run, tmp_path, fault):
     report = compare(drawings.write_csv(tmp_path / "a.csv", CHEXPERT, predicted[CHEXPERT], cells, change), run)
     assert report["verdict"] == "different"
     assert words in of(report)["sentence"]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_where_chunks_of_rows_end_changes_nothing(predicted, run, tmp_path, monkeypatch, rows):
+    csv = drawings.write_csv(tmp_path / "a.csv", CHEXPERT, predicted[CHEXPERT], change=in_shifted_pixels)
+    whole = compare(csv, run)
+    assert of(whole)["readings"]["row_before"] >= 10
+    # A row has some 20 kB.
+    monkeypatch.setattr(chexmask_csv, "_BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(joined, "CHUNK", rows)
+    assert compare(csv, run) == whole
 
 
 def test_landmarks_of_the_frame_with_original_sizes_are_named(predicted, run, tmp_path):
@@ -254,6 +281,20 @@ def test_landmarks_without_a_spread_are_held_against_single_draws(predicted, run
     assert found["verdict"] == "same"
     assert found["spread"] is None
     assert "no Landmarks (Std) to compare" in found["sentence"]
+
+
+def test_a_run_that_says_how_its_images_were_prepared_is_believed(predicted, run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    frozen = json.loads((copy / "run.json").read_text())
+    frozen["numbers"]["preparation"] = "published"
+    frozen["preparation"] = {MIMIC: "black border cropped, through JPEG of quality 95 and back"}
+    (copy / "run.json").write_text(json.dumps(frozen))
+    csv = drawings.write_csv(tmp_path / "a.csv", MIMIC, predicted[MIMIC])
+    assert cli.main(["verify", "--published", csv, "--run", str(copy), "--published-samples", "10"]) == cli.DONE
+    printed = capsys.readouterr().out
+    assert "prepared: black border cropped, through JPEG of quality 95 and back" in printed
+    assert "compressed once more" not in printed
 
 
 def test_images_of_another_size_are_not_compared_in_pixels(predicted, run, tmp_path, capsys):
