@@ -134,8 +134,9 @@ class Reading:
         Two means of N independent draws and the rounding of one of them. Landmarks without a spread count as one draw.
         """
         ours, theirs = self.std**2, self.published_std**2
-        published = np.where(np.isnan(theirs), ours, theirs / draws.published)
-        return np.sqrt(ours / draws.ours + published + self.rounding)
+        # N - 1, since the standard deviations divide by N.
+        published = np.where(np.isnan(theirs), ours, theirs / (draws.published - 1))
+        return np.sqrt(ours / max(1, draws.ours - 1) + published + self.rounding)
 
     def misfit(self, draws: Draws) -> Floats:
         """Largest, over organs and axes, of the median node's difference in expected standard deviations, [B].
@@ -313,8 +314,8 @@ class Comparison:
         self.within_rounding += int((size <= half).sum())
         self.within_expected += int((size <= EXPECTED * sigma).sum())
         self.largest = max(self.largest, float(size.max()))
-        self._differences += np.histogram(size, _EDGES)[0]
-        self._expected += np.histogram(sigma, _EDGES)[0]
+        self._differences += np.histogram(size.clip(max=_EDGES[-1]), _EDGES)[0]
+        self._expected += np.histogram(sigma.clip(max=_EDGES[-1]), _EDGES)[0]
 
 
 def spread_ratio_expected(draws: Draws) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ from chexmask_u.runs.write import Run
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.read import read_image
 from chexmask_u.use import pairing
+
+Result = TypeVar("Result")
 
 # Without masks, so a few MB.
 _BATCH_ROWS = 1024
@@ -171,7 +173,7 @@ class OfRun:
         self._guarded(fill)
         return records
 
-    def _guarded(self, read: Any) -> Any:
+    def _guarded(self, read: Callable[[], Result]) -> Result:
         try:
             return read()
         except (OSError, pa.ArrowInvalid) as error:

@@ -49,6 +49,8 @@ _FAULTS = {
     "row_after": "rows are shifted: each holds the landmarks of the image one row after it",
 }
 
+_NO_STD = "the CSV has no Landmarks (Std)"
+
 _UNKNOWN_STEPS = {
     "padchest": "how its 16 bits became 8, and what prepared images were saved as, was not published",
     "vindr-cxr": "whether its values were rounded or cut to 8 bits was not published",
@@ -149,9 +151,12 @@ def judge(comparison: Comparison, context: Context, dice: Mapping[str, float]) -
     explained = sum(images.count(name) for name in KNOWN)
     of_all = f"{explained:,} of {count:,} images"
     spreads = spread(comparison)
+    no_spread = None if spreads else _NO_STD if comparison.draws.ours > 1 else "one draw has no spread"
     reasons = _reasons(comparison, context)
     if count - explained > max(1, (1 - SAME_IMAGES) * count):
         sentence = f"NOT the same: {of_all} are as published; {_difference(comparison)}"
+        if no_spread == _NO_STD:
+            sentence += f"; {no_spread}, so it may be CheXmask's own, which another network made"
         return Verdict("different", sentence + _demonstration(context), reasons)
     share = comparison.within_expected / comparison.coordinates
     if share < SAME_COORDINATES:
@@ -167,13 +172,13 @@ def judge(comparison: Comparison, context: Context, dice: Mapping[str, float]) -
             " CSV's masks are not those of its landmarks, or are of another organ or image"
         )
         return Verdict("different", sentence, reasons)
-    if spreads is None:
+    if no_spread:
         sentence = (
-            "the same as far as means tell: the CSV has no Landmarks (Std) to compare, so its landmarks were held"
-            f" against the spread of single draws, and {of_all} lie within it"
+            f"the same as far as means tell: {no_spread}, so spreads were not compared, and means were held against the"
+            f" spread of single draws; {of_all} lie within it"
         )
         return Verdict("same", sentence, reasons)
-    if not spreads.as_expected:
+    if spreads is not None and not spreads.as_expected:
         sentence = (
             f"NOT the same: {of_all} have the published means, but not the standard deviations: ours are"
             f" {spreads.median:.2f} times the published ones, where {spreads.expected:.2f} is expected"

@@ -156,6 +156,10 @@ def each(change):
     return lambda rows: [change(row) for row in rows]
 
 
+def shifted_heart(rows: list[Cells]) -> list[Cells]:
+    return [replace(row, mean=row.mean + np.where(np.arange(120) < 94, 0, 60)[:, None]) for row in rows]
+
+
 FAULTS = {
     "row before": (drawings.preprocessed, shifted_rows(1), "the image one row before it"),
     "row after": (drawings.preprocessed, shifted_rows(-1), "the image one row after it"),
@@ -192,7 +196,7 @@ FAULTS = {
     ),
     "heart": (
         drawings.preprocessed,
-        each(lambda row: replace(row, mean=row.mean + np.where(np.arange(120) < 94, 0, 30)[:, None])),
+        shifted_heart,
         "other weights, or images that were prepared otherwise",
     ),
 }
@@ -280,7 +284,11 @@ def test_landmarks_without_a_spread_are_held_against_single_draws(predicted, run
     found = of(compare(csv, run))
     assert found["verdict"] == "same"
     assert found["spread"] is None
-    assert "no Landmarks (Std) to compare" in found["sentence"]
+    assert "no Landmarks (Std), so spreads were not compared" in found["sentence"]
+    csv = drawings.write_csv(tmp_path / "a.csv", CHEXPERT, predicted[CHEXPERT], change=shifted_heart, spread=False)
+    found = of(compare(csv, run))
+    assert found["verdict"] == "different"
+    assert "so it may be CheXmask's own, which another network made" in found["sentence"]
 
 
 def test_a_run_that_says_how_its_images_were_prepared_is_believed(predicted, run, tmp_path, capsys):
