@@ -192,7 +192,8 @@ class Images:
             is a known one.
         chance: mean distance to another image's landmarks, likewise; NaN where there is no other.
         shift: median difference on each axis, [B, 2], pixels of the CSV, as the CSV says.
-        spread: logarithm of the median ratio of the standard deviations, ours over published; NaN without those.
+        spread: logarithm of the median ratio of standard deviations, ours over published, under its reading likewise;
+            NaN without those.
         scale: of the letterbox.
     """
 
@@ -246,11 +247,9 @@ class Comparison:
             of the published ones is taken back what a known reading explains.
         """
         base = said(pairs, self.frame)
-        reading, correction = self._explain(pairs, base)
-        sigma = base.sigma(self.draws)
-        difference = base.difference - correction
-        self._count(pairs, difference, sigma)
-        ours, published = pairs.to_frame(pairs.mean), base.published_mean - correction
+        reading, explained = self._explain(pairs, base)
+        self._count(pairs, explained)
+        ours, published = pairs.to_frame(pairs.mean), base.mean + explained.difference
         if self.frame == "original":
             published = pairs.to_frame(published)
         apart = np.linalg.norm(published - ours, axis=2)
@@ -265,7 +264,7 @@ class Comparison:
             distances.astype(np.float32),
             chance.astype(np.float32),
             np.median(base.difference, axis=1).astype(np.float32),
-            _spread(base).astype(np.float32),
+            _spread(explained).astype(np.float32),
             pairs.scale.astype(np.float32),
         )
         self._images.append(images)
@@ -286,10 +285,10 @@ class Comparison:
         """Of the standard deviations that they are expected to have, likewise."""
         return _quantile(self._expected, q)
 
-    def _explain(self, pairs: Pairs, base: Reading) -> tuple[NDArray[np.int8], Floats]:
-        """Index in `READINGS` of each image, [B], and what a known one adds to a regenerated mean, [B, 120, 2]."""
+    def _explain(self, pairs: Pairs, base: Reading) -> tuple[NDArray[np.int8], Reading]:
+        """Index in `READINGS` of each image, [B], and that reading of it if it is a known one, else as the CSV says."""
         found = np.full(len(pairs), _NAMES.index("unexplained"), np.int8)
-        correction = np.zeros_like(base.mean)
+        mean, std = base.mean.copy(), base.std.copy()
         last = pairs.take(np.array([0])) if self._last is None else self._last
         before = last.joined(pairs).take(np.arange(len(pairs)))
         left = np.arange(len(pairs))
@@ -300,14 +299,14 @@ class Comparison:
             fits = reading.misfit(self.draws) <= EXPLAINED
             found[left[fits]] = _NAMES.index(name)
             if name in KNOWN:
-                correction[left[fits]] = (reading.mean - base.mean[left])[fits]
+                mean[left[fits]], std[left[fits]] = reading.mean[fits], reading.std[fits]
             left = left[~fits]
             if not len(left):
                 break
-        return found, correction
+        return found, Reading(mean, std, base.published_mean, base.published_std, base.rounding)
 
-    def _count(self, pairs: Pairs, difference: Floats, sigma: Floats) -> None:
-        size = np.abs(difference)
+    def _count(self, pairs: Pairs, explained: Reading) -> None:
+        size, sigma = np.abs(explained.difference), explained.sigma(self.draws)
         # In original pixels, half a pixel of the 1024 frame besides half of one's own.
         half = 0.5 if self.frame == "1024" else np.where(pairs.scale == 1, 0.5, 0.5 / pairs.scale + 0.5)[:, None, None]
         self.coordinates += size.size
