@@ -185,7 +185,7 @@ class BenchSettings(Settings):
 class InfoSettings(Settings):
     """Say what a bug report asks for: versions, devices, weights, and the sources with their terms."""
 
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     check: bool = setting(
         False, "predict drawings with the weights: whether the numbers are sane (exit code 1 if not), and how fast"
     )
