@@ -26,6 +26,7 @@ SOURCE = Source(
     id_column="image_id",
     csv_name="VinDr-CXR",
     expected_rows=18_000,
+    unknown_steps="whether values were rounded or cut to 8 bits was not published",
     layout="train|test/IMAGE_ID.dicom",
     image_id=by_pattern(r"(?:^|/)([^./][^/]*)\.dicom$"),
 )
