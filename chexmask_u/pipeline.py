@@ -16,7 +16,8 @@ import torch
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
+from chexmask_u.manifests.check import check_access, check_columns, inspect
 from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.releases import release
 from chexmask_u.runs import lock, write
@@ -74,7 +75,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     run = write.Run(storage.normalise(settings.output))
     if lost := _LOST_ON_RAY.search(run.url):
         raise InputError(f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another")
-    manifest.check_columns(manifest_uri)
+    check_columns(manifest_uri)
     model = load_model(settings.weights, sha256=settings.weights_sha256)
     weights = {
         "source": settings.weights,
@@ -83,7 +84,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         "input_size": model.input_size,
     }
     del model
-    facts = manifest.inspect(manifest_uri)
+    facts = inspect(manifest_uri)
     write.check_same(run, settings, weights, facts.sha256)
     with lock.held(run.url), connected(settings.address) as started_here, stopped_in_one_line():
         if settings.device == "cuda" and not gpus():
@@ -92,7 +93,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
         if settings.precision == "tf32" and not layout(settings.device).on_gpus:
             raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
-        on_worker(manifest.check_access, manifest_uri)
+        on_worker(check_access, manifest_uri)
         say_if_demonstration(settings.weights)
         write.freeze(run, settings, facts, weights)
         _redo_lost(run)
@@ -225,7 +226,7 @@ def _run_graph(
 
 
 def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
-    return read(manifest.complete(batch), max_side=max_side)
+    return read(parquet.complete(batch), max_side=max_side)
 
 
 class _CountingPredictor(Predictor):

@@ -155,13 +155,14 @@ def _decoded(path: str) -> str:
     return found
 
 
+def schemes(url: str) -> list[str]:
+    """The scheme of each member of a URL, of which only a chained one has several; "" for a path."""
+    return [one if _is_cache(one) else split_protocol(one)[0] or "" for one in _chain(url)]
+
+
 def check_scheme(url: str) -> None:
     """Raise InputError if nothing here can open the scheme of `url`, or one of those that it chains."""
-    *outer, last = _chain(url)
-    schemes = [one.partition("://")[0] for one in outer] + [split_protocol(last)[0]]
-    for scheme in schemes:
-        if scheme is None:
-            continue
+    for scheme in filter(None, schemes(url)):
         try:
             fsspec.get_filesystem_class(scheme)
         except ValueError as error:
@@ -190,10 +191,9 @@ def resolve(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSyste
     if is_local(url):
         # fsspec itself would cut a path at "::", its mark of a chained URL.
         return fsspec.filesystem("file"), normalise(url)
-    if len(chain := _chain(url)) > 1:
-        schemes = {one.partition("://")[0] for one in chain}
+    if len(_chain(url)) > 1:
         # Each member finds its options by its scheme.
-        options = {scheme: told for scheme in schemes if (told := _options(scheme, patient))}
+        options = {scheme: told for scheme in schemes(url) if (told := _options(scheme, patient))}
         fs, path = fsspec.url_to_fs(normalise(url), **options)
         return fs, path
     scheme, _ = split_protocol(url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from chexmask_u import record, sources
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.columns import landmark_array
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import chexmask_csv
+from chexmask_u.manifests import chexmask_csv, csv_table
 from chexmask_u.sources.base import Source
 
 FLAGS: dict[str, str] = {
@@ -49,7 +50,8 @@ def read_published(uri: str, source: str | None = None) -> Iterator[pa.RecordBat
 
     Args:
         uri: local path or URL of the CSV, which may be compressed (.gz).
-        source: name of its source dataset, to be sure of it; otherwise the id column tells.
+        source: name of its source dataset, to be sure of it; otherwise the id column tells, which VinDr-CXR's CSV
+            shares with those of a source of your own.
 
     Yields:
         Batches of the schema `PUBLISHED_ROW`: landmarks float32 [120, 2], x then y, in the pixels of the file's folder,
@@ -58,10 +60,10 @@ def read_published(uri: str, source: str | None = None) -> Iterator[pa.RecordBat
     Raises:
         InputError: a ValueError that names the file, and the row where landmarks are no 240 numbers.
     """
-    line = chexmask_csv.read_header(uri, "a CheXmask CSV")
+    line = csv_table.read_header(uri, "a CheXmask CSV")
     # Split at what a spreadsheet program may have put there too, so that the error is about that.
     header = [name.strip('"') for name in re.split(r"[,;\t|]", line)]
-    known = sources.get(source) if source is not None else _source_of(header)
+    known = sources.get(source) if source is not None else _source_of(uri, header)
     if chexmask_csv.LANDMARKS in header and chexmask_csv.LANDMARKS_MEAN not in header:
         landmarks = [chexmask_csv.LANDMARKS]
     else:
@@ -69,13 +71,19 @@ def read_published(uri: str, source: str | None = None) -> Iterator[pa.RecordBat
     numbers = (chexmask_csv.MEAN, chexmask_csv.MAX, chexmask_csv.HEIGHT, chexmask_csv.WIDTH)
     texts = (known.id_column, *landmarks, *chexmask_csv.ORGAN_COLUMNS.values())
     columns = dict.fromkeys(texts, pa.string()) | dict.fromkeys(numbers, pa.float64())
-    for batch in chexmask_csv.stream_rows(uri, columns, f"a CheXmask CSV of {known.title}"):
+    for batch in chexmask_csv.stream_rows(known, uri, columns):
         yield _published(uri, known, pa.Table.from_batches([batch]), landmarks)
 
 
-def _source_of(header: list[str]) -> Source:
-    """The source whose id column a CSV has; one of the user's own has the same as VinDr-CXR."""
+def _source_of(uri: str, header: list[str]) -> Source:
+    """The source whose id column a CSV has; of several, the one whose CSV is called so."""
     found = [source for source in sources.PUBLISHED.values() if source.id_column in header]
+    if len(found) > 1:
+        name = PurePosixPath(uri).name.lower()
+        titles = " or ".join(source.title for source in found)
+        found = [source for source in found if name.startswith(f"{source.csv_name.lower()}.")]
+        if not found:
+            raise InputError(f"{uri}: may be of {titles}, by its columns; say which with source=")
     return found[0] if found else sources.get("an unknown source")
 
 

@@ -16,9 +16,11 @@ import pytest
 
 from chexmask_u import record, sources, storage
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import join, manifest
+from chexmask_u.manifests import join
+from chexmask_u.manifests.check import inspect
 from chexmask_u.manifests.join import build
 from chexmask_u.manifests.merge import merge
+from chexmask_u.manifests.problems import PROBLEMS
 from chexmask_u.settings import ManifestMergeSettings, ManifestSourceSettings
 from tests.support.official_layouts import PUBLISHED_FILES, Layout, write_layouts
 from tests.support.s3 import S3Server, s3_server
@@ -80,7 +82,7 @@ def test_each_layout_gives_its_rows_and_every_problem_by_kind(name, layouts, tmp
     layout = layouts[name]
     report = build(settings_of(layout, tmp_path))
     assert nonzero(report.counts) == layout.counts
-    assert set(report.counts) == set(join.PROBLEMS)
+    assert set(report.counts) == set(PROBLEMS)
     assert (report.rows, report.csv_rows) == (ROWS, ROWS + 2)
     assert (report.images, report.other_views) == (layout.images, layout.other_views)
     assert report.expected_rows == sources.get(name).expected_rows
@@ -418,7 +420,7 @@ def test_a_manifest_of_all_five_layouts_on_s3(server: S3Server, tree, layouts, t
     output = f"{server.url}/manifests/all.parquet"
     merged = merge(ManifestMergeSettings(manifests=tuple(uris), output=output, accept_less=True))
     assert merged.sources == dict.fromkeys(SOURCES, ROWS)
-    assert manifest.inspect(output).rows == ROWS * len(SOURCES)
+    assert inspect(output).rows == ROWS * len(SOURCES)
 
 
 def test_check_asks_at_least_200_objects_a_second(server: S3Server):

@@ -16,15 +16,9 @@ import pytest
 
 from chexmask_u import record
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import (
-    BATCH_ROWS,
-    Listing,
-    ManifestFacts,
-    check_columns,
-    complete,
-    inspect,
-    list_folder,
-)
+from chexmask_u.manifests.check import ManifestFacts, check_columns, inspect
+from chexmask_u.manifests.folder import Listing, list_folder
+from chexmask_u.manifests.parquet import BATCH_ROWS, complete
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.storage import arrow_filesystem, filesystem
 
@@ -287,7 +281,7 @@ def test_a_driver_checks_a_long_manifest_in_little_memory(tmp_path: Path) -> Non
     )
     script = (
         "import resource, sys\n"
-        "from chexmask_u.manifests.manifest import inspect\n"
+        "from chexmask_u.manifests.check import inspect\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == 'linux' else 1024)\n"
         "before = peak()\n"
         "print(inspect(sys.argv[1]).rows, (peak() - before) / 1024)\n"
