@@ -180,7 +180,7 @@ def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], 
     if report.passed_over:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.passed_over_kinds.items())
         lines.append(
-            f"  other files, passed over (no image of the source, by their path): {report.passed_over:,} ({kinds})"
+            f"  other files, passed over (no image of the source, by their paths): {report.passed_over:,} ({kinds})"
         )
     lines.append(f"Problems: {report.problems}")
     return report.asdict(), "\n".join(lines), DONE

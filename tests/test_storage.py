@@ -132,6 +132,17 @@ def test_percent_signs_of_a_file_uri_name_what_its_writer_meant(url: str, name: 
         assert storage.normalise((tmp_path / name).as_uri()) == expected
 
 
+@pytest.mark.parametrize("key", ["a", "two words", "a#b", "a%20b", "100%", "what?", "ü/胸", "[x]*", "a+b", "a=1&b"])
+def test_keys_of_a_bucket_are_taken_literally(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    # Nothing is asked of this server: a client is made for it, and no more.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    # Parquet goes through one of them and images through the other.
+    for opener in (storage.arrow_filesystem, storage.filesystem):
+        assert opener(f"s3://bucket/{key}/m.parquet")[1] == f"bucket/{key}/m.parquet"
+
+
 WRITE = """
 import resource, signal, sys
 from chexmask_u import storage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import time
 from dataclasses import replace
@@ -14,7 +15,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from chexmask_u import record, sources, storage
+import chexmask_u as cu
+from chexmask_u import cli, record, sources, storage
 from chexmask_u.errors import InputError
 from chexmask_u.manifests import join
 from chexmask_u.manifests.check import inspect
@@ -202,7 +204,7 @@ def test_without_the_table_lateral_views_are_no_rows_but_look_as_if_they_lacked_
     with pytest.raises(InputError, match=r"no table mimic-cxr-2\.N\.N-metadata\.csv\[\.gz\] below.*give --table or"):
         build(settings_of(layout, tmp_path, images=str(layout.root / "files"), chexmask=None))
     table = str(layout.root / "mimic-cxr-2.0.0-metadata.csv.gz")
-    report = build(settings_of(layout, tmp_path, images=str(layout.root / "files"), table=table))
+    report = build(settings_of(layout, tmp_path, images=str(layout.root / "files"), table=table, overwrite=True))
     assert nonzero(report.counts) == layout.counts
 
 
@@ -262,9 +264,80 @@ def test_images_that_the_sources_table_does_not_list_need_a_row(tmp_path):
     header, rows = read_csv(table)
     write_csv(table, header, rows[1:])
     assert nonzero(build(settings_of(layout, tmp_path)).counts) == {}
-    report = build(settings_of(layout, tmp_path, chexmask=None))
+    report = build(settings_of(layout, tmp_path, chexmask=None, output=str(tmp_path / "unscored.parquet")))
     assert nonzero(report.counts) == {"not_in_table": 1}
     assert report.rows == ROWS - 1
+
+
+# --- what was not downloaded, and what is linked from elsewhere -------------------------------------------------------
+
+
+TABLES = ("chestx-ray8", "mimic-cxr-jpg", "padchest")
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("scored", [True, False])
+def test_images_that_the_sources_table_lists_and_nobody_has_are_told(name, scored, tmp_path, capsys):
+    layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)[name]
+    files = {sources.get(name).image_id(path.as_posix()): path for path in layout.root.rglob("*.??g")}
+    gone, shouted, cut = list(layout.sizes)[:3]
+    files[gone].unlink()
+    files[shouted].rename(files[shouted].with_suffix(files[shouted].suffix.upper()))
+    files[cut].rename(files[cut].with_name(f"{files[cut].name}.part"))
+    output = tmp_path / "m.parquet"
+    flags = ["--chexmask", str(layout.chexmask)] if scored else []
+    assert cli.main(["manifest", name, "--images", str(layout.root), "--output", str(output), *flags, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["rows"] == ROWS - 3
+    assert nonzero(report["counts"]) == {"missing_image" if scored else "no_file": 3}
+    kind = files[shouted].suffix.upper()
+    assert (report["passed_over"], report["passed_over_kinds"]) == (2, {kind: 1, ".part": 1})
+    problems = {row["image_id"]: row["detail"] for row in pacsv.read_csv(report["problems"]).to_pylist()}
+    assert problems[gone] == "no file of this id below --images"
+    assert f"one has the suffix {kind}: rename it to {kind.lower()}" in problems[shouted]
+    assert "one ends in .part behind its name" in problems[cut]
+
+
+def test_what_the_table_lists_beside_the_rows_of_the_csv_is_told_once(tmp_path):
+    layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)["mimic-cxr-jpg"]
+    first, second = list(layout.sizes)[:2]
+    for path in layout.root.rglob("*.jpg"):
+        if path.stem in (first, second):
+            path.unlink()
+    header, rows = read_csv(layout.chexmask)
+    fewer = write_csv(tmp_path / "fewer.csv", header, [row for row in rows if row[0] != second])
+    report = build(settings_of(layout, tmp_path, chexmask=fewer))
+    assert nonzero(report.counts) == {"missing_image": 1, "no_file": 1}
+    assert report.rows == ROWS - 2
+
+
+def test_other_files_are_told_as_a_folders_listing_tells_them(layouts, tmp_path, capsys):
+    layout = layouts["vindr-cxr"]
+    flags = ["--images", str(layout.root), "--output", str(tmp_path / "m.parquet")]
+    assert cli.main(["manifest", "vindr-cxr", *flags]) == 0
+    assert "other files, passed over (no image of the source, by their paths): 1 (1 .csv)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_folders_that_are_linked_from_another_disk_belong_to_every_source(name, tmp_path):
+    layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)[name]
+    straight = build(settings_of(layout, tmp_path))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for folder in [path for path in layout.root.iterdir() if path.is_dir()]:
+        folder.rename(disk / folder.name)
+        folder.symlink_to(disk / folder.name)
+    (disk / "round").symlink_to(layout.root)
+    (layout.root / "unplugged").symlink_to(tmp_path / "gone")
+    linked = build(settings_of(layout, tmp_path, output=str(tmp_path / "linked.parquet"), check=True))
+    assert pq.read_table(linked.manifest).equals(pq.read_table(straight.manifest))
+    assert nonzero(linked.counts) == {"not_followed": 1}
+    assert "unplugged: a link that leads nowhere" in Path(linked.problems).read_text()
+    records = [{**row, "source": name} for row in rows_of(linked.manifest)]
+    pairs = cu.pair_images(records, str(layout.root))
+    assert (len(pairs.paths), pairs.without_image) == (ROWS, [])
+    assert pairs.lost == {"unplugged": "a link that leads nowhere"}
+    assert "1 links or folders that could not be followed" in str(pairs)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -369,6 +442,8 @@ def test_images_that_match_no_row_are_refused_with_an_example_of_each(layouts, t
 
 def test_an_unknown_source_is_refused(layouts, tmp_path):
     assert "is not one of chestx-ray8, chexpert" in refusal(settings_of(layouts["chexpert"], tmp_path, source="jsrt"))
+    told = refusal(settings_of(layouts["chexpert"], tmp_path, source="MIMIC-CXR"))
+    assert "did you mean 'mimic-cxr-jpg'?" in told
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -505,10 +580,34 @@ def test_merge_never_accepts_more_as_less(manifests, tmp_path):
         merge(settings)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("uri", "images/1.png", "uri 'images/1.png' is relative"),
+        ("uri", "zip://1.png::a.zip", "uri 'zip://1.png::a.zip' is relative"),
+        ("uri", "nosuch://bucket/1.png", "unknown scheme nosuch://"),
+        ("record_id", "", "1 rows have no record_id"),
+        ("image_id", None, "1 rows have no image_id"),
+        ("source", "VinDr", "cannot name a dataset config"),
+        ("height", 2.5, "'height' must hold int32 values"),
+    ],
+)
+def test_merge_refuses_the_rows_that_generate_would(column, value, expected, manifests, tmp_path):
+    table = pq.read_table(manifests[4]).append_column("height", pa.array([512.0] * 9))
+    values = [value, *table[column].to_pylist()[1:]]
+    bad = tmp_path / "bad.parquet"
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values)), bad)
+    settings = ManifestMergeSettings(manifests=(*manifests[:4], str(bad)), output=str(tmp_path / "all.parquet"))
+    for action in (lambda: merge(settings), lambda: inspect(str(bad))):
+        with pytest.raises(InputError, match=expected):
+            action()
+    assert not Path(settings.output).exists()
+
+
 def test_merge_refuses_what_would_lose_or_double_rows(manifests, tmp_path):
     again = write_manifest(tmp_path / "again.parquet", "chexpert", 2)
     cases = [
-        ((*manifests, again), "2 record ids occur more than once.*chexpert.parquet and .*again.parquet"),
+        ((*manifests, again), "chexpert.parquet and .*again.parquet: 2 record ids occur more than once"),
         ((*manifests, manifests[0]), "named twice"),
         ((*manifests, str(tmp_path / "absent.parquet")), "no such manifest"),
         ((), "no manifest to merge"),
@@ -518,5 +617,8 @@ def test_merge_refuses_what_would_lose_or_double_rows(manifests, tmp_path):
             merge(ManifestMergeSettings(manifests=inputs, output=str(tmp_path / "all.parquet")))
     with pytest.raises(InputError, match="choose another --output"):
         merge(ManifestMergeSettings(manifests=manifests, output=manifests[0]))
+    output = str(tmp_path / "all.parquet")
     with pytest.raises(InputError, match="nothing is expected of it"):
-        merge(ManifestMergeSettings(manifests=manifests, output=str(tmp_path / "all"), accept_rows=("mine=3",)))
+        merge(ManifestMergeSettings(manifests=manifests, output=output, accept_rows=("mine=3",)))
+    with pytest.raises(InputError, match="did you mean 'chexpert'"):
+        merge(ManifestMergeSettings(manifests=manifests, output=output, accept_rows=("chexprt=3",)))
