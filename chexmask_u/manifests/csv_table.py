@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -20,6 +21,11 @@ _BLOCK_BYTES = 2 << 20
 # Longer than any header; the file may be one that has no line breaks at all.
 _HEADER_BYTES = 1 << 16
 
+# By the first bytes of a file.
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+
+_ZIP = b"PK\x03\x04"
+
 
 def read_header(uri: str, what: str) -> str:
     """The first line of a CSV that should be `what`.
@@ -28,15 +34,34 @@ def read_header(uri: str, what: str) -> str:
         InputError
     """
     uri = storage.normalise(uri)
-    with storage.explained(uri, missing=f"no such file; expected {what}"):
-        fs, path = storage.arrow_filesystem(uri)
-        with fs.open_input_stream(path, compression="detect") as stream:
-            start: bytes = stream.read(_HEADER_BYTES)
+    with _explained(uri, what), _opened(uri) as stream:
+        start: bytes = stream.read(_HEADER_BYTES)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(
             f"{uri}: is UTF-16 text; expected {what}, in UTF-8 (a spreadsheet program may have changed it)"
         )
-    return re.split(r"\r\n?|\n", start.decode("utf-8-sig", "replace"), maxsplit=1)[0]
+    if start.startswith(_ZIP):
+        raise InputError(f"{uri}: is an archive or a workbook; expected {what}; unpack it, or save it as CSV")
+    # Empty lines in front are passed over, as the reader of the rows does.
+    line = re.split(r"\r\n?|\n", start.decode("utf-8-sig", "replace").lstrip("\r\n"), maxsplit=1)[0]
+    if "\0" in line:
+        raise InputError(f"{uri}: is no text; expected {what}")
+    return line
+
+
+def _explained(uri: str, what: str) -> AbstractContextManager[None]:
+    return storage.explained(uri, f"read as {what}", missing=f"no such file; expected {what}")
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[pa.NativeFile]:
+    """The file, unpacked if its first bytes say so: a browser may have unpacked a .gz and kept the name."""
+    fs, path = storage.arrow_filesystem(uri)
+    with fs.open_input_stream(path, compression=None) as stream:
+        start = stream.read(4)
+    compression = next((name for mark, name in _COMPRESSIONS.items() if start.startswith(mark)), None)
+    with fs.open_input_stream(path, compression=compression) as stream:
+        yield stream
 
 
 def read_table(uri: str, columns: dict[str, pa.DataType], what: str) -> pa.Table:
@@ -61,10 +86,9 @@ def stream_rows(
     uri = storage.normalise(uri)
     _check_header(uri, read_header(uri, what), list(columns), what, mistaken)
     rows = 0
-    with storage.explained(uri, missing=f"no such file; expected {what}"):
+    with _explained(uri, what):
         try:
-            fs, path = storage.arrow_filesystem(uri)
-            with fs.open_input_stream(path, compression="detect") as stream:
+            with _opened(uri) as stream:
                 reader = pacsv.open_csv(
                     stream,
                     read_options=pacsv.ReadOptions(block_size=_BLOCK_BYTES),

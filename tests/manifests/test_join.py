@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
 import random
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -414,12 +417,53 @@ def test_bytes_that_are_no_such_csv_are_refused(layouts, tmp_path):
     (tmp_path / "empty.csv").write_bytes(b"")
     cases["empty"] = (str(tmp_path / "empty.csv"), "is empty")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 100)
-    cases["binary"] = (str(tmp_path / "binary.csv"), "has no column 'image_id'")
+    cases["binary"] = (str(tmp_path / "binary.csv"), "is no text; expected a CheXmask CSV of VinDr-CXR")
+    (tmp_path / "utf16.csv").write_bytes(layout.chexmask.read_text().encode("utf-16"))
+    cases["utf-16"] = (str(tmp_path / "utf16.csv"), "is UTF-16 text")
+    with zipfile.ZipFile(tmp_path / "csv.xlsx", "w") as archive:
+        archive.write(layout.chexmask, "VinDr-CXR.csv")
+    cases["archive"] = (str(tmp_path / "csv.xlsx"), "unpack it, or save it as CSV")
+    (tmp_path / "cut.csv").write_bytes(gzip.compress(layout.chexmask.read_bytes())[:-20])
+    cases["cut"] = (str(tmp_path / "cut.csv"), "cannot be read as a CheXmask CSV of VinDr-CXR (")
+    cases["folder"] = (str(tmp_path), "cannot be read as a CheXmask CSV of VinDr-CXR (")
+    latin = layout.chexmask.read_text().replace(rows[0][0], "Señor").encode("latin-1")
+    (tmp_path / "latin.csv").write_bytes(latin)
+    cases["latin"] = (str(tmp_path / "latin.csv"), "is not UTF-8 text")
     for path, expected in cases.values():
         message = refusal(settings_of(layout, tmp_path, chexmask=path))
         assert expected in message
         assert path in message
         assert "good" not in message
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text.replace(b"\n", b"\r"),
+        lambda text: b"\r\n\n" + text + b"\n\n",
+        gzip.compress,
+        bz2.compress,
+    ],
+    ids=["byte order mark", "Windows", "old Macintosh", "empty lines", "gzip", "bzip2"],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_tables_that_were_saved_by_other_programs_are_read(changed, suffix, layouts, tmp_path):
+    layout = layouts["padchest"]
+    csv_path, table = tmp_path / f"chexmask{suffix}", tmp_path / f"table{suffix}"
+    csv_path.write_bytes(changed(layout.chexmask.read_bytes()))
+    table.write_bytes(changed(next(layout.root.glob("PADCHEST*")).read_bytes()))
+    report = build(settings_of(layout, tmp_path, chexmask=str(csv_path), table=str(table)))
+    assert (report.rows, nonzero(report.counts)) == (ROWS, layout.counts)
+
+
+def test_reports_in_another_encoding_do_no_harm_to_the_columns_that_are_needed(layouts, tmp_path):
+    layout = layouts["padchest"]
+    text = next(layout.root.glob("PADCHEST*")).read_text().replace("salto de linea", "salto de línea")
+    (tmp_path / "latin.csv").write_bytes(text.encode("latin-1"))
+    report = build(settings_of(layout, tmp_path, table=str(tmp_path / "latin.csv")))
+    assert nonzero(report.counts) == layout.counts
 
 
 def test_a_wrong_root_is_refused_without_naming_a_strangers_files(layouts, tmp_path):
