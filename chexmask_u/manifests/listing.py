@@ -69,7 +69,8 @@ def _objects_below(url: str) -> list[str]:
     if files == [path]:
         raise InputError(_is_a_file(url))
     base = path.rstrip("/") + "/"
-    return sorted(file.removeprefix(base) for file in files)
+    # An object store's own marks of folders are objects whose names end in a slash.
+    return sorted(file.removeprefix(base) for file in files if not file.endswith("/"))
 
 
 def _walk(root: Path) -> Files:

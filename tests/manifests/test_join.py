@@ -21,12 +21,14 @@ import pytest
 import chexmask_u as cu
 from chexmask_u import cli, record, sources, storage
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import join
-from chexmask_u.manifests.check import inspect
+from chexmask_u.images.fetch import fetch
+from chexmask_u.manifests import join, parquet
+from chexmask_u.manifests.check import check_columns, inspect
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.manifests.join import build
 from chexmask_u.manifests.merge import merge
 from chexmask_u.manifests.problems import PROBLEMS
-from chexmask_u.settings import ManifestMergeSettings, ManifestSourceSettings
+from chexmask_u.settings import ManifestFolderSettings, ManifestMergeSettings, ManifestSourceSettings
 from tests.support.official_layouts import PUBLISHED_FILES, Layout, write_layouts
 from tests.support.s3 import S3Server, s3_server
 
@@ -540,6 +542,30 @@ def test_a_manifest_of_all_five_layouts_on_s3(server: S3Server, tree, layouts, t
     merged = merge(ManifestMergeSettings(manifests=tuple(uris), output=output, accept_less=True))
     assert merged.sources == dict.fromkeys(SOURCES, ROWS)
     assert inspect(output).rows == ROWS * len(SOURCES)
+
+
+def test_a_bucket_as_other_programs_filled_it(server: S3Server, tmp_path, monkeypatch):
+    keys = ["a.png", "two words.png", "a+b.png", "100%.png", "a%20b.png", "h#1.png", "q?x=1.png", "süd/胸.png"]
+    keys += ["/double.png", "back\\slash.png", "a::b.png", "same.png", "same.png/in.png"]
+    # Consoles, MinIO and mounts mark folders so.
+    marks = ["", "sub/", "empty.png/"]
+    fs = server.filesystem()
+    for key in [*keys, *marks]:
+        fs.call_s3("put_object", Bucket=server.bucket, Key=f"filled/{key}", Body=key.encode())
+    # A store of one's own has a name, and no bucket of it is a host.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint.replace("127.0.0.1", "localhost"))
+    settings = ManifestFolderSettings(uri=f"{server.url}/filled/", output=f"{server.url}/lists/m 1+2.parquet")
+    listing = list_folder(settings)
+    assert (listing.rows, listing.passed_over) == (len(keys), 0)
+    assert list_folder(settings) == listing
+    assert inspect(listing.manifest).rows == len(keys)
+    rows = parquet.read_source(listing.manifest, "folder").to_pylist()
+    assert [row["image_id"] for row in rows] == sorted(keys)
+    assert all(fetch(row["uri"], max_bytes=100).decode() == row["image_id"] for row in rows)
+    with pytest.raises(InputError, match=r"filled: is a folder, not a manifest; .* makes one of its images"):
+        check_columns(f"{server.url}/filled")
+    with pytest.raises(InputError, match="choose another --output, or replace it with --overwrite"):
+        list_folder(replace(settings, uri=f"{server.url}/filled/süd"))
 
 
 def test_check_asks_at_least_200_objects_a_second(server: S3Server):
