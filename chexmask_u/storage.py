@@ -109,8 +109,8 @@ def _chain(url: str) -> list[str]:
     scheme, _, path = first.partition("://")
     if not mark or not (_is_archive(scheme) or _is_cache(scheme)):
         return [url]
-    # A bare word is a cache, through which the path of what follows goes, or the root of an archive.
-    return [first if path or _is_cache(scheme) else f"{scheme}://", *_chain(rest)]
+    # Without a path, a cache has that of what follows, and an archive its root.
+    return [first if path else scheme if _is_cache(scheme) else f"{scheme}://", *_chain(rest)]
 
 
 @lru_cache

@@ -196,7 +196,8 @@ def _almost(source: Source, others: Iterable[str]) -> dict[str, str]:
         stem, _, suffix = path.rpartition(".")
         if image_id := source.image_id(f"{stem}.{suffix.lower()}"):
             found[image_id] = f"; one has the suffix .{suffix}: rename it to .{suffix.lower()}"
-        elif image_id := source.image_id(stem):
+        # gsutil's end in _.gstmp.
+        elif image_id := source.image_id(stem.removesuffix("_")):
             found[image_id] = f"; one ends in .{suffix[:12]} behind its name: a download that was interrupted?"
     return found
 

@@ -285,22 +285,24 @@ TABLES = ("chestx-ray8", "mimic-cxr-jpg", "padchest")
 def test_images_that_the_sources_table_lists_and_nobody_has_are_told(name, scored, tmp_path, capsys):
     layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)[name]
     files = {sources.get(name).image_id(path.as_posix()): path for path in layout.root.rglob("*.??g")}
-    gone, shouted, cut = list(layout.sizes)[:3]
+    gone, shouted, cut, halved = list(layout.sizes)[:4]
     files[gone].unlink()
     files[shouted].rename(files[shouted].with_suffix(files[shouted].suffix.upper()))
     files[cut].rename(files[cut].with_name(f"{files[cut].name}.part"))
+    files[halved].rename(files[halved].with_name(f"{files[halved].name}_.gstmp"))
     output = tmp_path / "m.parquet"
     flags = ["--chexmask", str(layout.chexmask)] if scored else []
     assert cli.main(["manifest", name, "--images", str(layout.root), "--output", str(output), *flags, "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["rows"] == ROWS - 3
-    assert nonzero(report["counts"]) == {"missing_image" if scored else "no_file": 3}
+    assert report["rows"] == ROWS - 4
+    assert nonzero(report["counts"]) == {"missing_image" if scored else "no_file": 4}
     kind = files[shouted].suffix.upper()
-    assert (report["passed_over"], report["passed_over_kinds"]) == (2, {kind: 1, ".part": 1})
+    assert (report["passed_over"], report["passed_over_kinds"]) == (3, {kind: 1, ".part": 1, ".gstmp": 1})
     problems = {row["image_id"]: row["detail"] for row in pacsv.read_csv(report["problems"]).to_pylist()}
     assert problems[gone] == "no file of this id below --images"
     assert f"one has the suffix {kind}: rename it to {kind.lower()}" in problems[shouted]
     assert "one ends in .part behind its name" in problems[cut]
+    assert "one ends in .gstmp behind its name" in problems[halved]
 
 
 def test_what_the_table_lists_beside_the_rows_of_the_csv_is_told_once(tmp_path):
