@@ -1,6 +1,7 @@
 """`chexmask-u <verb>`: flags from the settings, one-line errors, exit codes.
 
-0: done. 1: the run ended incomplete; the same command goes on with it. 2: bad usage or input, nothing was done.
+0: done. 1: the run ended incomplete, and the same command goes on with it; or a check failed. 2: bad usage or input,
+nothing was done.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TextIO
 
-from chexmask_u import demo, pipeline, sources, storage
+from chexmask_u import demo, info, pipeline, sources, storage, verify
 from chexmask_u.bench import plan
 from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.manifests import folder, join, merge
 from chexmask_u.manifests.problems import PROBLEMS
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.releases import diff, export
 from chexmask_u.releases.publish import publish
-from chexmask_u.runs import cluster, write
+from chexmask_u.runs import cluster
 from chexmask_u.settings import (
     BenchSettings,
     DiffSettings,
     EvaluateSettings,
     ExportSettings,
     GenerateSettings,
+    InfoSettings,
     ManifestFolderSettings,
     ManifestMergeSettings,
     ManifestSourceSettings,
@@ -39,6 +40,7 @@ from chexmask_u.settings import (
     Settings,
     TrainSettings,
     ValidateSettings,
+    VerifySettings,
 )
 from chexmask_u.training import distributed, evaluate
 from chexmask_u.version import __version__
@@ -143,6 +145,12 @@ def _diff(settings: DiffSettings) -> tuple[dict[str, Any], str, int]:
     return report, diff.text(report), DONE
 
 
+def _verify(settings: VerifySettings) -> tuple[dict[str, Any], str, int]:
+    report = verify.verify(settings)
+    codes = {"same": DONE, "different": INCOMPLETE, "unusable": BAD_INPUT}
+    return report, verify.text(report), codes[report["verdict"]]
+
+
 def _train(settings: TrainSettings) -> tuple[dict[str, Any], str, int]:
     result = distributed.train(settings)
     if result.get("diverged"):
@@ -176,6 +184,10 @@ def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], 
     report = join.build(settings)
     expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
     lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
+    if report.other_frontal:
+        left_out = "frontal views that the CheXmask data set left out, and so this"
+        remedy = "" if settings.chexmask else "; --all-frontal lists them"
+        lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
     lines += [f"  {kind}: {count:,} ({PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
     if report.passed_over:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.passed_over_kinds.items())
@@ -209,12 +221,9 @@ def _plan(settings: PlanSettings) -> tuple[dict[str, Any], str, int]:
     return result, plan.render(result), DONE
 
 
-def _info(_: Settings) -> tuple[dict[str, Any], str, int]:
-    model = load_model("demo")
-    facts = write.versions() | {
-        "demo weights": f"{model.variant}, input {model.input_size}, sha256 {model.sha256}",
-    }
-    return facts, "\n".join(f"{name}: {value}" for name, value in facts.items()), DONE
+def _info(settings: InfoSettings) -> tuple[dict[str, Any], str, int]:
+    facts = info.run(settings)
+    return facts, info.render(facts), DONE if facts.get("check", {"sane": True})["sane"] else INCOMPLETE
 
 
 def _run_text(output: str, summary: dict[str, Any]) -> str:
@@ -245,7 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chexmask-u",
         description="Landmarks of chest radiographs, with uncertainty.",
-        epilog="Exit codes: 0 done; 1 ended incomplete, and the same command goes on; 2 bad usage or input.",
+        epilog="Exit codes: 0 done; 1 ended incomplete, and the same command goes on, or a check failed;"
+        " 2 bad usage or input.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -261,11 +271,12 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "export", _export, ExportSettings, positional=("release",), required=("output", "format"))
     _add(verbs, "publish", _publish, PublishSettings, positional=("release",), required=("repo",))
     _add(verbs, "diff", _diff, DiffSettings, positional=("before", "after"))
+    _add(verbs, "verify", _verify, VerifySettings, required=("published",))
     _add(verbs, "train", _train, TrainSettings, required=("output",))
     _add(verbs, "evaluate", _evaluate, EvaluateSettings)
     _add(verbs, "bench", _bench, BenchSettings)
     _add(verbs, "plan", _plan, PlanSettings, required=("manifest",))
-    _add(verbs, "info", _info, Settings, help="Print the versions of this code, its libraries and its bundled weights.")
+    _add(verbs, "info", _info, InfoSettings)
     return parser
 
 

@@ -14,6 +14,10 @@ class StoppedError(RuntimeError):
     """Work that stopped before its end; what is done is kept, and the same command goes on with it."""
 
 
+class CheckpointError(InputError):
+    """Weights that cannot be found, read or fitted to the network; the message is one line that names the remedy."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of a sentence that refuses a name: "; did you mean 'chexpert'?", or nothing where no name is near."""
     near = difflib.get_close_matches(given.lower(), list(known), n=1)

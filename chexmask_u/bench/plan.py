@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexmask_u import pipeline, record, storage
+from chexmask_u import pipeline, record, storage, weight_files
 from chexmask_u.bench import pipeline as measured
 from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
 from chexmask_u.manifests import parquet
 from chexmask_u.manifests.check import check_access, check_columns, inspect
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.record import ReadError
 from chexmask_u.runs import cluster, write
 from chexmask_u.settings import GenerateSettings, PlanSettings
@@ -203,9 +202,10 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         raise InputError(f"--probe {settings.probe}: a probe needs at least {LEAST_IMAGES} images")
     if total < LEAST_IMAGES:
         raise InputError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
-    load_model(settings.weights)
+    weights = weight_files.find(settings.weights)
+    weight_files.load_model(weights)
     run_settings = GenerateSettings(
-        weights=cluster.seen_from_workers(settings.weights),
+        weights=weights.uri,
         samples=settings.samples,
         precision=settings.precision,
         device=settings.device,

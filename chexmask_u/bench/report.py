@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from chexmask_u import pipeline, record
+from chexmask_u import pipeline, record, weight_files
 from chexmask_u.anatomy import FRAME
 from chexmask_u.bench import mask as masks
 from chexmask_u.bench import pipeline as whole
@@ -35,7 +35,6 @@ from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import read_bytes
 from chexmask_u.manifests.folder import list_folder
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.runs import cluster, write
 from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings
 from chexmask_u.sources.synthetic import draw
@@ -109,11 +108,14 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         if weights is None:
             weights = str(folder / "stretched.safetensors")
             network.stretched(scale.input_size, Path(weights))
-        model = load_model(weights)
+        found = weight_files.find(weights)
+        model = weight_files.load_model(found)
+        # Every process and run after this takes the very same file.
+        weights = found.uri
         if model.variant == "dropout":
             raise InputError(
-                f"--weights {weights}: are of the variant dropout, which the published algorithm, that it is compared"
-                " with, does not have; take those of the variant skip or noskip"
+                f"--weights {found.source}: are of the variant dropout, which the published algorithm, that it is"
+                " compared with, does not have; take those of the variant skip or noskip"
             )
         rows: dict[str, list[Row]] = {}
         rows["predict"], machine = _network(weights, kind, scale)
@@ -134,6 +136,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             "weights": {
                 "source": settings.weights
                 or f"demo, stretched to {model.input_size}: made for timing, numbers mean nothing",
+                "commit": found.commit,
                 "input_size": model.input_size,
                 "variant": model.variant,
             },
@@ -322,7 +325,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
     """The whole pipeline where prediction bounds it, and where reading does: a tiny network that draws once."""
     tiny = folder / "tiny.safetensors"
     network.stretched(64, tiny)
-    predicting = GenerateSettings(weights=cluster.seen_from_workers(weights), device=kind)
+    predicting = GenerateSettings(weights=weights, device=kind)
     decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
     small = _drawn(folder / "small", scale.small) if listed is None else listed
     with cluster.connected(None):

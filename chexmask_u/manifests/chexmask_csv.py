@@ -62,14 +62,17 @@ def stream_rows(source: Source, uri: str, columns: dict[str, pa.DataType]) -> It
 
 def clean(source: Source, rows: pa.Table) -> pa.Table:
     """Id, scores float64 (`mean`, `max`) and size int32 of published rows; null where they say nothing that can be."""
-    ids = pa.chunked_array(
-        [pa.array([source.row_id(value.strip()) for value in rows[source.id_column].to_pylist()], pa.string())]
-    )
+    ids = pa.chunked_array([pa.array(image_ids(source, rows[source.id_column]), pa.string())])
     mean, highest = (_where(rows[name], pc.is_finite(rows[name])) for name in (MEAN, MAX))
     sides = [rows[name] for name in (HEIGHT, WIDTH)]
     sized = pc.and_(*(pc.fill_null(pc.and_(pc.greater_equal(c, 1), pc.less(c, 1 << 31)), False) for c in sides))
     height, width = (_where(pc.round(column), sized).cast(pa.int32()) for column in sides)
     return pa.table({"id": ids, "mean": mean, "max": highest, "height": height, "width": width})
+
+
+def image_ids(source: Source, column: pa.ChunkedArray | pa.Array) -> list[str]:
+    """Image ids, as manifests have them, of values of the CSV's id column."""
+    return [source.row_id(value.strip()) for value in column.to_pylist()]
 
 
 def _where(column: pa.ChunkedArray, condition: pa.ChunkedArray) -> pa.ChunkedArray:

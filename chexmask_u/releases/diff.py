@@ -27,6 +27,7 @@ from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.releases import release, versions
+from chexmask_u.runs.write import comparable_numbers, told_preparation
 from chexmask_u.settings import DiffSettings
 
 QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
@@ -42,6 +43,8 @@ _FIGURE_COLUMNS = 4
 _LABEL_LENGTH = 34
 _COLOURS = dict(zip(ORGANS, ("#0b6fa4", "#c2410c", "#7e22ce"), strict=True))
 _BEFORE = "#8c959f"
+# Grey would vanish in a radiograph.
+_BEFORE_ON_IMAGES = "#16a34a"
 
 Block = dict[str, NDArray[Any]]
 """Columns of some records in the order of their ids: [rows] or, for lists and structs, [rows, values]."""
@@ -367,9 +370,11 @@ def _settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
         {
             "schema": content["schema_version"],
             "weights": content["weights"]["source"],
+            "weights commit": content["weights"].get("commit"),
             "weights sha256": content["weights"]["sha256"],
             "manifest sha256": content["manifest"]["sha256"],
-            **content["numbers"],
+            **comparable_numbers(content["numbers"], content["counts"]),
+            **{f"preparation of {name}": told for name, told in told_preparation(content, content["counts"]).items()},
             **content["versions"],
         }
         for content in (before, after)
@@ -497,16 +502,32 @@ def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
 
 
-def draw(movers: Sequence[Mover], title: str) -> bytes:
-    """PNG of the contours before and after, one panel per record, in the 1024 frame; no image is needed."""
+def draw(
+    movers: Sequence[Mover],
+    title: str,
+    names: tuple[str, str] = ("before", "after"),
+    images: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> bytes:
+    """PNG of the contours before and after, one panel per record, in the 1024 frame; no image is needed.
+
+    Args:
+        movers: of the panels.
+        title: above them.
+        names: what before and after are called.
+        images: uint8 [1024, 1024] by record id; panels of others stay blank.
+    """
+    images = images or {}
+    earlier = _BEFORE_ON_IMAGES if images else _BEFORE
     rows = -(-len(movers) // _FIGURE_COLUMNS)
     figure = Figure(figsize=(3.1 * _FIGURE_COLUMNS, 3.45 * rows + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=12)
     grid = figure.subplots(rows, _FIGURE_COLUMNS, squeeze=False).ravel()
     for axes, mover in zip(grid, movers, strict=False):
+        if (image := images.get(mover.record_id)) is not None:
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, FRAME, FRAME, 0))
         for organ, colour in _COLOURS.items():
             closed = [*range(LANDMARKS[organ].start, LANDMARKS[organ].stop), LANDMARKS[organ].start]
-            axes.plot(*mover.before[closed].T, color=_BEFORE, linewidth=1.1, linestyle=(0, (4, 2)))
+            axes.plot(*mover.before[closed].T, color=earlier, linewidth=1.1, linestyle=(0, (4, 2)))
             axes.plot(*mover.after[closed].T, color=colour, linewidth=1.3)
         label = mover.record_id
         if len(label) > _LABEL_LENGTH:
@@ -523,9 +544,10 @@ def draw(movers: Sequence[Mover], title: str) -> bytes:
         axes.set_yticks([])
     for axes in grid[len(movers) :]:
         axes.set_axis_off()
-    handles = [Line2D([], [], color=_BEFORE, linestyle=(0, (4, 2)), label="before")]
+    handles = [Line2D([], [], color=earlier, linestyle=(0, (4, 2)), label=names[0])]
     handles += [
-        Line2D([], [], color=colour, label=f"{organ.replace('_', ' ')}, after") for organ, colour in _COLOURS.items()
+        Line2D([], [], color=colour, label=f"{organ.replace('_', ' ')}, {names[1]}")
+        for organ, colour in _COLOURS.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
     sink = io.BytesIO()

@@ -23,7 +23,7 @@ from chexmask_u.errors import InputError
 from chexmask_u.manifests import parquet
 from chexmask_u.releases import card, versions
 from chexmask_u.runs.report import distribution
-from chexmask_u.runs.write import Run
+from chexmask_u.runs.write import Run, comparable_numbers, told_preparation
 from chexmask_u.settings import ReleaseSettings
 
 MARKER = "release.json"
@@ -143,6 +143,7 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
     header = {
         "schema_version": record.SCHEMA_VERSION,
         "numbers": frozen["numbers"],
+        "preparation": told_preparation(frozen, counts),
         "weights": weights,
         "manifest": {"sha256": frozen["manifest"]["sha256"], "rows": frozen["manifest"]["rows"]},
         "versions": frozen["versions"],
@@ -205,10 +206,11 @@ def newest(output: str) -> dict[str, Any] | None:
 def _may_have_the_numbers_of(before: dict[str, Any], plan: Plan) -> bool:
     """Whether everything that the numbers come from, as far as is known, is as it was."""
     shards = {(shard.path, shard.rows) for shard in plan.shards if shard.kind != "failures"}
+    names = plan.header["counts"]
     return bool(
         before["schema_version"] == plan.header["schema_version"]
         and before["weights"]["sha256"] == plan.header["weights"]["sha256"]
-        and before["numbers"] == plan.header["numbers"]
+        and comparable_numbers(before["numbers"], names) == comparable_numbers(plan.header["numbers"], names)
         and shards == {(file["path"], file["rows"]) for file in before["files"] if file["kind"] != "failures"}
     )
 

@@ -74,7 +74,7 @@ def pair_images(records: Any, images: str) -> Pairs:
     passed_over = 0
     files = files_below(root)
     for below in files.paths:
-        image_id_below = _image_id(name, below)
+        image_id_below = id_of(name, below)
         if image_id_below is None:
             passed_over += 1
         else:
@@ -91,7 +91,7 @@ def pair_images(records: Any, images: str) -> Pairs:
     )
 
 
-def _image_id(source: str, below: str) -> str | None:
+def id_of(source: str, below: str) -> str | None:
     """The id of an image by its path: the source's own, or the path itself, as `manifest folder` names them."""
     if source in sources.PUBLISHED:
         return sources.PUBLISHED[source].image_id(below)

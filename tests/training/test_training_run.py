@@ -199,6 +199,8 @@ def test_a_run_can_go_on_from_weights_on_other_images(
     assert "--initial-weights demo: are of the variant skip at input size 256" in capsys.readouterr().err
     assert main([*command, "--initial-weights", weights]) == 0
     assert float(rows(output)[0]["train_landmarks"]) < 0.7 * float(rows(trained)[0]["train_landmarks"])
+    kept = {"source": weights, "commit": None, "file": "model.safetensors"}
+    assert json.loads((output / "training.json").read_text())["initial_weights_file"] == kept
     card = (output / "README.md").read_text()
     assert json.loads((trained / "scores.json").read_text())["sha256"] in card
     assert "--initial-weights WEIGHTS" in card
