@@ -188,7 +188,7 @@ class BenchSettings(Settings):
 class InfoSettings(Settings):
     """Say what a bug report asks for: versions, devices, weights, and the sources with their terms."""
 
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     check: bool = setting(
         False, "predict drawings with the weights: whether the numbers are sane (exit code 1 if not), and how fast"
     )
@@ -428,6 +428,15 @@ class TrainSettings(AnnotatedSettings):
         50, "epochs between two steps of the learning rate, or until the cosine's end", numbers=True
     )
     clip: float | None = setting(None, "largest norm of the gradient (default: no limit)", numbers=True)
+    objective: str = setting(
+        "mse",
+        "what landmarks and skip positions are trained to; mse: the paper's squared error of one draw; energy: the "
+        "energy score of --draws of them, which is least where their spread is that of the error. It is a length "
+        "where mse is its square: set --kl-last near 1e-4",
+        choices=("mse", "energy"),
+        numbers=True,
+    )
+    draws: int = setting(4, "draws of an image that --objective energy compares; mse takes one", numbers=True)
     kl_first: float = setting(1e-5, "weight of the KL divergence (mean over latents) in the first epoch", numbers=True)
     kl_last: float = setting(1e-2, "weight of the KL divergence once it has grown", numbers=True)
     kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True)
@@ -469,11 +478,21 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+        if self.objective == "energy":
+            self._at_least(draws=2)
+            if self.variant == "dropout":
+                raise InputError(
+                    "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
+                )
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
                 f"before --epochs {self.epochs} are over; set both alike"
             )
+
+    def draws_per_image(self) -> int:
+        """Draws of an image in a batch."""
+        return self.draws if self.objective == "energy" else 1
 
     def _within(self, **ranges: tuple[float, float]) -> None:
         for name, (low, high) in ranges.items():

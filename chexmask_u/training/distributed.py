@@ -375,13 +375,13 @@ def _report(training: Training, first: bool) -> None:
 
 
 def _rank(settings: TrainSettings, row: dict[str, float]) -> float:
-    """What the best epoch has least of: the validation error.
+    """What the best epoch has least of: the validation error, or the energy score where that is the objective.
 
     An epoch with the KL weight that was asked for goes before all that still had a smaller one: their posterior is
     another.
     """
     weight_reached = row["epoch"] > settings.kl_epochs or settings.variant == "dropout"
-    return row["mse"] + (0 if weight_reached else _NOT_YET)
+    return row["energy" if settings.objective == "energy" else "mse"] + (0 if weight_reached else _NOT_YET)
 
 
 def _state_of(checkpoint: Any) -> dict[str, Any]:

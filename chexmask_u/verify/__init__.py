@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
 from chexmask_u.manifests import published
 from chexmask_u.releases.diff import Mover
 from chexmask_u.settings import VerifySettings
@@ -23,7 +24,7 @@ from chexmask_u.verify.records import Records, Regenerated, is_lossless, open_re
 from chexmask_u.verify.report import FarImage, text
 from chexmask_u.verify.verdict import LEAST_IMAGES, Context, judge, offset, spread
 
-__all__ = ["InputError", "text", "verify"]
+__all__ = ["text", "verify"]
 
 # Masks of so many images of a source are compared, chosen by their ids: drawing them takes longer than all else.
 MASK_IMAGES = 2000
@@ -43,13 +44,11 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
         be compared, and none is different).
 
     Raises:
-        InputError: if nothing can be compared.
-        InputError: if a CSV cannot be read or is of another source.
-        InputError, CheckpointError, InputError: if there is nothing to compare with.
+        InputError: if nothing can be compared, or a CSV cannot be read or is of another source.
     """
     output = None if settings.output is None else storage.normalise(settings.output)
     if output is not None:
-        storage.check_output(output, "verification", [report.REPORT])
+        Folder(output).check_own("verification", [report.REPORT])
     csvs = _csvs(settings)
     regenerated = open_regenerated(settings)
     for source, csv in csvs.items():

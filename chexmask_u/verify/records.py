@@ -20,7 +20,6 @@ from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.manifests import chexmask_csv
 from chexmask_u.manifests.listing import files_below
-from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.model.predict import predict
 from chexmask_u.record import ReadError
 from chexmask_u.releases import release
@@ -28,6 +27,7 @@ from chexmask_u.runs.write import Run
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.read import read_image
 from chexmask_u.use import pairing
+from chexmask_u.weight_files import load_model, say_if_demonstration
 
 Result = TypeVar("Result")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chexmask_u import storage
 from chexmask_u.anatomy import ORGANS
 from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
 from chexmask_u.record import ReadError
 from chexmask_u.releases import diff
 from chexmask_u.steps.read import read_image
@@ -123,16 +122,15 @@ def write(output: str, report: Mapping[str, Any], images: Sequence[FarImage]) ->
     writer = csv.DictWriter(table, ["source", "image", "organ", "pixels", "reading"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    try:
-        if images:
-            title = "published and regenerated: the images that differ most"
-            seen = _pictures(images)
-            drawn = diff.draw([image.mover for image in images], title, ("published", "regenerated"), seen)
-            storage.put(storage.join(output, "movers.png"), drawn)
-        storage.put(storage.join(output, "movers.csv"), table.getvalue().encode())
-        storage.put(storage.join(output, REPORT), storage.redact(json.dumps(report, indent=2) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({storage.explain(error)})") from error
+    folder = Folder(output)
+    if images:
+        title = "published and regenerated: the images that differ most"
+        seen = _pictures(images)
+        folder.write(
+            "movers.png", diff.draw([image.mover for image in images], title, ("published", "regenerated"), seen)
+        )
+    folder.write("movers.csv", table.getvalue())
+    folder.write_json(REPORT, report)
 
 
 def dice(found: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any] | None]:
