@@ -19,7 +19,8 @@ from typing import Any, NoReturn, TextIO
 from chexmask_u import demo, info, pipeline, sources, storage, verify
 from chexmask_u.bench import plan
 from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.manifests import join, manifest, merge
+from chexmask_u.manifests import folder, join, merge
+from chexmask_u.manifests.problems import PROBLEMS
 from chexmask_u.releases import diff, export
 from chexmask_u.releases.publish import publish
 from chexmask_u.runs import cluster
@@ -170,11 +171,13 @@ def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str, int]:
 
 
 def _manifest_folder(settings: ManifestFolderSettings) -> tuple[dict[str, Any], str, int]:
-    listing = manifest.list_folder(settings)
+    listing = folder.list_folder(settings)
     text = f"{listing.manifest}: {listing.rows:,} images"
     if listing.passed_over:
         text += f"; other files, passed over (hidden, or not named as PNG, JPEG or DICOM): {listing.passed_over:,}"
-    return vars(listing), text, DONE
+    if listing.lost:
+        text += f"\nNot followed: {len(listing.lost):,}"
+    return vars(listing), "\n  ".join([text, *(f"{path}: {why}" for path, why in listing.lost.items())]), DONE
 
 
 def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], str, int]:
@@ -185,7 +188,12 @@ def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], 
         left_out = "frontal views that the CheXmask data set left out, and so this"
         remedy = "" if settings.chexmask else "; --all-frontal lists them"
         lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
-    lines += [f"  {kind}: {count:,} ({join.PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    lines += [f"  {kind}: {count:,} ({PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    if report.passed_over:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.passed_over_kinds.items())
+        lines.append(
+            f"  other files, passed over (no image of the source, by their paths): {report.passed_over:,} ({kinds})"
+        )
     lines.append(f"Problems: {report.problems}")
     return report.asdict(), "\n".join(lines), DONE
 

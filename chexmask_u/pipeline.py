@@ -17,7 +17,8 @@ import torch
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME
 from chexmask_u.errors import CheckpointError, InputError
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
+from chexmask_u.manifests.check import check_access, check_columns, inspect
 from chexmask_u.releases import release
 from chexmask_u.runs import lock, write
 from chexmask_u.runs.cluster import (
@@ -75,7 +76,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     run = write.Run(storage.normalise(settings.output))
     if lost := _LOST_ON_RAY.search(run.url):
         raise InputError(f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another")
-    manifest.check_columns(manifest_uri)
+    check_columns(manifest_uri)
     weights = weight_files.find_again(settings.weights, (run.read_json("run.json") or {}).get("weights"))
     model = weight_files.load_model(weights, sha256=settings.weights_sha256)
     weights = weights.known(str(model.sha256))
@@ -85,7 +86,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         "input_size": model.input_size,
     }
     del model
-    facts = manifest.inspect(manifest_uri)
+    facts = inspect(manifest_uri)
     write.check_same(run, settings, about_weights, facts.sha256)
     with lock.held(run.url), connected(settings.address) as started_here, stopped_in_one_line():
         if settings.device == "cuda" and not gpus():
@@ -94,7 +95,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
         if settings.precision == "tf32" and not layout(settings.device).on_gpus:
             raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
-        on_worker(manifest.check_access, manifest_uri)
+        on_worker(check_access, manifest_uri)
         if weights.source != weight_files.DEMO and not started_here:
             on_nodes_of_replicas(_have_weights, weights, layout(settings.device, settings.replicas))
         weight_files.say_if_demonstration(weights.source)
@@ -236,7 +237,7 @@ def _run_graph(
 
 
 def _complete_and_read(batch: pa.Table, **settings: Any) -> pa.Table:
-    return read(manifest.complete(batch), **settings)
+    return read(parquet.complete(batch), **settings)
 
 
 class _CountingPredictor(Predictor):

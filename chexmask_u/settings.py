@@ -106,6 +106,7 @@ class ManifestFolderSettings(Settings):
     uri: str = setting("", "folder or URL prefix to list")
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     source: str = setting("folder", "name of these images: their dataset config; lower case, digits and dashes")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class ManifestSourceSettings(Settings):
         "without --chexmask, list the frontal views too that the CheXmask data set left out: CheXpert's second ones",
     )
     check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -150,6 +152,7 @@ class ManifestMergeSettings(Settings):
         (), "SOURCE=N: accept N rows of a source instead of what is expected; may be repeated"
     )
     accept_less: bool = setting(False, "accept fewer rows than expected, of any source")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
         self.accepted_rows()

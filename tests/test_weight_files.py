@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chexmask_u.errors import CheckpointError, InputError
-from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.weight_files import find, find_again, load_model

@@ -34,7 +34,7 @@ from chexmask_u.bench.timing import Row
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import read_bytes
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.runs import cluster, write
 from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings
 from chexmask_u.sources.synthetic import draw
@@ -377,7 +377,7 @@ def reading_workloads(listed: pa.Table | None, size: tuple[int, int], folder: Pa
 def _listed(images: str, folder: Path) -> pa.Table:
     """Manifest rows of the images below a folder or URL, evenly chosen."""
     listed = str(folder / "listed.parquet")
-    manifest.list_folder(ManifestFolderSettings(uri=images, output=listed))
+    list_folder(ManifestFolderSettings(uri=images, output=listed))
     rows = pq.read_table(listed)
     rows = rows.take(np.unique(np.linspace(0, len(rows) - 1, LISTED_IMAGES).astype(int)))
     first = read(rows.slice(0, pipeline.ROWS_PER_BLOCK))
@@ -395,7 +395,7 @@ def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Tab
         name, image = (f"{index}.png", reading.twelve_bit(grey)) if deep else (f"{index}.jpg", grey)
         cv2.imwrite(str(folder / "images" / name), image)
     listed = str(folder / "manifest.parquet")
-    manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
+    list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
     return pq.read_table(listed)
 
 

@@ -18,7 +18,8 @@ from chexmask_u import record, sources, storage
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import chexmask_csv, manifest
+from chexmask_u.manifests import chexmask_csv
+from chexmask_u.manifests.listing import files_below
 from chexmask_u.model.predict import predict
 from chexmask_u.record import ReadError
 from chexmask_u.releases import release
@@ -230,7 +231,7 @@ class OfImages:
         self.root = storage.normalise(settings.images or "")
         self.model = load_model(settings.weights or "", device=_device(settings.device))
         say_if_demonstration(settings.weights or "")
-        self.files = manifest.files_below(self.root)
+        self.files = files_below(self.root).paths
         self.sources: dict[str, int] | None = None
         self.facts = {
             "kind": "images",
@@ -291,7 +292,7 @@ class OfImages:
         columns = {known.id_column: pa.string()}
         both: dict[str, str] = {}
         example = ""
-        for batch in chexmask_csv.stream_rows(csv, columns, f"a CheXmask CSV of {known.title}"):
+        for batch in chexmask_csv.stream_rows(known, csv, columns):
             ids = chexmask_csv.image_ids(known, batch[known.id_column])
             example = example or next(filter(None, ids), "")
             both.update((image_id, paths[image_id]) for image_id in ids if image_id in paths)

@@ -23,7 +23,7 @@ from chexmask_u.errors import StoppedError
 from chexmask_u.images import sandbox
 from chexmask_u.images.preparation import read_bytes
 from chexmask_u.images.sandbox import Sandbox
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.record import ReadError
 from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings

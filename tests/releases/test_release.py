@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 import chexmask_u as cu
 from chexmask_u import pipeline
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.releases import release
 from chexmask_u.runs import write
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings, ValidateSettings

@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.sources.synthetic import draw
 from tests.support import hub

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chexmask_u import record
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.steps.read import read
 from tests.support.mutants import mutate

@@ -526,6 +526,23 @@ def test_training_sees_an_image_as_the_network_will_when_it_predicts(side: int) 
     np.testing.assert_allclose(reduced, model.seen[0, 0].numpy() * 255, atol=0.5001, rtol=0)
 
 
+def test_images_that_are_linked_from_another_disk_are_read_and_dead_links_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "disk")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "images").symlink_to(tmp_path / "disk" / "images")
+    (folder / "landmarks.npz").symlink_to(tmp_path / "disk" / "landmarks.npz")
+    assert len(read(folder)[0]) == 4
+    image = tmp_path / "disk" / "images" / "person1.png"
+    image.unlink()
+    image.symlink_to(tmp_path / "gone.png")
+    found, problems = read(folder)
+    assert ([problem.name for problem in problems], len(found)) == (["person1"], 3)
+    (folder / "more").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"mine/more: is a link that leads nowhere; mend or delete it"):
+        read(folder)
+
+
 def _csv(folder: Path, landmarks: np.ndarray) -> None:
     with (folder / "landmarks.csv").open("w") as file:
         table = csv.writer(file)
