@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from chexmask_u import storage
-from chexmask_u.images import dicom
+from chexmask_u.images import dicom, span
+from chexmask_u.images.bounds import JPEG_END, cut
 from chexmask_u.record import ReadError
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -23,17 +25,20 @@ _FORMATS: dict[bytes, type[ImageFile]] = {_PNG_START: PngImageFile, b"\xff\xd8\x
 
 # In image data, FF is followed by 00 or a restart marker; anything else begins the next segment.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_JPEG_END = b"\xff\xd9"
-
-_CUT = "the data end before the image does"
 
 
-def decode(data: bytes, *, max_side: int, dicom_standard: bool = True) -> NDArray[np.uint8]:
+def decode(data: bytes, *, max_side: int, dicom_standard: bool = True, full_range: bool = False) -> NDArray[np.uint8]:
     """Decode an image to 8-bit grey; its first bytes tell what it is.
 
     Of PNG and JPEG, colour becomes grey and 8-bit values stay, by OpenCV's rules; 16-bit values are scaled from their
-    minimum and maximum to 0-255, since files of 10, 12 and 16 significant bits look alike. For DICOM, see
-    `dicom.decode`, whose `standard` is `dicom_standard`.
+    minimum and maximum to 0-255, since files of 10, 12 and 16 significant bits look alike.
+
+    Args:
+        data: the whole file.
+        max_side: longest side in pixels that is decoded.
+        dicom_standard: of DICOM; `standard` of `dicom.decode`.
+        full_range: whether the minimum and maximum of 16-bit values are those of all pixels, and not of all but strays,
+            such as a detector's hot pixels; see `span.robust`.
 
     Returns:
         uint8 [H, W].
@@ -55,8 +60,20 @@ def decode(data: bytes, *, max_side: int, dicom_standard: bool = True) -> NDArra
     if image is None or not image.size:
         raise ReadError("damaged", "the image data cannot be decoded")
     if image.dtype != np.uint8:
+        if not full_range:
+            image = _without_strays(image)
         image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
     return np.asarray(image, np.uint8)
+
+
+def _without_strays(image: NDArray[Any]) -> NDArray[Any]:
+    """The same image uint16 [H, W], whose strays have the lowest or highest value of the others."""
+    counts = cv2.calcHist([image], [0], None, [2**16], [0, 2**16]).ravel()
+    occurring = np.flatnonzero(counts)
+    low, high = span.robust(occurring, counts[occurring])
+    if (low, high) == (occurring[0], occurring[-1]):
+        return image
+    return np.clip(image, np.uint16(low), np.uint16(high))
 
 
 def _check(data: bytes, kind: type[ImageFile], max_side: int) -> None:
@@ -73,7 +90,7 @@ def _check(data: bytes, kind: type[ImageFile], max_side: int) -> None:
         _check_png(data)
     # Decoders fill the missing rows of a truncated JPEG with grey and say nothing.
     elif not _jpeg_ends(data):
-        raise ReadError("damaged", _CUT)
+        raise cut()
 
 
 def _check_png(data: bytes) -> None:
@@ -90,14 +107,14 @@ def _check_png(data: bytes) -> None:
         if kind == b"IEND":
             return
         position = end + 4
-    raise ReadError("damaged", _CUT)
+    raise cut()
 
 
 def _jpeg_ends(data: bytes) -> bool:
     """Whether the segments of a JPEG lead to its end marker; a thumbnail within a segment has one of its own."""
     position = len(b"\xff\xd8")
     while marker := _JPEG_MARKER.search(data, position):
-        if marker[0] == _JPEG_END:
+        if marker[0] == JPEG_END:
             return True
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return False

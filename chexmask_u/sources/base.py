@@ -71,6 +71,8 @@ class Source:
         crop_border: whether preparation drops the black border first (design: fact 7 of the published method).
         dicom: whether its files are DICOM.
         dicom_standard: whether DICOM values are shown as the standard asks, or as VinDr-CXR's were; see `dicom.decode`.
+        full_range: whether 16-bit values are scaled from the minimum and maximum of all pixels, a detector's hot ones
+            among them, as the published ones were; see `images.decode`.
         citation: the data set's paper, one line, with a DOI.
         also_cite: what else its providers ask users to cite, one line each.
         licence: name of its terms.
@@ -94,6 +96,7 @@ class Source:
     crop_border: bool = False
     dicom: bool = False
     dicom_standard: bool = True
+    full_range: bool = False
     citation: str = ""
     also_cite: tuple[str, ...] = ()
     licence: str = ""

@@ -8,6 +8,7 @@ SOURCE = Source(
     name="padchest",
     title="PadChest",
     crop_border=True,
+    full_range=True,
     citation=(
         "Bustos A, Pertusa A, Salinas J-M, de la Iglesia-Vayá M. PadChest: A large chest x-ray image dataset with"
         " multi-label annotated reports. Medical Image Analysis 66:101797, 2020."

@@ -194,6 +194,59 @@ def test_16_bit_colour_becomes_grey_and_is_scaled(tmp_path: Path) -> None:
     assert np.abs(image_of(read_file(path)).astype(int) - recipe(scaled)).max() <= 2
 
 
+def _hot(values: NDArray[Any], pixels: dict[tuple[int, int], int]) -> NDArray[Any]:
+    hot = values.copy()
+    for at, value in pixels.items():
+        hot[at] = value
+    return hot
+
+
+STRAYS = {
+    "a hot pixel": {(300, 200): 65535},
+    "a dead pixel": {(300, 200): 0},
+    "both": {(0, 0): 65535, (1023, 700): 0},
+    "many": {(row, 7 * row % 1024): 9_000 + 800 * (row % 70) for row in range(700)},
+    "a line": {(row, 512): 65535 for row in range(1024)},
+}
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_stray_pixels_of_16_bits_leave_the_others_as_they_are(tmp_path: Path, name: str) -> None:
+    values = texture(FRAME, FRAME).astype(np.uint16) * 8 + 3000
+    rows = {}
+    for path, pixels in (("clean.png", values), ("hot.png", _hot(values, STRAYS[name]))):
+        (tmp_path / path).write_bytes(png_bytes(pixels))
+        rows[path] = read_file(tmp_path / path)
+    clean, hot = image_of(rows["clean.png"]), image_of(rows["hot.png"])
+    differing = np.argwhere(clean != hot)
+    assert {tuple(at) for at in differing.tolist()} <= set(STRAYS[name])
+    for at, value in STRAYS[name].items():
+        assert hot[at] == (0 if value == 0 else 255)
+    # As published: from the minimum to the maximum.
+    published = cv2.normalize(_hot(values, STRAYS[name]), None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    bright = np.argwhere(published > 1)
+    (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
+    row = read_file(tmp_path / "hot.png", "padchest")
+    assert (image_of(row) == recipe(published[top:bottom, left:right])).all()
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.3])
+def test_bright_parts_of_a_picture_are_no_strays(tmp_path: Path, share: float) -> None:
+    values = texture(FRAME, FRAME).astype(np.uint16) * 8
+    values[: round(share * FRAME)] = 65535
+    path = tmp_path / "image.png"
+    path.write_bytes(png_bytes(values))
+    assert (image_of(read_file(path)) == cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)).all()
+
+
+def test_what_little_differs_in_a_16_bit_image_is_the_picture(tmp_path: Path) -> None:
+    values = np.full((FRAME, FRAME), 500, np.uint16)
+    values[500:510, 500:510] = np.arange(1000, 1100).reshape(10, 10)
+    path = tmp_path / "image.png"
+    path.write_bytes(png_bytes(values))
+    assert (image_of(read_file(path)) == cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)).all()
+
+
 def test_a_constant_16_bit_image_is_black(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(png_bytes(np.full((40, 50), 777, np.uint16)))
