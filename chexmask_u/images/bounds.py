@@ -7,9 +7,6 @@ from chexmask_u.record import ReadError
 # What the largest file may hold besides two bytes a pixel: headers, colour profiles, thumbnails.
 _HEADER_BYTES = 16 * 2**20
 
-JPEG_END = b"\xff\xd9"
-"""The marker that ends a JPEG, and a codestream of JPEG-LS or JPEG 2000."""
-
 
 def max_bytes(max_side: int) -> int:
     """Bytes of the largest file that is read: 16-bit grey of max_side x max_side, uncompressed."""

@@ -212,6 +212,15 @@ def test_a_voi_table_goes_before_a_window(
         assert (decode(data, max_side=LIMIT, dicom_standard=standard) == published(data)).all()
 
 
+def test_a_table_for_signed_values_may_say_so_in_unsigned_words() -> None:
+    pixels = shades(12, signed=True)
+    entries = (np.sin(np.arange(4096) / 900) * 0.5 + 0.5) * 60_000
+    item = lookup_table(0, entries.astype(int), 16)
+    item.LUTDescriptor = [4096, 65536 - 2048, 16]
+    made = dataset(pixels, 12, VOILUTSequence=Sequence([item]))
+    assert (decode(encode(made), max_side=LIMIT) == stretch(entries.astype(int)[pixels.astype(int) + 2048])).all()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("count", [4095, 4096])
 def test_a_voi_table_of_bytes_covers_all_values(packed: bool, count: int) -> None:

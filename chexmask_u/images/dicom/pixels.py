@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.pixels.decoders.base import get_decoder
 
-from chexmask_u.images.bounds import JPEG_END, cut
+from chexmask_u.images import jpeg
+from chexmask_u.images.bounds import cut
 from chexmask_u.images.dicom.forms import BASELINE, PLUGINS
 from chexmask_u.images.dicom.header import ITEM, LAST_ITEM, UNDEFINED_LENGTH, Header, tag_at
 from chexmask_u.record import ReadError
 
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
-# SOF0 to SOF15, less DHT, JPG and DAC, which lie between; and SOF55 of JPEG-LS.
-_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
 def pixel_data(rest: memoryview, header: Header) -> tuple[memoryview, str]:
@@ -62,7 +61,7 @@ def _check_codestream(codestream: bytes, header: Header) -> None:
     if header.syntax == uid.RLELossless:
         return
     try:
-        height, width, components, bits = _frame(codestream)
+        height, width, components, bits, _ = _frame(codestream)
     except (IndexError, struct.error):
         raise ReadError("damaged", "the compressed image has no header") from None
     if (height, width, components) != (header.rows, header.columns, 1):
@@ -74,28 +73,18 @@ def _check_codestream(codestream: bytes, header: Header) -> None:
     if header.syntax in BASELINE and bits != 8:
         raise ReadError("unsupported", f"lossy JPEG of {bits} bits; 8 are read")
     # In all of these, an FF within the image data is followed by something smaller.
-    if JPEG_END not in codestream:
+    if jpeg.END not in codestream:
         raise cut()
 
 
-def _frame(codestream: bytes) -> tuple[int, int, int, int]:
-    """Height, width, number of components and bits of a JPEG, JPEG-LS or JPEG 2000 image, as it declares them."""
+def _frame(codestream: bytes) -> jpeg.Frame:
+    """What a JPEG, JPEG-LS or JPEG 2000 image declares."""
     start = codestream.find(_JPEG_2000_START)
-    if start >= 0:
-        right, bottom, left, top = struct.unpack_from(">4L", codestream, start + 8)
-        components, bits = struct.unpack_from(">HB", codestream, start + 40)
-        return bottom - top, right - left, components, bits % 128 + 1
-    position = len(b"\xff\xd8")
-    while codestream[position] == 0xFF:
-        marker = codestream[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if marker in _JPEG_FRAMES:
-            bits, height, width, components = struct.unpack_from(">BHHB", codestream, position + 4)
-            return height, width, components, bits
-        position += 2 + struct.unpack_from(">H", codestream, position + 2)[0]
-    raise IndexError
+    if start < 0:
+        return jpeg.frame(codestream)
+    right, bottom, left, top = struct.unpack_from(">4L", codestream, start + 8)
+    components, bits = struct.unpack_from(">HB", codestream, start + 40)
+    return jpeg.Frame(bottom - top, right - left, components, bits % 128 + 1)
 
 
 def stored_values(header: Header, pixels: memoryview, vr: str) -> NDArray[Any]:

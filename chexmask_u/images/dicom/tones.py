@@ -80,8 +80,9 @@ def steps(dataset: Dataset, standard: bool, little: bool) -> tuple[Step, ...]:
         standard: whether the modality LUT is one of them.
         little: whether the file's words are little endian.
     """
-    modality = _table(dataset, "ModalityLUTSequence", little) or _rescale(dataset) if standard else None
-    voi = _table(dataset, "VOILUTSequence", little) or _window(dataset, standard)
+    signed = integer(dataset, "PixelRepresentation", 0) == 1
+    modality = _table(dataset, "ModalityLUTSequence", little, signed) or _rescale(dataset) if standard else None
+    voi = _table(dataset, "VOILUTSequence", little, signed and not modality) or _window(dataset, standard)
     return tuple(step for step in (modality, voi) if step)
 
 
@@ -92,7 +93,8 @@ def _rescale(dataset: Dataset) -> Step | None:
     return Step("Rescale Slope and Intercept (0028,1053 and 1052)", _Rescale(slope, intercept))
 
 
-def _table(dataset: Dataset, name: str, little: bool) -> Step | None:
+def _table(dataset: Dataset, name: str, little: bool, signed: bool) -> Step | None:
+    """The table of the first item that has one, for stored values that may be `signed`."""
     # Empty items are placeholders.
     item = next((item for item in dataset.get(name) or () if "LUTDescriptor" in item or "LUTData" in item), None)
     if item is None:
@@ -105,7 +107,10 @@ def _table(dataset: Dataset, name: str, little: bool) -> Step | None:
     entries = _entries(data, count, descriptor[2], little)
     if len(entries) < count:
         raise ReadError("damaged", f"the {_TABLES[name]} of the DICOM header holds {len(entries)} of {count} entries")
-    return Step(_TABLES[name], _Table(int(descriptor[1]), entries[:count]))
+    first = int(descriptor[1])
+    # The descriptor's own VR is often wrong; the pixels' is meant.
+    first -= 2**16 if signed and first >= 2**15 else 0
+    return Step(_TABLES[name], _Table(first, entries[:count]))
 
 
 def _entries(data: Any, count: int, bits: int, little: bool) -> NDArray[np.int64]:
