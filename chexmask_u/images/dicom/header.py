@@ -6,6 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 from pydicom import uid
 from pydicom.datadict import tag_for_keyword
@@ -34,7 +35,8 @@ _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 
 _PREAMBLE = 128
-ITEM, LAST_ITEM = 0xFFFEE000, 0xFFFEE0DD
+ITEM, _ITEM_END, LAST_ITEM = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_DELIMITERS = (ITEM, _ITEM_END, LAST_ITEM)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
@@ -142,7 +144,7 @@ def _inflate(data: bytes, limit: int) -> bytes:
 def _before_pixels(body: bytes, start: int, syntax: uid.UID) -> tuple[Dataset, int, bool, bool]:
     """What stands before the pixels, which may come after elements of a higher group and after stray items.
 
-    An item is stray where its sequence says that its length is 0: it is passed over, as what it holds is.
+    An item is stray where its sequence says that its length is 0: it is passed over, and what it holds with it.
 
     Returns:
         The elements that are parsed; where the pixels begin in `body`, or its end; whether its elements have an
@@ -150,27 +152,36 @@ def _before_pixels(body: bytes, start: int, syntax: uid.UID) -> tuple[Dataset, i
     """
     stream, found = BytesIO(body), Dataset()
     implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
-    position = start
-    while True:
+    position, open_items = start, 0
+    while position + 8 <= len(body):
+        tag = tag_at(body, position, little)
+        if tag in _PIXELS and not open_items:
+            break
+        if tag in _DELIMITERS:
+            length = struct.unpack_from("<L" if little else ">L", body, position + 4)[0]
+            open_items = max(0, open_items + (tag == ITEM and length == UNDEFINED_LENGTH) - (tag == _ITEM_END))
+            position += 8 + (length if length != UNDEFINED_LENGTH else 0)
+            continue
         stream.seek(position)
-        part = read_dataset(stream, implicit, little, stop_when=_at_pixels_or_item, specific_tags=_TAGS)
+        stop = _at_delimiter if open_items else _at_pixels
+        part = read_dataset(stream, implicit, little, stop_when=stop, specific_tags=_TAGS)
         if position == start:
             implicit, little = (bool(kind) for kind in part.original_encoding)
-        found.update(dict(part.items()))
-        before, position = position, stream.tell()
-        following = tag_at(memoryview(body), position, little) if position + 8 <= len(body) else None
-        if following is None or following in _PIXELS or position == before:
-            return found, position, implicit, little
-        if following == ITEM:
-            # To its end; what stopped the reading otherwise is the end of an item, which is passed already.
-            stream.seek(position + 8)
-            read_dataset(stream, implicit, little, specific_tags=_TAGS, at_top_level=False)
-            position = stream.tell()
+        if not open_items:
+            found.update(dict(part.items()))
+        position = stream.tell()
+        # The end of an item is the one delimiter that pydicom does not stop before.
+        if position >= 8 and tag_at(body, position - 8, little) == _ITEM_END and not any(body[position - 4 : position]):
+            position -= 8
+    return found, position, implicit, little
 
 
-def _at_pixels_or_item(tag: BaseTag, _: str | None, length: int) -> bool:
-    # An item of a length that is told is skipped by it.
-    return tag in _PIXELS or (tag == ITEM and length == UNDEFINED_LENGTH)
+def _at_delimiter(tag: BaseTag, *_: Any) -> bool:
+    return tag in _DELIMITERS
+
+
+def _at_pixels(tag: BaseTag, *_: Any) -> bool:
+    return tag in _DELIMITERS or tag in _PIXELS
 
 
 def _header(dataset: Dataset, syntax: uid.UID, standard: bool, implicit: bool, little: bool) -> Header:
@@ -216,7 +227,7 @@ def _check_has_pixels(rest: memoryview, little: bool) -> None:
         raise ReadError("no_pixels", "no Pixel Data (7FE0,0010): the file holds no image, or ends before it")
 
 
-def tag_at(data: memoryview, position: int, little: bool) -> int:
+def tag_at(data: bytes | memoryview, position: int, little: bool) -> int:
     """The tag at a position, group and element in one number."""
     group, element = struct.unpack_from("<HH" if little else ">HH", data, position)
     return int(group << 16 | element)

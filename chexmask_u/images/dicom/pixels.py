@@ -30,8 +30,9 @@ def pixel_data(rest: memoryview, header: Header) -> tuple[memoryview, str]:
     if header.syntax.is_encapsulated != (length == UNDEFINED_LENGTH):
         raise ReadError("damaged", "the pixel data are not laid out as the transfer syntax says")
     if header.syntax.is_encapsulated:
-        _check_codestream(_codestream(value), header)
-        return value, vr
+        codestream, end = _codestream(value)
+        _check_codestream(codestream, header)
+        return value[:end], vr
     expected = header.rows * header.columns * header.bits_allocated // 8
     found = min(length, len(value))
     if found < expected:
@@ -40,15 +41,18 @@ def pixel_data(rest: memoryview, header: Header) -> tuple[memoryview, str]:
     return value[: expected + expected % 2], vr
 
 
-def _codestream(value: memoryview) -> bytes:
-    """All fragments of the only frame, without the offset table, which comes first."""
+def _codestream(value: memoryview) -> tuple[bytes, int]:
+    """All fragments of the only frame, without the offset table, which comes first; and where they end.
+
+    A delimiter comes last, for which some writers put zeros.
+    """
     fragments: list[memoryview] = []
     position = 0
     while position + 8 <= len(value):
         tag, length = tag_at(value, position, True), struct.unpack_from("<L", value, position + 4)[0]
         position += 8
-        if tag == LAST_ITEM:
-            return b"".join(fragments[1:])
+        if tag == LAST_ITEM or (tag == 0 and not bytes(value[position:]).strip(b"\0")):
+            return b"".join(fragments[1:]), position - 8
         if tag != ITEM:
             raise ReadError("damaged", "the fragments of the pixel data do not follow one another")
         fragments.append(value[position : position + length])
