@@ -26,8 +26,8 @@ _PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 ELEMENTS = (*_TABLES, *_WINDOW, *_RESCALE, *_PADDING)
 """The elements that tell how values are shown, by keyword."""
 
-# A step that leaves less than this share of the pixels that were between black and white before it leaves no radiograph:
-# a window for lungs alone leaves a third, one meant for 8 bits less than a tenth of 12, and most placeholders nothing.
+# A step that leaves less than this share of the pixels that were between black and white leaves no radiograph: a window
+# for lungs alone leaves a third, one meant for 8 bits less than a tenth of 12, and most placeholders leave nothing.
 _LEAST = 1 / 10
 
 
