@@ -15,20 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TextIO
 
-from chexmask_u import demo, pipeline, sources, storage
+from chexmask_u import demo, info, pipeline, sources, storage
 from chexmask_u.bench import plan
 from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.manifests import join, manifest, merge
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.releases import diff, export
 from chexmask_u.releases.publish import publish
-from chexmask_u.runs import cluster, write
+from chexmask_u.runs import cluster
 from chexmask_u.settings import (
     BenchSettings,
     DiffSettings,
     EvaluateSettings,
     ExportSettings,
     GenerateSettings,
+    InfoSettings,
     ManifestFolderSettings,
     ManifestMergeSettings,
     ManifestSourceSettings,
@@ -173,6 +173,10 @@ def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], 
     report = join.build(settings)
     expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
     lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
+    if report.other_frontal:
+        left_out = "frontal views that the CheXmask data set left out, and so this"
+        remedy = "" if settings.chexmask else "; --all-frontal lists them"
+        lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
     lines += [f"  {kind}: {count:,} ({join.PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
     lines.append(f"Problems: {report.problems}")
     return report.asdict(), "\n".join(lines), DONE
@@ -201,12 +205,9 @@ def _plan(settings: PlanSettings) -> tuple[dict[str, Any], str, int]:
     return result, plan.render(result), DONE
 
 
-def _info(_: Settings) -> tuple[dict[str, Any], str, int]:
-    model = load_model("demo")
-    facts = write.versions() | {
-        "demo weights": f"{model.variant}, input {model.input_size}, sha256 {model.sha256}",
-    }
-    return facts, "\n".join(f"{name}: {value}" for name, value in facts.items()), DONE
+def _info(settings: InfoSettings) -> tuple[dict[str, Any], str, int]:
+    facts = info.run(settings)
+    return facts, info.render(facts), DONE if facts.get("check", {"sane": True})["sane"] else INCOMPLETE
 
 
 def _run_text(output: str, summary: dict[str, Any]) -> str:
@@ -257,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "evaluate", _evaluate, EvaluateSettings)
     _add(verbs, "bench", _bench, BenchSettings)
     _add(verbs, "plan", _plan, PlanSettings, required=("manifest",))
-    _add(verbs, "info", _info, Settings, help="Print the versions of this code, its libraries and its bundled weights.")
+    _add(verbs, "info", _info, InfoSettings)
     return parser
 
 

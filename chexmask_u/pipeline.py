@@ -180,7 +180,7 @@ def _run_graph(
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
             .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
             .map_batches(
-                partial(_complete_and_read, max_side=settings.max_side),
+                partial(_complete_and_read, max_side=settings.max_side, preparation=settings.preparation),
                 batch_format="pyarrow",
                 max_retries=MAX_RESTARTS,
             )
@@ -226,8 +226,8 @@ def _run_graph(
     }
 
 
-def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
-    return read(manifest.complete(batch), max_side=max_side)
+def _complete_and_read(batch: pa.Table, **settings: Any) -> pa.Table:
+    return read(manifest.complete(batch), **settings)
 
 
 class _CountingPredictor(Predictor):

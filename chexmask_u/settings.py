@@ -73,6 +73,12 @@ class GenerateSettings(Settings):
     samples: int = setting(50, "draws N per image", numbers=True)
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
     max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True)
+    preparation: str = setting(
+        "published",
+        "of images, by source; lossless: without the JPEG compression that MIMIC-CXR-JPG's passed through as published",
+        numbers=True,
+        choices=("published", "lossless"),
+    )
     precision: str = setting(
         "float32",
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs",
@@ -118,7 +124,9 @@ class ManifestSourceSettings(Settings):
     source: str = setting("", "name of the source")
     images: str = setting("", "folder or URL prefix of the distribution as downloaded")
     chexmask: str | None = setting(
-        None, "CheXmask CSV of the source, with scores and sizes (default: every frontal image, without scores)"
+        None,
+        "CheXmask CSV of the source, with scores and sizes (default: every frontal image that CheXmask took, without "
+        "scores)",
     )
     table: str | None = setting(
         None, "the source's own table of its images (default: looked for below --images, by its official name)"
@@ -126,6 +134,10 @@ class ManifestSourceSettings(Settings):
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     problems: str | None = setting(None, "CSV file of what did not match (default: beside --output)")
     preprocessed: bool = setting(False, "the CSV is a Preprocessed one: take its ids and scores, not its 1024 x 1024")
+    all_frontal: bool = setting(
+        False,
+        "without --chexmask, list the frontal views too that the CheXmask data set left out: CheXpert's second ones",
+    )
     check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty")
 
     def __post_init__(self) -> None:
@@ -133,6 +145,8 @@ class ManifestSourceSettings(Settings):
             raise InputError("--images is needed: the folder or URL prefix of the distribution")
         if self.preprocessed and self.chexmask is None:
             raise InputError("--preprocessed says what --chexmask is, which is not given")
+        if self.all_frontal and self.chexmask is not None:
+            raise InputError("--all-frontal goes without --chexmask, whose rows say which views are taken")
 
 
 @dataclass(frozen=True)
@@ -174,6 +188,19 @@ class BenchSettings(Settings):
     images: str | None = setting(None, "folder or URL of images (default: drawn ones, on the local disk)")
     output: str | None = setting(None, "local folder to keep the result in, as JSON")
     check: bool = setting(False, "end with exit code 1 if a target is missed")
+
+
+@dataclass(frozen=True)
+class InfoSettings(Settings):
+    """Say what a bug report asks for: versions, devices, weights, and the sources with their terms."""
+
+    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    check: bool = setting(
+        False, "predict drawings with the weights: whether the numbers are sane (exit code 1 if not), and how fast"
+    )
+    device: str = setting(
+        "auto", "where --check predicts; auto: on a GPU if there is one", choices=("auto", "cpu", "cuda")
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from chexmask_u import memory, storage
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
+from chexmask_u.sources.base import Preparation
 
 # A 10,000 x 10,000 image of 16 bits takes 4 s on one core; a machine may be ten times as slow and busy.
 SECONDS = 60.0
@@ -75,7 +76,7 @@ class Sandbox:
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def read(self, data: bytes, *, source: str, max_side: int) -> ReadImage:
+    def read(self, data: bytes, *, source: str, max_side: int, preparation: Preparation = "published") -> ReadImage:
         """`preparation.read_bytes` in the child; one image at a time, whichever thread asks.
 
         Raises:
@@ -86,6 +87,7 @@ class Sandbox:
             "bytes": len(data),
             "source": source,
             "max_side": max_side,
+            "preparation": preparation,
             "seconds": self.seconds,
             "memory": self.bytes_per_pixel * max_side**2 + self.spare_bytes,
         }
@@ -211,7 +213,9 @@ def serve() -> None:
         # The signal's default action needs no Python: it ends a decoder that never comes back.
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])
         try:
-            result = read_bytes(data, source=request["source"], max_side=request["max_side"])
+            result = read_bytes(
+                data, source=request["source"], max_side=request["max_side"], preparation=request["preparation"]
+            )
             image = result.image.tobytes()
             header = {
                 "shape": result.image.shape,

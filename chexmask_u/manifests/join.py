@@ -55,6 +55,7 @@ class JoinReport:
         expected_rows: rows of the source in the whole CheXmask data set.
         images: image files of the source below --images.
         other_views: of those, the ones that the source's table says are neither PA nor AP.
+        other_frontal: frontal views that the CheXmask data set left out, and so the manifest.
         passed_over: files that are no images of the source.
         csv_rows: rows of the CSV; None without one.
         table: the source's own table that was used, or None.
@@ -68,6 +69,7 @@ class JoinReport:
     expected_rows: int | None
     images: int
     other_views: int
+    other_frontal: int
     passed_over: int
     csv_rows: int | None
     table: str | None
@@ -81,8 +83,8 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
     """Write the manifest of one published source, sorted by record id, and beside it what did not match.
 
     With a CSV, an image needs a row in it, since the CheXmask data set is what is regenerated. What is ambiguous (an id
-    of two files, or of rows that differ) is left out and listed, never chosen. Without a CSV, every frontal image is a
-    row without scores.
+    of two files, or of rows that differ) is left out and listed, never chosen. Without a CSV, every frontal image that
+    the CheXmask data set took is a row without scores, and with `all_frontal` the others are, too.
 
     Raises:
         InputError: if the images, the CSV or the table cannot be read or are not this source's, or nothing matches.
@@ -103,11 +105,13 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
     rows = None
     if settings.chexmask is None:
         images = _frontal_images(source, images, own, log)
+        images, other_frontal = (images, 0) if settings.all_frontal else _taken_images(settings, images, None)
         joined = images
         for name in ("mean", "max", "height", "width"):
             joined = joined.append_column(name, pa.nulls(len(images), pa.float64()))
     else:
         rows = read_rows(source, settings.chexmask, own, settings.preprocessed)
+        images, other_frontal = _taken_images(settings, images, rows)
         joined = _join(
             settings, rows, images, repeated, other, log, views_known=own is not None or not _needs_table(source)
         )
@@ -128,6 +132,7 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
         expected_rows=source.expected_rows,
         images=len(files.images),
         other_views=pc.sum(other_views).as_py() or 0,
+        other_frontal=other_frontal,
         passed_over=files.passed_over,
         csv_rows=None if rows is None else len(rows),
         table=table_uri if own is not None else None,
@@ -241,6 +246,17 @@ def _frontal_images(source: Source, images: pa.Table, own: pa.Table | None, log:
     known = among(images["id"], own["id"])
     log.add("not_in_table", images.filter(pc.invert(known))["id"], "not in the source's table")
     return images.filter(among(images["id"], own.filter(own["frontal"])["id"]))
+
+
+def _taken_images(settings: ManifestSourceSettings, images: pa.Table, rows: pa.Table | None) -> tuple[pa.Table, int]:
+    """Images that the CheXmask data set took, by their id or because a row names them, and how many it did not."""
+    in_chexmask = sources.get(settings.source).in_chexmask
+    taken = pa.chunked_array([[in_chexmask(image_id) for image_id in images["id"].to_pylist()]], pa.bool_())
+    kept = images.filter(taken if rows is None else pc.or_(taken, among(images["id"], rows["id"])))
+    if len(images) and not len(kept):
+        remedy = "--all-frontal lists them" if rows is None else "and no row of --chexmask names one"
+        raise InputError(f"--images {settings.images}: CheXmask took none of its {len(images):,} views; {remedy}")
+    return kept, len(images) - len(kept)
 
 
 def _needs_table(source: Source) -> bool:

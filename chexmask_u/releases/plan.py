@@ -20,7 +20,7 @@ from chexmask_u.folder import Folder
 from chexmask_u.manifests import manifest
 from chexmask_u.releases import card, versions
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release, config
-from chexmask_u.runs.write import Run
+from chexmask_u.runs.write import Run, comparable_numbers, told_preparation
 from chexmask_u.settings import ReleaseSettings
 
 # Arrow's own name for the file that a row comes from.
@@ -143,6 +143,7 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
     header = {
         "schema_version": record.SCHEMA_VERSION,
         "numbers": frozen["numbers"],
+        "preparation": told_preparation(frozen, counts),
         "weights": weights,
         "manifest": {"sha256": frozen["manifest"]["sha256"], "rows": frozen["manifest"]["rows"]},
         "versions": frozen["versions"],
@@ -235,7 +236,8 @@ def _may_be_of(before: Release, frozen: Mapping[str, Any]) -> bool:
     return bool(
         before.content["schema_version"] == record.SCHEMA_VERSION
         and before.content["weights"]["sha256"] == frozen["weights"]["sha256"]
-        and before.content["numbers"] == frozen["numbers"]
+        and comparable_numbers(before.content["numbers"], before.counts)
+        == comparable_numbers(frozen["numbers"], before.counts)
     )
 
 

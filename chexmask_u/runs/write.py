@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import uuid
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from chexmask_u import record, storage
+from chexmask_u import record, sources, storage
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.manifests.manifest import ManifestFacts
@@ -48,6 +48,9 @@ COMPRESSION = "zstd"
 _VERIFIED = pads.ParquetFileFormat(
     default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
+
+# Of a run whose run.json does not tell.
+_UNTOLD_PREPARATION: sources.Preparation = "lossless"
 
 # Libraries whose version can move a number.
 VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pillow")
@@ -253,18 +256,37 @@ def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], ma
     if stored is None:
         run.check_own("run", [], ignored=(LOCK,))
         return False
-    before = _identity(
-        stored.get("schema_version"), stored.get("weights", {}), stored.get("numbers", {}), stored.get("manifest", {})
-    )
-    now = _identity(record.SCHEMA_VERSION, weights, settings.numbers(), {"sha256": manifest_sha256})
-    differences = "; ".join(
-        f"{name} was {before.get(name)}, now {value}"
-        for name, value in now.items()
-        if value is not None and value != before.get(name)
-    )
-    if differences:
-        raise InputError(f"{run.url}: holds a run with other settings ({differences}); choose another --output")
+    manifest = stored.get("manifest", {})
+    names = manifest.get("sources", {})
+    numbers = comparable_numbers(stored.get("numbers", {}), names)
+    before = _identity(stored.get("schema_version"), stored.get("weights", {}), numbers, manifest)
+    numbers = comparable_numbers(settings.numbers(), names)
+    now = _identity(record.SCHEMA_VERSION, weights, numbers, {"sha256": manifest_sha256})
+    differing = {name: value for name, value in now.items() if value is not None and value != before.get(name)}
+    if differing:
+        differences = "; ".join(f"{name} was {before.get(name)}, now {value}" for name, value in differing.items())
+        remedy = "choose another --output"
+        if list(differing) == ["--preparation"]:
+            remedy = f"--preparation {before['--preparation']} goes on with it, or {remedy}"
+        raise InputError(f"{run.url}: holds a run with other settings ({differences}); {remedy}")
     return True
+
+
+def comparable_numbers(numbers: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The settings of run.json's or release.json's `numbers` that numbers of these sources' images depend on.
+
+    `preparation` is one only where an image of theirs differs by it.
+    """
+    if any(sources.get(name).jpeg_quality is not None for name in names):
+        return {"preparation": _UNTOLD_PREPARATION} | dict(numbers)
+    return {name: value for name, value in numbers.items() if name != "preparation"}
+
+
+def told_preparation(frozen: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """What a run's run.json says of how images of these sources became the network's, a sentence each."""
+    told = frozen.get("preparation", {})
+    untold = sources.describe_preparation(names, _UNTOLD_PREPARATION)
+    return {name: told.get(name, sentence) for name, sentence in untold.items()}
 
 
 def _identity(
@@ -291,6 +313,7 @@ def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weight
         "schema_version": record.SCHEMA_VERSION,
         "settings": settings.asdict(),
         "numbers": settings.numbers(),
+        "preparation": sources.describe_preparation(manifest.sources, settings.numbers()["preparation"]),
         "manifest": manifest.asdict(),
         "weights": weights,
         "versions": versions(),
@@ -313,18 +336,22 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     """
     dataset = run.dataset()
     try:
-        summary = report.summarise(dataset) | facts
+        summary = report.summarise(dataset)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
             run.damaged_part() or f"{run.url}: cannot be read ({storage.explain(error)}); try again later"
         ) from error
     frozen = run.read_json("run.json") or {}
-    settings = frozen["settings"]
+    summary |= {"preparation": told_preparation(frozen, summary["sources"])} | facts
+    as_read = {
+        "max_side": frozen["settings"]["max_side"],
+        "preparation": frozen["numbers"].get("preparation", _UNTOLD_PREPARATION),
+    }
     pictures = []
     ranks = {chosen["record_id"]: chosen["rank"] for chosen in summary["contact_sheet"]}
     for row in report.chosen_rows(dataset, list(ranks)).to_pylist():
         try:
-            image = read_image(row["uri"], source=row["source"], max_side=settings["max_side"]).image
+            image = read_image(row["uri"], source=row["source"], **as_read).image
         except ReadError:
             # It was there when its record was made; a report is not worth failing for.
             continue

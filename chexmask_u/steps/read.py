@@ -15,6 +15,7 @@ from chexmask_u.images import sandbox
 from chexmask_u.images.fetch import fetch
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
+from chexmask_u.sources.base import Preparation
 
 # Enough requests in flight to hide an object store's latency, while one image at a time is decoded.
 FETCHERS = 8
@@ -23,19 +24,29 @@ FETCHERS = 8
 _HEADER_BYTES = 16 * 2**20
 
 
-def read_image(uri: str, *, source: str = "folder", max_side: int = 10_000) -> ReadImage:
+def read_image(
+    uri: str, *, source: str = "folder", max_side: int = 10_000, preparation: Preparation = "published"
+) -> ReadImage:
     """Fetch, decode and prepare one image as `source` is prepared.
+
+    Args:
+        uri: path or URL of the file.
+        source: name of its source dataset; any other name is an image of your own.
+        max_side: longest side in pixels that is decoded.
+        preparation: "published" gives the pixels that the published numbers were made of; "lossless" leaves out the
+            JPEG compression that those of MIMIC-CXR-JPG passed through. Other sources have none.
 
     Raises:
         ReadError: with the file and the reason why not.
     """
     try:
-        return read_bytes(fetch(uri, max_bytes=_max_bytes(max_side)), source=source, max_side=max_side)
+        data = fetch(uri, max_bytes=_max_bytes(max_side))
+        return read_bytes(data, source=source, max_side=max_side, preparation=preparation)
     except ReadError as error:
         raise ReadError(error.reason, f"{storage.redact(uri)}: {error}") from error
 
 
-def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
+def read(batch: pa.Table, *, max_side: int = 10_000, preparation: Preparation = "published") -> pa.Table:
     """Step: `record.MANIFEST` -> `record.READ`; objects are fetched concurrently and decoded in a child process.
 
     Each fetcher waits with its object for the child, so no more objects than fetchers are in memory.
@@ -43,10 +54,11 @@ def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
     Args:
         batch: manifest rows.
         max_side: longest side in pixels that is decoded; it bounds memory, since the image is padded to a square.
+        preparation: as `read_image` takes it.
     """
     with ThreadPoolExecutor(min(FETCHERS, max(1, len(batch)))) as pool:
         told = (batch[name].to_pylist() for name in ("uri", "source", "height", "width"))
-        rows = list(pool.map(partial(_read_row, max_side=max_side), *told))
+        rows = list(pool.map(partial(_read_row, max_side=max_side, preparation=preparation), *told))
     known = batch.select(["height", "width"]).to_pylist()
     return replace(
         batch,
@@ -62,11 +74,13 @@ def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
     )
 
 
-def _read_row(uri: str, source: str, height: int | None, width: int | None, max_side: int) -> dict[str, Any]:
+def _read_row(
+    uri: str, source: str, height: int | None, width: int | None, max_side: int, preparation: Preparation
+) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         data = fetch(uri, max_bytes=_max_bytes(max_side))
-        result = sandbox.shared.read(data, source=source, max_side=max_side)
+        result = sandbox.shared.read(data, source=source, max_side=max_side, preparation=preparation)
         _check_size(result, height, width)
     except sandbox.SandboxError:
         # Without a decoder every image would fail; the run is to stop and say so.

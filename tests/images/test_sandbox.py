@@ -70,10 +70,17 @@ def reason(box: Sandbox, data: bytes) -> str | None:
 
 
 def test_an_image_is_read_as_it_is_in_process(box: Sandbox) -> None:
-    for seed, source in enumerate(("folder", "mimic-cxr-jpg", "padchest")):
+    for seed, (source, preparation) in enumerate(
+        (
+            ("folder", "published"),
+            ("mimic-cxr-jpg", "published"),
+            ("mimic-cxr-jpg", "lossless"),
+            ("padchest", "published"),
+        )
+    ):
         data = small_image(seed)
-        there = box.read(data, source=source, max_side=MAX_SIDE)
-        here = read_bytes(data, source=source, max_side=MAX_SIDE)
+        there = box.read(data, source=source, max_side=MAX_SIDE, preparation=preparation)
+        here = read_bytes(data, source=source, max_side=MAX_SIDE, preparation=preparation)
         assert (there.image == here.image).all()
         assert (there.height, there.width, there.letterbox) == (here.height, here.width, here.letterbox)
     for data in (b"no image", small_image()[:-30], cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes()):

@@ -14,7 +14,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from chexmask_u import record, sources, storage
+from chexmask_u import cli, record, sources, storage
 from chexmask_u.errors import InputError
 from chexmask_u.manifests import join, manifest
 from chexmask_u.manifests.join import build
@@ -148,6 +148,45 @@ def test_without_a_csv_every_frontal_image_is_a_row_without_scores(name, layouts
     rows = rows_of(report.manifest)
     assert {row["image_id"] for row in rows} > set(layout.sizes)
     assert {row["dice_rca_mean"] for row in rows} == {None}
+
+
+@pytest.fixture
+def second_views(tmp_path) -> Layout:
+    """CheXpert, where every patient has a second frontal view too."""
+    layout = write_layouts(tmp_path / "official", ROWS, dirty=False)["chexpert"]
+    for first in layout.root.rglob("view1_frontal.jpg"):
+        first.with_name("view2_frontal.jpg").write_bytes(first.read_bytes())
+    return layout
+
+
+def test_without_a_csv_chexpert_has_the_views_that_the_published_data_set_took(second_views, tmp_path, capsys):
+    flags = ["manifest", "chexpert", "--images", str(second_views.root), "--output", str(tmp_path / "m.parquet")]
+    assert cli.main(flags) == cli.DONE
+    assert {Path(row["uri"]).name for row in rows_of(tmp_path / "m.parquet")} == {"view1_frontal.jpg"}
+    assert f"passed over: {ROWS} (frontal views that the CheXmask data set left out" in capsys.readouterr().out
+    assert cli.main([*flags, "--all-frontal"]) == cli.DONE
+    assert len(rows_of(tmp_path / "m.parquet")) == 2 * ROWS
+    assert "passed over" not in capsys.readouterr().out
+
+
+def test_the_rows_of_a_csv_decide_which_second_views_are_taken(second_views, tmp_path):
+    header, rows = read_csv(second_views.chexmask)
+    at = header.index("Path")
+    second = [value.replace("view1_", "view2_") if column == at else value for column, value in enumerate(rows[0])]
+    path = write_csv(tmp_path / "second.csv", header, [*rows, second])
+    report = build(settings_of(second_views, tmp_path, chexmask=path))
+    assert (report.rows, report.other_frontal, report.counts["missing_row"]) == (ROWS + 1, ROWS - 1, 0)
+    with pytest.raises(InputError, match="--all-frontal goes without --chexmask"):
+        settings_of(second_views, tmp_path, all_frontal=True)
+
+
+def test_a_folder_of_second_views_alone_is_told_how_to_list_them(second_views, tmp_path):
+    for first in second_views.root.rglob("view1_frontal.jpg"):
+        first.unlink()
+    with pytest.raises(InputError, match=f"CheXmask took none of its {ROWS} views; --all-frontal lists them"):
+        build(settings_of(second_views, tmp_path, chexmask=None))
+    with pytest.raises(InputError, match="no row of --chexmask names one"):
+        build(settings_of(second_views, tmp_path))
 
 
 def test_the_real_published_rows_are_read(shared, tmp_path):

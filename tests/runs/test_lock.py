@@ -131,9 +131,7 @@ def test_a_living_driver_of_another_machine_is_known_by_its_heartbeat(url: str) 
         while not over.wait(0.3):
             count += 1
             # Its clock is years behind, which is no reason to take it for dead.
-            write.Run(url).write(
-                write.LOCK, json.dumps(entry | {"machine": "another", "beat": count, "since": "1999"})
-            )
+            write.Run(url).write(write.LOCK, json.dumps(entry | {"machine": "another", "beat": count, "since": "1999"}))
 
     thread = threading.Thread(target=beat)
     thread.start()

@@ -15,6 +15,7 @@ from chexmask_u.releases.diff import picture
 from chexmask_u.releases.diff.compare import Comparison, Mover, failures
 from chexmask_u.releases.diff.words import changelog, text
 from chexmask_u.releases.release import Release
+from chexmask_u.runs.write import comparable_numbers, told_preparation
 from chexmask_u.settings import DiffSettings
 
 __all__ = ["diff", "text"]
@@ -101,7 +102,8 @@ def _settings(before: Release, after: Release) -> dict[str, list[Any]]:
             "weights": content["weights"]["source"],
             "weights sha256": content["weights"]["sha256"],
             "manifest sha256": content["manifest"]["sha256"],
-            **content["numbers"],
+            **comparable_numbers(content["numbers"], content["counts"]),
+            **{f"preparation of {name}": told for name, told in told_preparation(content, content["counts"]).items()},
             **content["versions"],
         }
         for content in (before.content, after.content)
