@@ -22,7 +22,8 @@ from chexmask_u.manifests import join, manifest, merge
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.releases import diff, export
 from chexmask_u.releases.publish import publish
-from chexmask_u.runs import cluster, write
+from chexmask_u.runs import cluster
+from chexmask_u.runs.identity import library_versions
 from chexmask_u.settings import (
     BenchSettings,
     DiffSettings,
@@ -203,7 +204,7 @@ def _plan(settings: PlanSettings) -> tuple[dict[str, Any], str, int]:
 
 def _info(_: Settings) -> tuple[dict[str, Any], str, int]:
     model = load_model("demo")
-    facts = write.versions() | {
+    facts = library_versions() | {
         "demo weights": f"{model.variant}, input {model.input_size}, sha256 {model.sha256}",
     }
     return facts, "\n".join(f"{name}: {value}" for name, value in facts.items()), DONE

@@ -20,7 +20,7 @@ import chexmask_u as cu
 from chexmask_u import cli, pipeline, record
 from chexmask_u.errors import InputError
 from chexmask_u.manifests.manifest import list_folder
-from chexmask_u.runs import write
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 
 DAMAGED = ("empty.png", "text.png", "cut.jpg")
@@ -66,7 +66,7 @@ def finished(settings, local_ray):
 
 
 def records(output: str | Path) -> dict[str, dict]:
-    table = write.Run(str(output)).dataset().to_table()
+    table = Run(str(output)).dataset().to_table()
     rows = table.to_pylist()
     assert len({row["record_id"] for row in rows}) == len(rows), "a record is there twice"
     return {row["record_id"]: row for row in rows}
@@ -175,7 +175,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(signal
     count = 60 * (len(signals) + 1)
     draw_images(tmp_path / "images", count, np.random.default_rng(1))
     list_folder(ManifestFolderSettings(uri=str(tmp_path / "images"), output=str(tmp_path / "m.parquet")))
-    run = write.Run(str(tmp_path / "run"))
+    run = Run(str(tmp_path / "run"))
     command = [sys.executable, "-m", "chexmask_u.cli", "generate"]
     command += ["--manifest", str(tmp_path / "m.parquet"), "--output", run.url, "--weights", str(tiny_weights)]
     # Many draws make the run long enough to be stopped in the middle.

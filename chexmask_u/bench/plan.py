@@ -24,7 +24,8 @@ from chexmask_u.images.fetch import fetch
 from chexmask_u.manifests import manifest
 from chexmask_u.model.checkpoint import load_model
 from chexmask_u.record import ReadError
-from chexmask_u.runs import cluster, write
+from chexmask_u.runs import cluster
+from chexmask_u.runs.run import COMPRESSION
 from chexmask_u.settings import GenerateSettings, PlanSettings
 from chexmask_u.steps.mask import mask
 from chexmask_u.steps.read import FETCHERS, read
@@ -359,7 +360,7 @@ def _seconds_per_image(step: Callable[[pa.Table], pa.Table], batches: list[pa.Ta
 def _stored_bytes(records: pa.Table) -> float:
     """Bytes a row that a table takes as Parquet, without the file's footer."""
     sink = pa.BufferOutputStream()
-    pq.write_table(records, sink, compression=write.COMPRESSION)
+    pq.write_table(records, sink, compression=COMPRESSION)
     group = pq.read_metadata(pa.BufferReader(sink.getvalue())).row_group(0)
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns)) / len(records)
 

@@ -22,8 +22,9 @@ from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.manifests import manifest
 from chexmask_u.releases import card, versions
-from chexmask_u.runs.report import distribution
-from chexmask_u.runs.write import Run
+from chexmask_u.runs.repair import lost_parts
+from chexmask_u.runs.run import Run
+from chexmask_u.runs.summary import distribution
 from chexmask_u.settings import ReleaseSettings
 
 MARKER = "release.json"
@@ -109,7 +110,7 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         raise InputError(f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one")
     if settings.version is not None:
         _check_folder(storage.join(storage.normalise(settings.output), settings.version))
-    if lost := run.lost_parts():
+    if lost := lost_parts(run):
         raise InputError(
             f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
             " run the same `generate` command again, which makes them anew"
@@ -532,7 +533,7 @@ def _outside(table: pa.Table) -> int:
 
 
 def _histogram(uncertainty: pa.ChunkedArray) -> dict[str, int]:
-    """Records by bin: bin k holds uncertainties from `report.BIN_EDGES`[k] on, in pixels of the 1024 frame."""
+    """Records by bin: bin k holds uncertainties from `summary.BIN_EDGES`[k] on, in pixels of the 1024 frame."""
     counts = distribution(np.sort(uncertainty.to_numpy()))["histogram"]
     return {str(index): count for index, count in enumerate(counts) if count}
 

@@ -9,8 +9,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError, StoppedError
+from chexmask_u.runs.progress import Totals, bar
 
 # The decoder's matrices are too small for more threads to pay.
 CORES_PER_REPLICA = 8
@@ -28,6 +31,9 @@ WAITING_TASKS = 2
 
 # A replica or task that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
 MAX_RESTARTS = 20
+
+# Window of the speed that is exported; a batch on a slow machine takes seconds.
+SPEED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -151,18 +157,40 @@ def layout(device: str, replicas: int | None = None) -> Layout:
     """
     import ray
 
-    up = gpus()
-    on_gpus = device == "cuda" or (device == "auto" and up > 0)
+    up, wanted = gpus(), on_gpus(device)
     cores = int(ray.cluster_resources().get("CPU", 1))
-    replicas = replicas or (max(1, up) if on_gpus else max(1, cores // CORES_PER_REPLICA))
+    replicas = replicas or (max(1, up) if wanted else max(1, cores // CORES_PER_REPLICA))
     return Layout(
         machines=sum(node["Alive"] for node in ray.nodes()),
         cores=cores,
-        gpus=up if on_gpus else 0,
-        on_gpus=on_gpus,
+        gpus=up if wanted else 0,
+        on_gpus=wanted,
         replicas=replicas,
-        threads=None if on_gpus else max(1, cores // replicas),
+        threads=None if wanted else max(1, cores // replicas),
     )
+
+
+def check_device(device: str, precision: str, started_here: bool) -> None:
+    """Check that the cluster that is connected to has, or will have, what a run asks for.
+
+    Args:
+        device, precision: as settings have them.
+        started_here: whether the cluster was started for this run, so that no other machine will join it.
+
+    Raises:
+        InputError: if it will not.
+    """
+    if device == "cuda" and not gpus():
+        if started_here:
+            raise InputError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
+        print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
+    if precision == "tf32" and not on_gpus(device):
+        raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
+
+
+def on_gpus(device: str) -> bool:
+    """Whether --device has the network run on GPUs of the cluster, which may not be up yet."""
+    return device == "cuda" or (device == "auto" and gpus() > 0)
 
 
 def gpus() -> int:
@@ -186,6 +214,116 @@ def on_workers(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], g
         return list(ray.get([remote.remote(*args) for args in calls]))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from None
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What workers add to; it travels to them by pickling."""
+
+    actor: Any
+
+    def add(
+        self,
+        units: int,
+        failures: Mapping[str, int] | None = None,
+        *,
+        busy_seconds: float = 0.0,
+        idle_seconds: float = 0.0,
+    ) -> None:
+        """Add to the totals, without waiting; arguments as in `Totals`."""
+        self.actor.add.remote(units, dict(failures or {}), busy_seconds, idle_seconds)
+
+    def totals(self) -> Totals:
+        import ray
+
+        totals: Totals = ray.get(self.actor.get.remote(), timeout=60)
+        return totals
+
+
+class _Adder:
+    """The actor behind a Tally; Ray's metrics have names that begin with ray_chexmask_u_."""
+
+    def __init__(self, unit: str, left: int) -> None:
+        from ray.util import metrics
+
+        self.totals = Totals()
+        self.left = left
+        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        name = f"chexmask_u_{unit}"
+        self.done_metric = metrics.Counter(f"{name}_done", f"{unit} done since the run started")
+        self.failed_metric = metrics.Counter(f"{name}_failed", f"{unit} that failed, by reason", ("reason",))
+        self.left_metric = metrics.Gauge(f"{name}_left", f"{unit} that are still to be done")
+        self.speed_metric = metrics.Gauge(f"{name}_per_second", f"{unit} a second over the last minute")
+        self.idle_metric = metrics.Gauge(
+            "chexmask_u_network_idle_share", "share of the time that replicas of the network waited for images"
+        )
+        self.left_metric.set(left)
+
+    def add(self, units: int, failures: dict[str, int], busy_seconds: float, idle_seconds: float) -> None:
+        totals = self.totals
+        totals.units += units
+        totals.failures.update(failures)
+        totals.busy_seconds += busy_seconds
+        totals.idle_seconds += idle_seconds
+        now = time.monotonic()
+        self.recent.append((now, totals.units))
+        while len(self.recent) > 2 and self.recent[1][0] < now - SPEED_SECONDS:
+            self.recent.popleft()
+        then, before = self.recent[0]
+        self.done_metric.inc(units)
+        for reason, count in failures.items():
+            self.failed_metric.inc(count, {"reason": reason})
+        self.left_metric.set(max(0, self.left - totals.units))
+        self.speed_metric.set((totals.units - before) / max(now - then, 1e-9))
+        if totals.idle_share is not None:
+            self.idle_metric.set(totals.idle_share)
+
+    def get(self) -> Totals:
+        return self.totals
+
+
+@contextmanager
+def progress(total: int, done: int, verb: str = "generate", unit: str = "image") -> Iterator[Tally]:
+    """Show the progress of workers as `progress.bar` does; yields what they add to."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    plural = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+    # On the driver's own machine: any other may be taken away in mid-run, and the end of a run asks for the totals.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    adder = ray.remote(_Adder).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    tally = Tally(adder.remote(plural, total - done))
+    with bar(tally.totals, total, done, verb, unit):
+        yield tally
+
+
+def set_up_data(checkpoint: str, store_bytes: int) -> None:
+    """Tell Ray Data how a run works.
+
+    Args:
+        checkpoint: folder or URL of the ids that are committed, which are not done again.
+        store_bytes: of the object stores, that blocks between the steps may take.
+    """
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Ray's newer reader starts 32 actors for each Parquet source, the manifest and a resume's checkpoint. They take a
+    # small machine minutes, and Ray does not start them again should their machine be taken away.
+    context.use_datasource_v2 = False
+    filesystem, _ = storage.arrow_filesystem(checkpoint)
+    context.checkpoint_config = CheckpointConfig(
+        id_column="record_id",
+        checkpoint_path=checkpoint,
+        # With its default a finished run would start again from nothing.
+        delete_checkpoint_on_success=False,
+        override_filesystem=filesystem,
+    )
+    # Each filter actor takes a CPU that reading needs; one keeps up with any number of readers here.
+    context.checkpoint_config.checkpoint_actor_pool_max_size = 1
+    options = context.execution_options
+    options.resource_limits = options.resource_limits.copy(object_store_memory=store_bytes)
 
 
 @contextmanager

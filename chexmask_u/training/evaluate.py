@@ -20,6 +20,7 @@ from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.model.checkpoint import load_model, say_if_demonstration
+from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.settings import EvaluateSettings
@@ -83,12 +84,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """
     if settings.output is not None:
         _check_own(Folder(storage.normalise(settings.output)))
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
-    model = load_model(settings.weights, device=device)
+    model = load_model(settings.weights, device=choose(settings.device))
     examples, problems = read(settings)
     say_if_demonstration(settings.weights)
     if settings.data and settings.split is None:

@@ -14,7 +14,8 @@ import jinja2
 
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.runs.write import LOCK, versions
+from chexmask_u.runs.identity import library_versions
+from chexmask_u.runs.lock import LOCK
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.datasets import FORMS
@@ -99,7 +100,7 @@ def freeze(
     run.write("split.csv", annotated.split_csv(names, parts))
     run.write(PROBLEMS, annotated.problems_csv(problems))
     # Last: it says that the run has begun.
-    run.write(SETTINGS, json.dumps(now | {"given": settings.asdict(), "versions": versions()}, indent=2) + "\n")
+    run.write(SETTINGS, json.dumps(now | {"given": settings.asdict(), "versions": library_versions()}, indent=2) + "\n")
 
 
 def _weights(sha256: str | None) -> str:

@@ -6,7 +6,8 @@ import re
 import time
 import urllib.request
 
-from chexmask_u.runs.progress import Totals, progress
+from chexmask_u.runs.cluster import progress
+from chexmask_u.runs.progress import Totals
 
 
 def exported(ray) -> dict[str, list[float]]:

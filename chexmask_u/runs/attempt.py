@@ -1,0 +1,144 @@
+"""One attempt at a run: checked before Ray starts, alone on its folder while it works, and reported at its end."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from chexmask_u import storage
+from chexmask_u.errors import InputError
+from chexmask_u.manifests import manifest
+from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.model.checkpoint import load_model, say_if_demonstration
+from chexmask_u.runs import lock, repair
+from chexmask_u.runs.cluster import check_device, connected, on_worker, peak_memory_mib, stopped_in_one_line
+from chexmask_u.runs.identity import check_same, freeze
+from chexmask_u.runs.report import write_report
+from chexmask_u.runs.run import Run
+from chexmask_u.settings import GenerateSettings
+
+# Ray Data takes the rest of a path for a query, or drops it, and would do every image again.
+_LOST_ON_RAY = re.compile(r"[?\t\r\n]")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one `generate` command does.
+
+    Attributes:
+        settings: of the command.
+        run: the folder that it works on.
+        manifest: what is to be done.
+        weights: what run.json says of them.
+    """
+
+    settings: GenerateSettings
+    run: Run
+    manifest: ManifestFacts
+    weights: dict[str, Any]
+
+    def finished(self, done: int) -> dict[str, Any] | None:
+        """The summary of the run if its report says that it is complete; None if not, or if so many are not all."""
+        summary = self.run.read_json("report.json")
+        if done != self.manifest.rows or summary is None or not summary["complete"]:
+            return None
+        return summary | {"already_done": done}
+
+
+def check(settings: GenerateSettings) -> Attempt:
+    """Check what can be known without a cluster.
+
+    Raises:
+        InputError: on bad input; nothing was written.
+    """
+    if settings.manifest is None or settings.output is None:
+        raise InputError("--manifest and --output are needed")
+    uri = storage.normalise(settings.manifest)
+    if storage.redact(uri) != uri:
+        raise InputError(
+            f"--manifest {storage.redact(uri)}: its URL holds a secret; `release` reads the manifest again,"
+            " and a run keeps no secrets; copy it to a place without"
+        )
+    run = Run(storage.normalise(settings.output))
+    if lost := _LOST_ON_RAY.search(run.url):
+        raise InputError(f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another")
+    manifest.check_columns(uri)
+    model = load_model(settings.weights, sha256=settings.weights_sha256)
+    weights = {
+        "source": settings.weights,
+        "sha256": model.sha256,
+        "variant": model.variant,
+        "input_size": model.input_size,
+    }
+    del model
+    facts = manifest.inspect(uri)
+    check_same(run, settings, weights, facts.sha256)
+    return Attempt(settings, run, facts, weights)
+
+
+@contextmanager
+def under_way(attempt: Attempt) -> Iterator[None]:
+    """Be the run's only driver, on a cluster that has what the settings ask for."""
+    settings = attempt.settings
+    with lock.held(attempt.run.url), connected(settings.address) as started_here, stopped_in_one_line():
+        check_device(settings.device, settings.precision, started_here)
+        yield
+
+
+def begin(attempt: Attempt) -> int:
+    """Freeze or mend the run, and take out what is to be tried again; returns the records that are there then."""
+    run, settings = attempt.run, attempt.settings
+    on_worker(manifest.check_access, attempt.manifest.uri)
+    say_if_demonstration(settings.weights)
+    freeze(run, settings, attempt.manifest, attempt.weights)
+    _redo_lost(run)
+    if settings.retry:
+        again = on_worker(repair.redo_failed, run, settings.retried_reasons())
+        print(f"{again} failed images are done again", file=sys.stderr)
+    done = _rows_once(run, run.committed_rows())
+    if done < attempt.manifest.rows:
+        # That of an earlier attempt would be believed if this one ended before its own.
+        run.remove("report.json")
+    return done
+
+
+def conclude(attempt: Attempt, done: int, seconds: float, seen: dict[str, float | None]) -> dict[str, Any]:
+    """Mend what was lost meanwhile and write the report; returns its summary.
+
+    Args:
+        attempt: that ends.
+        done: records that were there when it began.
+        seconds: that its graph took.
+        seen: what else the report is to say of it.
+    """
+    run, rows = attempt.run, attempt.manifest.rows
+    _redo_lost(run)
+    stored = _rows_once(run, run.committed_rows())
+    facts = {
+        "complete": stored == rows,
+        "manifest_rows": rows,
+        "already_done": done,
+        "left": rows - stored,
+        "seconds": seconds,
+        "images_per_second": (stored - done) / seconds if stored > done else 0.0,
+        "driver_peak_mib": peak_memory_mib(),
+    }
+    summary: dict[str, Any] = on_worker(write_report, run, facts | seen)
+    return summary
+
+
+def _redo_lost(run: Run) -> None:
+    if lost := on_worker(repair.redo_lost, run):
+        print(f"{lost} parts of the run were lost or damaged; their images are done again", file=sys.stderr)
+
+
+def _rows_once(run: Run, rows: int) -> int:
+    """Committed rows that are left of so many once parts that repeat others' records are taken out."""
+    if not rows or not (doubled := on_worker(repair.redo_doubled, run)):
+        return rows
+    print(f"{doubled} parts of the run repeated records; what they alone held is done again", file=sys.stderr)
+    return run.committed_rows()
