@@ -13,13 +13,15 @@ from chexmask_u.anatomy import FRAME
 from chexmask_u.manifests import manifest
 from chexmask_u.releases import release
 from chexmask_u.runs import attempt as attempts
-from chexmask_u.runs.attempt import Attempt
+from chexmask_u.runs.attempt import Attempt, Before
 from chexmask_u.runs.cluster import (
     CORES_PER_REPLICA,
     MAX_RESTARTS,
+    bounded,
     connected,
     layout,
     object_store_peak,
+    off_bare_nodes,
     on_worker,
     on_workers,
     progress,
@@ -27,6 +29,7 @@ from chexmask_u.runs.cluster import (
     set_up_data,
     stopped_in_one_line,
 )
+from chexmask_u.runs.job import check_places
 from chexmask_u.runs.replica import CountingPredictor
 from chexmask_u.runs.run import COMPRESSION, Run
 from chexmask_u.settings import GenerateSettings, ReleaseSettings, ValidateSettings
@@ -52,16 +55,16 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         InputError: on bad input, before any image is read.
     """
     attempt = attempts.check(settings)
+    if (summary := attempts.finished(attempt)) is not None:
+        return summary
     with attempts.under_way(attempt):
-        done = attempts.begin(attempt)
-        if (summary := attempt.finished(done)) is not None:
-            return summary
+        before = attempts.begin(attempt)
         start = time.monotonic()
-        seen = _run_graph(attempt, done) if done < attempt.manifest.rows else {}
-        return attempts.conclude(attempt, done, time.monotonic() - start, seen)
+        seen = _run_graph(attempt, before) if before.done < attempt.manifest.rows else {}
+        return attempts.conclude(attempt, before, time.monotonic() - start, seen)
 
 
-def _run_graph(attempt: Attempt, done: int) -> dict[str, float | None]:
+def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
     """Run the steps over what is not done yet; returns what the report says of Ray's object stores and the network."""
     import ray
 
@@ -72,12 +75,18 @@ def _run_graph(attempt: Attempt, done: int) -> dict[str, float | None]:
     set_up_data(run.checkpoint, store_bytes)
     manifest_fs, manifest_path = storage.arrow_filesystem(attempt.manifest.uri)
     records_fs, records_path = storage.arrow_filesystem(run.records)
-    with object_store_peak() as store_peak, progress(attempt.manifest.rows, done) as tally:
+    rows = ray.data.read_parquet(
+        manifest_path,
+        filesystem=manifest_fs,
+        # Whatever the file is called, and whatever its folders' names look like.
+        file_extensions=None,
+        partitioning=None,
+        ray_remote_args={"max_retries": MAX_RESTARTS},
+    )
+    with object_store_peak() as store_peak, progress(attempt.manifest.rows, before.done, failed=before.failed) as tally:
         (
-            # Whatever the file is called, and whatever its folders' names look like.
-            ray.data.read_parquet(manifest_path, filesystem=manifest_fs, file_extensions=None, partitioning=None)
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
-            .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+            bounded(rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK))
             .map_batches(
                 partial(_complete_and_read, max_side=settings.max_side),
                 batch_format="pyarrow",
@@ -101,6 +110,7 @@ def _run_graph(attempt: Attempt, done: int) -> dict[str, float | None]:
                 # A replica waits for its device, so it takes no CPU: readers and a resume's filter need them all.
                 num_cpus=0,
                 num_gpus=1 if share.on_gpus else 0,
+                label_selector=None if share.on_gpus else off_bare_nodes(),
                 max_restarts=MAX_RESTARTS,
                 max_task_retries=MAX_RESTARTS,
                 scheduling_strategy="SPREAD",
@@ -135,6 +145,7 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
     Raises:
         InputError: if the run is not complete, or the version exists or is no version.
     """
+    check_places({"the run": settings.run, "--output": settings.output})
     if settings.version is not None:
         release.check_version(settings.version)
     run = Run(storage.normalise(settings.run))

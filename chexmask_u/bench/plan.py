@@ -23,6 +23,7 @@ from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
 from chexmask_u.manifests import manifest
 from chexmask_u.model.checkpoint import load_model
+from chexmask_u.model.device import choose
 from chexmask_u.record import ReadError
 from chexmask_u.runs import cluster
 from chexmask_u.runs.run import COMPRESSION
@@ -43,6 +44,8 @@ FETCHED = 32
 KEPT_IMAGES = 64
 
 GIB = 2**30
+
+_NO_GPU_PROBED = "--gpus: no GPU was probed, so nothing is known of one; run plan on a machine that has one"
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,9 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
     if total < LEAST_IMAGES:
         raise InputError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
     load_model(settings.weights)
+    cluster.check_here(settings.device, settings.precision, settings.address)
+    if settings.gpus is not None and cluster.starts_here(settings.address) and choose(settings.device) == "cpu":
+        raise InputError(_NO_GPU_PROBED)
     run_settings = GenerateSettings(
         weights=cluster.seen_from_workers(settings.weights),
         samples=settings.samples,
@@ -217,11 +223,9 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         if settings.device == "cuda" and not share.gpus:
             raise InputError("--device cuda: Ray sees no GPU; probe on a machine that has one, or leave the flag out")
         if settings.gpus is not None and not share.gpus:
-            raise InputError(
-                "--gpus: no GPU was probed, so nothing is known of one; run plan on a machine that has one"
-            )
+            raise InputError(_NO_GPU_PROBED)
         if settings.precision == "tf32" and not share.on_gpus:
-            raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
+            raise InputError(cluster.NO_TF32)
         if share.machines > 1 and settings.scratch is None:
             raise InputError("--scratch is needed on a cluster: a folder or URL that every machine sees")
         rows = cluster.on_worker(_sample, manifest_uri, total, settings.probe, settings.seed)

@@ -31,6 +31,7 @@ from huggingface_hub.hf_api import RepoFile
 from chexmask_u import sources, storage
 from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.releases import release, versions
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import PublishSettings
 
 # Files of a release on other storage lie here for a while before they are sent; one shard may be larger than this.
@@ -87,6 +88,7 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
         InputError: if it may not be published so, or the Hub refuses it.
         StoppedError: if the Hub failed, could not be reached, or somebody else changed the repository meanwhile.
     """
+    check_places({"the release": settings.release})
     folder = storage.normalise(settings.release)
     content = release.validate(folder)
     files = _list(folder, content)

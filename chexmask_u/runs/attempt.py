@@ -15,8 +15,9 @@ from chexmask_u.manifests import manifest
 from chexmask_u.manifests.manifest import ManifestFacts
 from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.runs import lock, repair
-from chexmask_u.runs.cluster import check_device, connected, on_worker, peak_memory_mib, stopped_in_one_line
+from chexmask_u.runs.cluster import check_device, check_here, connected, on_worker, peak_memory_mib, stopped_in_one_line
 from chexmask_u.runs.identity import check_same, freeze
+from chexmask_u.runs.job import check_places, check_shipped
 from chexmask_u.runs.report import write_report
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
@@ -41,12 +42,13 @@ class Attempt:
     manifest: ManifestFacts
     weights: dict[str, Any]
 
-    def finished(self, done: int) -> dict[str, Any] | None:
-        """The summary of the run if its report says that it is complete; None if not, or if so many are not all."""
-        summary = self.run.read_json("report.json")
-        if done != self.manifest.rows or summary is None or not summary["complete"]:
-            return None
-        return summary | {"already_done": done}
+
+@dataclass(frozen=True)
+class Before:
+    """What there was when an attempt began: records, and how many of them are of images that failed."""
+
+    done: int
+    failed: int
 
 
 def check(settings: GenerateSettings) -> Attempt:
@@ -57,6 +59,9 @@ def check(settings: GenerateSettings) -> Attempt:
     """
     if settings.manifest is None or settings.output is None:
         raise InputError("--manifest and --output are needed")
+    check_places({"--manifest": settings.manifest, "--output": settings.output})
+    if settings.weights != "demo":
+        check_shipped("--weights", settings.weights)
     uri = storage.normalise(settings.manifest)
     if storage.redact(uri) != uri:
         raise InputError(
@@ -80,38 +85,64 @@ def check(settings: GenerateSettings) -> Attempt:
     return Attempt(settings, run, facts, weights)
 
 
+def finished(attempt: Attempt) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, which is told; None if there is something.
+
+    Raises:
+        InputError: if the storage fails.
+    """
+    run, rows = attempt.run, attempt.manifest.rows
+    summary = run.read_json("report.json")
+    if summary is None or not summary["complete"] or run.committed_rows() != rows or repair.lost_parts(run):
+        return None
+    reasons = attempt.settings.retried_reasons()
+    if not reasons.isdisjoint(summary["failures"]):
+        return None
+    retried = f"; no image failed for a reason that --retry names ({', '.join(sorted(reasons))})" if reasons else ""
+    print(f"{run.url}: is finished, and nothing is done again{retried}", file=sys.stderr)
+    return summary | {"already_done": rows}
+
+
 @contextmanager
 def under_way(attempt: Attempt) -> Iterator[None]:
-    """Be the run's only driver, on a cluster that has what the settings ask for."""
+    """Be the run's only driver, on a cluster that has what the settings ask for.
+
+    Raises:
+        InputError: if the cluster does not have it, or another driver is at work.
+    """
     settings = attempt.settings
+    check_here(settings.device, settings.precision, settings.address)
     with lock.held(attempt.run.url), connected(settings.address) as started_here, stopped_in_one_line():
         check_device(settings.device, settings.precision, started_here)
         yield
 
 
-def begin(attempt: Attempt) -> int:
-    """Freeze or mend the run, and take out what is to be tried again; returns the records that are there then."""
-    run, settings = attempt.run, attempt.settings
+def begin(attempt: Attempt) -> Before:
+    """Freeze or mend the run, take out what is to be tried again, and tell what is there then."""
+    run, settings, rows = attempt.run, attempt.settings, attempt.manifest.rows
     on_worker(manifest.check_access, attempt.manifest.uri)
     say_if_demonstration(settings.weights)
     freeze(run, settings, attempt.manifest, attempt.weights)
     _redo_lost(run)
     if settings.retry:
         again = on_worker(repair.redo_failed, run, settings.retried_reasons())
-        print(f"{again} failed images are done again", file=sys.stderr)
+        print(f"{again:,} failed images are done again", file=sys.stderr)
     done = _rows_once(run, run.committed_rows())
-    if done < attempt.manifest.rows:
+    failed = on_worker(Run.failed_rows, run) if done else 0
+    if done < rows:
         # That of an earlier attempt would be believed if this one ended before its own.
         run.remove("report.json")
-    return done
+    if done:
+        print(f"{done:,} of {rows:,} images are done already, {rows - done:,} are left", file=sys.stderr)
+    return Before(done, failed)
 
 
-def conclude(attempt: Attempt, done: int, seconds: float, seen: dict[str, float | None]) -> dict[str, Any]:
+def conclude(attempt: Attempt, before: Before, seconds: float, seen: dict[str, float | None]) -> dict[str, Any]:
     """Mend what was lost meanwhile and write the report; returns its summary.
 
     Args:
         attempt: that ends.
-        done: records that were there when it began.
+        before: what there was when it began.
         seconds: that its graph took.
         seen: what else the report is to say of it.
     """
@@ -121,10 +152,10 @@ def conclude(attempt: Attempt, done: int, seconds: float, seen: dict[str, float 
     facts = {
         "complete": stored == rows,
         "manifest_rows": rows,
-        "already_done": done,
+        "already_done": before.done,
         "left": rows - stored,
         "seconds": seconds,
-        "images_per_second": (stored - done) / seconds if stored > done else 0.0,
+        "images_per_second": (stored - before.done) / seconds if stored > before.done else 0.0,
         "driver_peak_mib": peak_memory_mib(),
     }
     summary: dict[str, Any] = on_worker(write_report, run, facts | seen)

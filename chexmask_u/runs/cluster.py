@@ -20,6 +20,7 @@ from typing import Any
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError, StoppedError
+from chexmask_u.model.device import choose
 from chexmask_u.runs.progress import Totals, bar
 
 # The decoder's matrices are too small for more threads to pay.
@@ -34,6 +35,8 @@ MAX_RESTARTS = 20
 
 # Window of the speed that is exported; a batch on a slow machine takes seconds.
 SPEED_SECONDS = 60.0
+
+NO_TF32 = "--precision tf32: only NVIDIA GPUs have it and there is none; leave the flag out"
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ def connected(address: str | None) -> Iterator[bool]:
     Raises:
         InputError: if a named cluster does not answer.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or _running_cluster()
+    address = _existing(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Otherwise the driver prints a warning about a restart of actors that Ray Data arranges itself.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's core would answer SIGTERM with a stack of its own and an abort, from its start until it is told otherwise.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     if address is None or _on_loopback(address):
         # Ray uses the host's own address otherwise; it reads this when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -115,6 +118,17 @@ def connected(address: str | None) -> Iterator[bool]:
         yield address is None
     finally:
         ray.shutdown()
+
+
+def starts_here(address: str | None) -> bool:
+    """Whether `connected` would start a Ray on this machine: no cluster is named, running or joined already."""
+    ray = sys.modules.get("ray")
+    return _existing(address) is None and not (ray is not None and ray.is_initialized())
+
+
+def _existing(address: str | None) -> str | None:
+    """Address of the cluster that is named or running."""
+    return address or os.environ.get("RAY_ADDRESS") or _running_cluster()
 
 
 def _running_cluster() -> str | None:
@@ -170,6 +184,16 @@ def layout(device: str, replicas: int | None = None) -> Layout:
     )
 
 
+def check_here(device: str, precision: str, address: str | None) -> None:
+    """As `check_device`, before a Ray is started on this machine; of a cluster that is there, Ray alone knows.
+
+    Raises:
+        InputError: if the machine does not have what is asked for.
+    """
+    if starts_here(address) and choose(device) == "cpu" and precision == "tf32":
+        raise InputError(NO_TF32)
+
+
 def check_device(device: str, precision: str, started_here: bool) -> None:
     """Check that the cluster that is connected to has, or will have, what a run asks for.
 
@@ -185,12 +209,26 @@ def check_device(device: str, precision: str, started_here: bool) -> None:
             raise InputError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
         print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
     if precision == "tf32" and not on_gpus(device):
-        raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
+        raise InputError(NO_TF32)
 
 
 def on_gpus(device: str) -> bool:
     """Whether --device has the network run on GPUs of the cluster, which may not be up yet."""
     return device == "cuda" or (device == "auto" and gpus() > 0)
+
+
+def off_bare_nodes() -> dict[str, str] | None:
+    """Labels of the nodes for replicas that ask for no CPU: any but those that have none, as some heads do."""
+    import ray
+
+    bare = [node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU")]
+    return {"ray.io/node-id": f"!in({', '.join(bare)})"} if bare else None
+
+
+def bounded(dataset: Any) -> Any:
+    """The dataset, the tasks of whose last step are tried `MAX_RESTARTS` times, where Ray's method takes no number."""
+    dataset._logical_plan.dag.ray_remote_args["max_retries"] = MAX_RESTARTS
+    return dataset
 
 
 def gpus() -> int:
@@ -283,7 +321,7 @@ class _Adder:
 
 
 @contextmanager
-def progress(total: int, done: int, verb: str = "generate", unit: str = "image") -> Iterator[Tally]:
+def progress(total: int, done: int, verb: str = "generate", unit: str = "image", failed: int = 0) -> Iterator[Tally]:
     """Show the progress of workers as `progress.bar` does; yields what they add to."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -293,7 +331,7 @@ def progress(total: int, done: int, verb: str = "generate", unit: str = "image")
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     adder = ray.remote(_Adder).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
     tally = Tally(adder.remote(plural, total - done))
-    with bar(tally.totals, total, done, verb, unit):
+    with bar(tally.totals, total, done, verb, unit, failed):
         yield tally
 
 
@@ -372,7 +410,9 @@ def stopped_in_one_line() -> Iterator[None]:
     try:
         yield
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        raise StoppedError(str(error).strip().splitlines()[-1].strip()) from error
+        line = str(error).strip().splitlines()[-1].strip()
+        # A step's own words are the last line of a worker's traceback, behind their type.
+        raise StoppedError(line.removeprefix(f"{StoppedError.__module__}.{StoppedError.__name__}: ")) from error
     except Exception as error:
         if isinstance(error, OSError) or storage.is_transient(error):
             raise StoppedError(storage.explain(error)) from error

@@ -79,8 +79,8 @@ def render_html(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Se
     """The page that people look at: one file, which asks for nothing from anywhere.
 
     Args:
-        summary: as from `summarise`; may also carry ``seconds`` (wall clock), ``images_per_second``,
-            ``network_idle_share`` (of its last attempt) and ``attempts``.
+        summary: as from `summarise`; may also carry ``seconds`` (wall clock), ``images_per_second`` and
+            ``network_idle_share``, all of the last attempt, and ``already_done``, the images of those before it.
         run: as in ``run.json``: ``settings``, ``manifest``, ``weights``, ``versions``.
         pictures: the contact sheet, in the order to show; none is fine.
 

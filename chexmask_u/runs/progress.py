@@ -37,9 +37,7 @@ class Totals:
 
 
 @contextmanager
-def bar(
-    totals: Callable[[], Totals], total: int, done: int, verb: str = "generate", unit: str = "image"
-) -> Iterator[None]:
+def bar(totals: Callable[[], Totals], total: int, done: int, verb: str, unit: str, failed: int = 0) -> Iterator[None]:
     """Show units done, units/s, the time left and what fails, every few seconds.
 
     Args:
@@ -47,6 +45,7 @@ def bar(
         total: units of the whole run.
         done: of these, the units that were done before it started.
         verb, unit: what the bar is called, and what it counts.
+        failed: of those that were done before, how many failed.
     """
     from tqdm import tqdm
 
@@ -56,7 +55,8 @@ def bar(
 
     def update() -> None:
         now = totals()
-        notes = [f"{sum(now.failures.values()):,} failed"] if now.failures else []
+        all_failed = failed + sum(now.failures.values())
+        notes = [f"{all_failed:,} failed"] if all_failed else []
         if now.idle_share is not None:
             notes.append(f"network idle {now.idle_share:.0%}")
         line.set_postfix_str(", ".join(notes), refresh=False)

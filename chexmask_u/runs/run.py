@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -46,6 +47,10 @@ class Run(Folder):
         fs, path = storage.arrow_filesystem(self.checkpoint)
         files = [file for file in parquet_files(fs, path) if not file.endswith(PENDING)]
         return int(pads.dataset(files, filesystem=fs, format="parquet").count_rows()) if files else 0
+
+    def failed_rows(self) -> int:
+        """How many of the committed records are of images that failed."""
+        return int(self.dataset().count_rows(filter=pc.field("status") == record.FAILED))
 
     def dataset(self, files: Collection[str] | None = None) -> pads.Dataset:
         """The committed records, to be scanned; parts that a killed writer left behind are passed over.

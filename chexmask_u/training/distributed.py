@@ -32,10 +32,12 @@ from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import without_tf32
 from chexmask_u.runs import cluster, lock
 from chexmask_u.runs.identity import library_versions
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import evaluate as evaluation
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import figures
+from chexmask_u.training.datasets import datasets
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.loop import DivergedError, Place, Training
 from chexmask_u.training.run import PROBLEMS, SCORES, WEIGHTS, TrainingRun, card, command, freeze, metrics_csv
@@ -72,6 +74,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         raise InputError('training needs TensorBoard: pip install "chexmask-u[train]"')
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
+    check_early(settings)
     initial_sha256 = None if settings.initial_weights is None else _initial(settings).sha256
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
         cluster.check_device(settings.device, "float32", started_here)
@@ -97,6 +100,20 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             return outcome
         result: dict[str, Any] = cluster.on_worker(finish, settings, run.url, outcome["best"], facts)
         return result
+
+
+def check_early(settings: TrainSettings) -> None:
+    """Check what can be known before a Ray is started on this machine; on a cluster, its workers see the data.
+
+    Raises:
+        InputError: if there is no GPU where one is asked for, or no such data.
+    """
+    check_places({"--output": settings.output})
+    cluster.check_here(settings.device, "float32", settings.address)
+    if cluster.starts_here(settings.address):
+        datasets(settings)
+        if settings.split is not None:
+            annotated.read_split(settings.split)
 
 
 def sharing(batch_size: int, gpus: int) -> int:

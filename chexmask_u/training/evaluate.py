@@ -23,6 +23,7 @@ from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.examples import Examples
@@ -82,6 +83,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         InputError: if there is no GPU where one is asked for.
         InputError: if the output holds something else than an earlier evaluation.
     """
+    check_places({"--output": settings.output})
     if settings.output is not None:
         _check_own(Folder(storage.normalise(settings.output)))
     model = load_model(settings.weights, device=choose(settings.device))
