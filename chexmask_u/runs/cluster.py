@@ -13,8 +13,10 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ MAX_RESTARTS = 20
 
 # Window of the speed that is exported; a batch on a slow machine takes seconds.
 SPEED_SECONDS = 60.0
+
+# What ends a driver.
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 NO_TF32 = "--precision tf32: only NVIDIA GPUs have it and there is none; leave the flag out"
 
@@ -71,7 +76,7 @@ def connected(address: str | None) -> Iterator[bool]:
     """
     address = _existing(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's core would answer SIGTERM with a stack of its own and an abort, from its start until it is told otherwise.
+    # Ray's core would take SIGTERM for itself, and answer with a stack of its own and an abort.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     if address is None or _on_loopback(address):
         # Ray uses the host's own address otherwise; it reads this when it is imported.
@@ -79,45 +84,59 @@ def connected(address: str | None) -> Iterator[bool]:
     import ray
     import ray.data
 
+    # It warns of each start that is not in the main thread.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     # Its console log speaks of blocks and operators; the session's own log file keeps all of it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     if ray.is_initialized():
         yield False
         return
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is not None and not _answers(address):
         raise InputError(f"Ray cluster {address}: does not answer; start it, or leave out --address and RAY_ADDRESS")
+    own: dict[str, Any] = {"num_cpus": (os.cpu_count() or 1) + WAITING_TASKS, "dashboard_host": "127.0.0.1"}
+    options = own | {"address": "local"} if address is None else {"address": address}
+    # In the main thread Ray would take SIGTERM for itself; and what it starts ends with the thread that started it.
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            with _stopped_later():
+                start = partial(ray.init, **options, log_to_driver=False, logging_level=logging.ERROR)
+                info = beside.submit(start).result()
+        except ConnectionError as error:
+            raise InputError(
+                f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?"
+            ) from error
+        except (ValueError, RuntimeError, OSError) as error:
+            what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
+            raise InputError(
+                f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
+            ) from error
+        try:
+            if address is None:
+                print(f"Ray: started on this machine, dashboard {info.dashboard_url or 'off'}", file=sys.stderr)
+            else:
+                print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
+            yield address is None
+        finally:
+            with _stopped_later():
+                beside.submit(ray.shutdown).result()
+
+
+@contextmanager
+def _stopped_later() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off to the end of the context: Ray's core crashes a process that leaves it half-way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in _STOPS}
     try:
-        if address is None:
-            info = ray.init(
-                address="local",
-                num_cpus=(os.cpu_count() or 1) + WAITING_TASKS,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            print(f"Ray: started on this machine, dashboard {info.dashboard_url or 'off'}", file=sys.stderr)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
-        if threading.current_thread() is threading.main_thread():
-            # Ray takes the signal for itself, and would end the process with a stack of its own.
-            signal.signal(signal.SIGTERM, on_sigterm)
-    except SystemExit as stopped:
-        # Ray's own answer to SIGTERM while it starts.
-        raise KeyboardInterrupt from stopped
-    except ConnectionError as error:
-        raise InputError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
-    except (ValueError, RuntimeError, OSError) as error:
-        what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
-        raise InputError(
-            f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
-        ) from error
-    try:
-        yield address is None
+        yield
     finally:
-        ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if noted:
+            signal.raise_signal(noted[0])
 
 
 def starts_here(address: str | None) -> bool:
