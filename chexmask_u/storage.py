@@ -41,8 +41,8 @@ _LOST_CONNECTION = {"ClientConnectionError", "ClientPayloadError", "ConnectionEr
 # How buckets and shares that are mounted as folders say it.
 _TRANSIENT_ERRNO = (errno.EIO, errno.ESTALE)
 
-# Of a request that finds S3 out of reach or busy; with the clients' pauses about a minute. Their own defaults are five
-# to nine seconds, after which a short outage would have failed images and ended runs.
+# Attempts of a request that finds S3 out of reach or busy; with the clients' pauses about a minute. Their own defaults
+# are five to nine seconds, after which a short outage would have failed images and ended runs.
 S3_ATTEMPTS = 10
 
 # Schemes whose pyarrow filesystem is native; every other one goes through fsspec.
@@ -56,7 +56,7 @@ _LOCAL_HOST = re.compile("^localhost/", re.IGNORECASE)
 # Up to the last "@" before a slash: a password may hold another.
 _USER_INFO = re.compile(r"(://)[^/\s\"<>]*@")
 
-# Of presigned URLs (AWS, Google, Azure) and of those that web servers make up.
+# Parameters of presigned URLs (AWS, Google, Azure) and of those that web servers make up.
 _SECRET_PARAMETER = re.compile(
     r"([?&;][^=&;\s]*(?:sig|token|secret|passw|pwd|credential|key|auth|access|jwt)[^=&;\s]*=)[^&\s\"'<>)]*[^&\s\"'<>):,]",
     re.IGNORECASE,
