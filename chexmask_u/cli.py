@@ -21,7 +21,7 @@ from chexmask_u.bench import plan
 from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.manifests import folder, join, merge
 from chexmask_u.manifests.problems import PROBLEMS
-from chexmask_u.releases import diff, export
+from chexmask_u.releases import diff, export, loading
 from chexmask_u.releases.publish import publish
 from chexmask_u.runs import cluster
 from chexmask_u.settings import (
@@ -240,9 +240,10 @@ def _run_text(output: str, summary: dict[str, Any]) -> str:
 def _release_text(content: dict[str, Any]) -> str:
     records = sum(counts["ok"] for counts in content["counts"].values())
     source = next(source for source, counts in content["counts"].items() if counts["ok"])
+    before = ", made before" if content["made_before"] else ""
     return (
-        f"Release: {content['folder']} ({records:,} records in {len(content['files'])} files)\n"
-        f'  datasets.load_dataset("{content["folder"]}", "{source}", split="train")'
+        f"Release: {content['folder']} ({records:,} records in {len(content['files'])} files{before})\n"
+        f"  {loading.line(content['folder'], source)}"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.manifests.folder import list_folder
-from chexmask_u.releases import release
+from chexmask_u.releases.release import MARKER
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
 from chexmask_u.sources import synthetic
 
@@ -47,7 +47,7 @@ def prepare(settings: GenerateSettings) -> Demo:
 
 def is_released(settings: ReleaseSettings) -> bool:
     """Whether an earlier demo got as far as its release."""
-    fs, path = storage.filesystem(storage.join(settings.output, VERSION, release.MARKER))
+    fs, path = storage.filesystem(storage.join(settings.output, VERSION, MARKER))
     return bool(fs.exists(path))
 
 

@@ -19,7 +19,9 @@ from chexmask_u.anatomy import FRAME
 from chexmask_u.errors import CheckpointError, InputError
 from chexmask_u.manifests import parquet
 from chexmask_u.manifests.check import check_access, check_columns, inspect
-from chexmask_u.releases import release
+from chexmask_u.releases import plan as release_plan
+from chexmask_u.releases import shards
+from chexmask_u.releases import validate as validation
 from chexmask_u.runs import lock, write
 from chexmask_u.runs.cluster import (
     CORES_PER_REPLICA,
@@ -269,23 +271,27 @@ class _CountingPredictor(Predictor):
 
 
 def make_release(settings: ReleaseSettings) -> dict[str, Any]:
-    """Write one immutable, validated version of a complete run; returns what its release.json holds.
+    """Write one immutable, validated version of a complete run, unless it was made before.
+
+    Returns:
+        What its release.json holds; its "folder", and whether it was "made_before".
 
     Raises:
-        InputError: if the run is not complete, or the version exists or is no version.
+        InputError: if the run is not complete, or the version exists with other content or is no version.
     """
-    if settings.version is not None:
-        release.check_version(settings.version)
     run = write.Run(storage.normalise(settings.run))
+    release_plan.check(run, settings)
     with connected(settings.address), stopped_in_one_line():
-        plan = on_worker(release.plan, run, settings)
+        plan = on_worker(release_plan.plan, run, settings)
         if not plan.is_settled:
-            described = on_workers(release.describe_shard, release.calls(run, plan))
-            plan = on_worker(release.settle, plan, settings, described)
-        files = on_workers(release.write_shard, release.calls(run, plan))
-        return on_worker(release.finish, plan, files)
+            described = on_workers(shards.describe_shard, release_plan.calls(run, plan))
+            plan = on_worker(release_plan.settle, plan, settings, described)
+        if plan.is_made:
+            return dict(plan.before.made(before=True))
+        files = on_workers(shards.write_shard, release_plan.calls(run, plan))
+        return dict(on_worker(shards.finish, plan, files).made(before=False))
 
 
 def validate(settings: ValidateSettings) -> dict[str, Any]:
     """Check every file of a release against its release.json and its own promises, without Ray."""
-    return release.validate(storage.normalise(settings.release))
+    return dict(validation.validate(storage.normalise(settings.release)).content)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from chexmask_u.errors import InputError
@@ -17,7 +19,19 @@ WEIGHTS_HELP = (
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
 
-EXPORT_FORMATS = ("chexmask-csv", "coco")
+
+def _export_formats() -> dict[str, str]:
+    """What each format of an export says of itself, by its name; none is imported, since they import much."""
+    modules = sorted((Path(__file__).parent / "releases" / "export" / "formats").glob("[!_]*.py"))
+    said = {}
+    for module in modules:
+        name = module.stem.replace("_", "-")
+        line = (ast.get_docstring(ast.parse(module.read_text("utf-8"))) or name).splitlines()[0].rstrip(".")
+        said[name] = line[0].lower() + line[1:]
+    return said
+
+
+EXPORT_FORMATS = _export_formats()
 
 
 def setting(default: Any, help: str, *, numbers: bool = False, choices: tuple[str, ...] | None = None) -> Any:
@@ -251,8 +265,8 @@ class ExportSettings(Settings):
     output: str = setting("", "folder for the files (local path or URL); the same one goes on after an interruption")
     format: str = setting(
         "chexmask-csv",
-        "chexmask-csv: the published CSVs, OriginalResolution and Preprocessed; coco: polygons and keypoints",
-        choices=EXPORT_FORMATS,
+        "; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()),
+        choices=tuple(EXPORT_FORMATS),
     )
 
     def __post_init__(self) -> None:

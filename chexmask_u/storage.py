@@ -45,6 +45,9 @@ _TRANSIENT_ERRNO = (errno.EIO, errno.ESTALE)
 # are five to nine seconds, after which a short outage would have failed images and ended runs.
 S3_ATTEMPTS = 10
 
+# Schemes of stores without folders, whose clients would make a bucket of a mistyped name.
+_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+
 # Schemes whose pyarrow filesystem is native; every other one goes through fsspec.
 _NATIVE_SCHEMES = ("s3", "gs", "gcs")
 
@@ -263,7 +266,8 @@ def s3_attempts() -> int:
 def put(url: str, content: bytes) -> None:
     """Write one object whole: whatever ends this process, or fills the disk, leaves the old one or the new one."""
     fs, path = filesystem(url)
-    fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    if split_protocol(url)[0] not in _BUCKET_SCHEMES:
+        fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
     if not is_local(url):
         fs.pipe_file(path, content)
         return

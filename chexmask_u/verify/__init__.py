@@ -14,7 +14,7 @@ from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.manifests import published
-from chexmask_u.releases.diff import Mover
+from chexmask_u.releases.diff.compare import Mover
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.mask import organ_rle
 from chexmask_u.verify import report

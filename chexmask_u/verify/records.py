@@ -22,7 +22,7 @@ from chexmask_u.manifests import chexmask_csv
 from chexmask_u.manifests.listing import files_below
 from chexmask_u.model.predict import predict
 from chexmask_u.record import ReadError
-from chexmask_u.releases import release
+from chexmask_u.releases.release import Release
 from chexmask_u.runs.write import Run
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.read import read_image
@@ -186,41 +186,32 @@ class OfRelease:
     """The records of a release."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = folder
-        content = release.read_marker(folder)
-        self.files = content["files"]
-        self.counts = content["counts"]
+        self.release = Release.open(folder)
+        content = self.release.content
         self.sources: dict[str, int] | None = {
-            source: counts["ok"] + counts["failed"] for source, counts in self.counts.items()
+            source: counts["ok"] + counts["failed"] for source, counts in self.release.counts.items()
         }
         self.facts = {
             "kind": "release",
             "where": folder,
-            "version": content["version"],
+            "version": self.release.version,
             "weights": content["weights"],
             "numbers": content["numbers"],
             "preparation": content.get("preparation"),
-            "records": sum(counts["ok"] for counts in self.counts.values()),
+            "records": self.release.records,
             "complete": True,
         }
 
     def read(self, source: str, csv: str) -> Records:
-        records = Records.empty(self.counts[source]["ok"])
-        for table in _shown(self._tables(source, "landmarks"), len(records.scale), source):
+        records = Records.empty(self.release.counts[source]["ok"])
+        for table in _shown(self.release.rows(source, "landmarks"), len(records.scale), source):
             if len(records.row) + len(table) > len(records.scale):
-                raise InputError(f"{self.folder}: holds more records of {source} than its release.json says")
+                raise InputError(f"{self.release.url}: holds more records of {source} than its release.json says")
             records.add(source, table.select(_columns()))
-        for table in self._tables("failures", "failures"):
+        for table in self.release.rows(None, "failures"):
             failed = table.filter(pc.equal(table["source"], source))
             records.failed.update(_as_published(source, name) for name in failed["image_id"].to_pylist())
         return records
-
-    def _tables(self, config: str, kind: str) -> Iterator[pa.Table]:
-        fs, path = storage.arrow_filesystem(self.folder)
-        for file in self.files:
-            if file["config"] == config:
-                name = file["path"]
-                yield from release.read_rows(fs, storage.join(path, name), f"{self.folder}/{name}", kind)
 
 
 class OfImages:

@@ -92,6 +92,15 @@ def test_an_image_is_read_as_it_is_in_process(box: Sandbox) -> None:
         assert str(there_raised.value) == str(here_raised.value)
 
 
+def test_another_package_of_that_name_where_the_run_is_started_is_not_taken(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chexmask_u").mkdir()
+    (tmp_path / "chexmask_u" / "__init__.py").write_text("raise RuntimeError('an old checkout')")
+    monkeypatch.chdir(tmp_path)
+    assert reason(box, small_image()) is None
+
+
 def test_an_image_that_takes_too_long_is_given_up(box: Sandbox, huge_image: bytes) -> None:
     box.seconds = 0.2
     start = time.perf_counter()
