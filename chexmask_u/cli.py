@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any, NoReturn, TextIO
 
@@ -55,21 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json, verb, settings_type = options.pop("json", False), options.pop("verb"), options.pop("settings_type")
     # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
     signal.signal(signal.SIGTERM, _interrupt)
+    problem = ""
     try:
-        result, text, code = verb(settings_type.from_mapping(options))
-    except InputError as error:
-        _say(f"chexmask-u: {error}", file=sys.stderr)
-        result, text, code = {"error": str(error)}, "", BAD_INPUT
-    except StoppedError as error:
-        _say(f"chexmask-u: stopped ({error}); the same command goes on where it did", file=sys.stderr)
-        result, text, code = {"error": str(error)}, "", INCOMPLETE
+        try:
+            result, text, code = verb(settings_type.from_mapping(options))
+        except InputError as error:
+            problem = f"chexmask-u: {error}"
+            result, text, code = {"error": str(error)}, "", BAD_INPUT
+        except StoppedError as error:
+            problem = f"chexmask-u: stopped ({error}); the same command goes on where it did"
+            result, text, code = {"error": str(error)}, "", INCOMPLETE
+        signal.signal(signal.SIGTERM, _wait)
     except KeyboardInterrupt:
-        print("chexmask-u: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        signal.signal(signal.SIGTERM, _wait)
+        problem = "chexmask-u: interrupted; the same command goes on where it stopped"
         result, text, code = {"error": "interrupted"}, "", INCOMPLETE
+    if problem:
+        _say(problem, file=sys.stderr)
     if text:
         _say(text)
     if as_json:
         _say(json.dumps(result))
+    sys.stdout.flush()
+    # All is told; a process that is still tidying up ends at once, with the same code.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
     return code
 
 
@@ -87,8 +98,8 @@ def _generate(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
 
 def _demo(settings: GenerateSettings) -> tuple[dict[str, Any], str, int]:
     prepared = demo.prepare(settings)
-    # One Ray for both verbs.
-    with cluster.connected(settings.address):
+    # One Ray for both verbs; none where both were done before.
+    with nullcontext() if demo.is_released(prepared.release) else cluster.connected(settings.address):
         summary = pipeline.generate(prepared.generate)
         text = _run_text(str(prepared.generate.output), summary)
         if not summary["complete"]:
@@ -249,6 +260,10 @@ def _release_text(content: dict[str, Any]) -> str:
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _wait(signum: int, frame: types.FrameType | None) -> None:
+    """The outcome is about to be told."""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,8 @@ from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.manifests.folder import list_folder
 from chexmask_u.releases.release import MARKER
+from chexmask_u.runs.cluster import check_here
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
 from chexmask_u.sources import synthetic
 
@@ -31,11 +33,13 @@ def prepare(settings: GenerateSettings) -> Demo:
         settings: of `generate` without a manifest; `output` is the demo's folder (default ./chexmask-u-demo).
 
     Raises:
-        InputError: if the folder is not local.
+        InputError: if the folder is not local, or there is no GPU where one is asked for.
     """
+    check_places({"--output": settings.output or FOLDER})
     folder = storage.local_folder(settings.output or FOLDER)
     if folder is None:
         raise InputError(f"--output {settings.output}: the demo draws its images in a local folder; give one")
+    check_here(settings.device, settings.precision, settings.address)
     listed = folder / "manifest.parquet"
     if not listed.exists():
         _draw(folder, listed)

@@ -20,7 +20,7 @@ from chexmask_u import sources, storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.model.predict import Prediction, predict
-from chexmask_u.runs import write
+from chexmask_u.runs.identity import library_versions
 from chexmask_u.settings import InfoSettings
 from chexmask_u.sources import synthetic
 from chexmask_u.steps.predict import Predictor
@@ -72,7 +72,7 @@ def run(settings: InfoSettings) -> dict[str, Any]:
     found = find(settings.weights)
     model = load_model(found)
     local = settings.weights != DEMO and storage.is_local(settings.weights)
-    facts: dict[str, Any] = write.versions() | {
+    facts: dict[str, Any] = library_versions() | {
         "devices": devices(),
         "weights": {
             **found.facts(),

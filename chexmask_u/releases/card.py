@@ -19,7 +19,8 @@ from chexmask_u import record, sources
 from chexmask_u.anatomy import LANDMARKS, REGIONS
 from chexmask_u.releases import croissant
 from chexmask_u.releases.release import Release, config
-from chexmask_u.runs.report import BIN_EDGES, Palette, draw_histograms
+from chexmask_u.runs.figures import Palette, draw_histograms
+from chexmask_u.runs.summary import BIN_EDGES
 
 CHART = "uncertainty.png"
 
@@ -168,7 +169,7 @@ def _type(field: pa.Field) -> str:
 
 
 def _uncertainty(release: Release) -> dict[str, Any]:
-    """The shards' histograms summed by source, as `report.draw_histograms` takes them.
+    """The shards' histograms summed by source, as `figures.draw_histograms` takes them.
 
     Quantiles are interpolated within a bin, which is 6% wide, since the values themselves are spread over many shards.
     """

@@ -20,7 +20,9 @@ from chexmask_u.folder import Folder
 from chexmask_u.manifests import parquet
 from chexmask_u.releases import card, versions
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release, config
-from chexmask_u.runs.write import Run, comparable_numbers, told_preparation
+from chexmask_u.runs.identity import comparable_numbers, told_preparation
+from chexmask_u.runs.repair import lost_parts
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
 
 # Arrow's own name for the file that a row comes from.
@@ -116,7 +118,7 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
             failed than allowed, or the version exists or is not the one that follows.
     """
     frozen = _frozen(run)
-    if lost := run.lost_parts():
+    if lost := lost_parts(run):
         raise InputError(
             f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
             " run the same `generate` command again, which makes them anew"

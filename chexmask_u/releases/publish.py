@@ -33,6 +33,7 @@ from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.releases import versions
 from chexmask_u.releases.release import MARKER, Release
 from chexmask_u.releases.validate import validate
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import PublishSettings
 
 # Files of a release on other storage lie here for a while before they are sent; one shard may be larger than this.
@@ -89,6 +90,7 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
         InputError: if it may not be published so, or the Hub refuses it.
         StoppedError: if the Hub failed, could not be reached, or somebody else changed the repository meanwhile.
     """
+    check_places({"the release": settings.release})
     release = validate(storage.normalise(settings.release))
     files = _list(release)
     plan = {

@@ -25,7 +25,7 @@ from chexmask_u import pipeline, record, sources
 from chexmask_u.errors import InputError
 from chexmask_u.releases import card as cards
 from chexmask_u.releases.release import MARKER, Release
-from chexmask_u.runs.report import BIN_EDGES
+from chexmask_u.runs.summary import BIN_EDGES
 from chexmask_u.settings import ValidateSettings
 from tests.support import real_release as drawn
 

@@ -15,7 +15,7 @@ from chexmask_u.releases.diff import picture
 from chexmask_u.releases.diff.compare import Comparison, Mover, failures
 from chexmask_u.releases.diff.words import changelog, text
 from chexmask_u.releases.release import Release
-from chexmask_u.runs.write import comparable_numbers, told_preparation
+from chexmask_u.runs.identity import comparable_numbers, told_preparation
 from chexmask_u.settings import DiffSettings
 
 __all__ = ["diff", "text"]
