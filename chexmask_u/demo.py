@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.releases.release import MARKER
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
 from chexmask_u.sources import synthetic
@@ -58,4 +58,4 @@ def _draw(folder: Path, listed: Path) -> None:
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
     # The manifest comes last: it says that the drawings are all there.
-    manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=str(listed), source="synthetic"))
+    list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=str(listed), source="synthetic"))

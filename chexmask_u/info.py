@@ -10,7 +10,6 @@ import statistics
 import sysconfig
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,16 +19,15 @@ import torch
 from chexmask_u import sources, storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
-from chexmask_u.model.checkpoint import load_model, locate
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.runs import write
 from chexmask_u.settings import InfoSettings
 from chexmask_u.sources import synthetic
 from chexmask_u.steps.predict import Predictor
+from chexmask_u.weight_files import DEMO, WeightFile, find, load_model
 
-# What lies beside weights, and what their page says of them.
+# What lies beside weights that have one.
 CALIBRATION = "calibration.json"
-CARD = "README.md"
 
 NONE, NOT_TOLD, NOT_KNOWN = "none", "not told", "not known (the Hub did not answer)"
 
@@ -62,52 +60,6 @@ UNCERTAINTY = (0.05, 100.0)
 DEMO_ERROR = 30.0
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a weight file lies: its copy on this machine, and on the Hub its repository, commit and path there."""
-
-    copy: Path
-    repo: str | None = None
-    commit: str | None = None
-    file: str = ""
-
-    @classmethod
-    def of(cls, source: str) -> _Place:
-        copy = locate(source)
-        if not source.startswith("hf://"):
-            return cls(copy, file=copy.name)
-        # The client's cache: models--ORG--NAME/snapshots/COMMIT/PATH.
-        at = len(copy.parts) - 1 - copy.parts[::-1].index("snapshots")
-        commit, *path = copy.parts[at + 1 :]
-        repo = "/".join(source.removeprefix("hf://").split("@")[0].split("/")[:2])
-        return cls(copy, repo, commit, "/".join(path))
-
-    def beside(self, name: str) -> Path | None:
-        """A copy of the file of that name in the folder of the weights, or None if there is none.
-
-        Raises:
-            Exception: of whatever kind the Hub's client raises, if the Hub does not answer.
-        """
-        return self._get(str(PurePosixPath(self.file).with_name(name)), self.copy.with_name(name))
-
-    def card(self) -> Path | None:
-        """A copy of the page about the weights, likewise: on the Hub that of the repository."""
-        return self._get(CARD, self.copy.with_name(CARD))
-
-    def _get(self, in_repo: str, on_disk: Path) -> Path | None:
-        if self.repo is None:
-            return on_disk if on_disk.is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(self.repo, in_repo, revision=self.commit))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return None
-
-
 def run(settings: InfoSettings) -> dict[str, Any]:
     """What there is, without starting Ray.
 
@@ -117,21 +69,20 @@ def run(settings: InfoSettings) -> dict[str, Any]:
     Raises:
         CheckpointError: if there are no such weights.
     """
-    model = load_model(settings.weights)
-    place = _Place.of(settings.weights)
-    local = storage.local_folder(settings.weights) is not None
+    found = find(settings.weights)
+    model = load_model(found)
+    local = settings.weights != DEMO and storage.is_local(settings.weights)
     facts: dict[str, Any] = write.versions() | {
         "devices": devices(),
         "weights": {
+            **found.facts(),
             # Folders of a machine are nobody's business.
             "source": PurePosixPath(settings.weights).name if local else settings.weights,
-            "commit": place.commit,
-            "file": place.file,
             "sha256": model.sha256,
             "variant": model.variant,
             "input_size": model.input_size,
-            "licence": _licence(place),
-            "calibration": _calibration(place),
+            "licence": _licence(found),
+            "calibration": _calibration(found),
         },
         "sources": {
             source.name: {
@@ -144,7 +95,7 @@ def run(settings: InfoSettings) -> dict[str, Any]:
             for source in sources.PUBLISHED.values()
         },
     }
-    if settings.weights == "demo":
+    if settings.weights == DEMO:
         facts["demo weights"] = f"{model.variant}, input {model.input_size}, sha256 {model.sha256}"
     if settings.check:
         facts["check"] = check(settings.weights, str(model.sha256), settings.device)
@@ -177,23 +128,22 @@ def _compiling() -> str:
     return "possible"
 
 
-def _licence(place: _Place) -> str:
+def _licence(found: WeightFile) -> str:
     from huggingface_hub.repocard import metadata_load
 
     try:
-        card = place.card()
+        card = found.page()
         told = card and (metadata_load(card) or {}).get("license")
     except Exception:  # of the Hub's client or of YAML; the weights are there, and a report goes on without
-        return NOT_KNOWN if place.repo is not None else NOT_TOLD
+        return NOT_KNOWN if found.repo is not None else NOT_TOLD
     return str(told) if told else NOT_TOLD
 
 
-def _calibration(place: _Place) -> str:
+def _calibration(found: WeightFile) -> str:
     try:
-        found = place.beside(CALIBRATION)
+        return CALIBRATION if found.beside(CALIBRATION) is not None else NONE
     except Exception:  # as above
         return NOT_KNOWN
-    return CALIBRATION if found is not None else NONE
 
 
 def check(weights: str, sha256: str, device: str = "auto") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 import time
@@ -13,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from chexmask_u import storage
+from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME
-from chexmask_u.errors import InputError
-from chexmask_u.manifests import manifest
-from chexmask_u.model.checkpoint import load_model, say_if_demonstration
+from chexmask_u.errors import CheckpointError, InputError
+from chexmask_u.manifests import parquet
+from chexmask_u.manifests.check import check_access, check_columns, inspect
 from chexmask_u.releases import plan as release_plan
 from chexmask_u.releases import shards
 from chexmask_u.releases import validate as validation
@@ -29,10 +30,10 @@ from chexmask_u.runs.cluster import (
     gpus,
     layout,
     object_store_peak,
+    on_nodes_of_replicas,
     on_worker,
     on_workers,
     peak_memory_mib,
-    seen_from_workers,
     stopped_in_one_line,
 )
 from chexmask_u.runs.progress import Tally, progress
@@ -40,6 +41,7 @@ from chexmask_u.settings import GenerateSettings, ReleaseSettings, ValidateSetti
 from chexmask_u.steps.mask import mask
 from chexmask_u.steps.predict import Predictor
 from chexmask_u.steps.read import read
+from chexmask_u.weight_files import WeightFile
 
 # Rows per block: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
 ROWS_PER_BLOCK = 32
@@ -76,17 +78,18 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
     run = write.Run(storage.normalise(settings.output))
     if lost := _LOST_ON_RAY.search(run.url):
         raise InputError(f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another")
-    manifest.check_columns(manifest_uri)
-    model = load_model(settings.weights, sha256=settings.weights_sha256)
-    weights = {
-        "source": settings.weights,
+    check_columns(manifest_uri)
+    weights = weight_files.find_again(settings.weights, (run.read_json("run.json") or {}).get("weights"))
+    model = weight_files.load_model(weights, sha256=settings.weights_sha256)
+    weights = weights.known(str(model.sha256))
+    about_weights = weights.facts() | {
         "sha256": model.sha256,
         "variant": model.variant,
         "input_size": model.input_size,
     }
     del model
-    facts = manifest.inspect(manifest_uri)
-    write.check_same(run, settings, weights, facts.sha256)
+    facts = inspect(manifest_uri)
+    write.check_same(run, settings, about_weights, facts.sha256)
     with lock.held(run.url), connected(settings.address) as started_here, stopped_in_one_line():
         if settings.device == "cuda" and not gpus():
             if started_here:
@@ -94,9 +97,11 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
             print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
         if settings.precision == "tf32" and not layout(settings.device).on_gpus:
             raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
-        on_worker(manifest.check_access, manifest_uri)
-        say_if_demonstration(settings.weights)
-        write.freeze(run, settings, facts, weights)
+        on_worker(check_access, manifest_uri)
+        if weights.source != weight_files.DEMO and not started_here:
+            on_nodes_of_replicas(_have_weights, weights, layout(settings.device, settings.replicas))
+        weight_files.say_if_demonstration(weights.source)
+        write.freeze(run, settings, facts, about_weights)
         _redo_lost(run)
         if settings.retry:
             again = on_worker(write.Run.retry, run, settings.retried_reasons())
@@ -111,7 +116,7 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         if done < facts.rows:
             # That of an earlier attempt would be believed if this one ended before its own.
             run.remove("report.json")
-            seen = _run_graph(settings, manifest_uri, run, str(weights["sha256"]), facts.rows, done)
+            seen = _run_graph(settings, manifest_uri, run, weights, facts.rows, done)
         seconds = time.monotonic() - start
         _redo_lost(run)
         stored = _rows_once(run, run.committed_rows())
@@ -131,6 +136,14 @@ def generate(settings: GenerateSettings) -> dict[str, Any]:
         )
 
 
+def _have_weights(weights: WeightFile) -> None:
+    """Fetch the weights to the machine that this runs on."""
+    try:
+        weights.fetch()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (on the node {platform.node()})") from error
+
+
 def _redo_lost(run: write.Run) -> None:
     if lost := on_worker(write.Run.redo_lost_parts, run):
         print(f"{lost} parts of the run were lost or damaged; their images are done again", file=sys.stderr)
@@ -145,7 +158,7 @@ def _rows_once(run: write.Run, rows: int) -> int:
 
 
 def _run_graph(
-    settings: GenerateSettings, manifest_uri: str, run: write.Run, sha256: str, total: int, done: int
+    settings: GenerateSettings, manifest_uri: str, run: write.Run, weights: WeightFile, total: int, done: int
 ) -> dict[str, float | None]:
     """Run the steps over what is not done yet; returns what the report says of Ray's object stores and the network."""
     import ray
@@ -188,8 +201,7 @@ def _run_graph(
                 _CountingPredictor,
                 fn_constructor_kwargs={
                     "tally": tally,
-                    "weights": seen_from_workers(settings.weights),
-                    "sha256": sha256,
+                    "weights": weights,
                     "samples": settings.samples,
                     "seed": settings.seed,
                     "device": settings.device,
@@ -227,7 +239,7 @@ def _run_graph(
 
 
 def _complete_and_read(batch: pa.Table, **settings: Any) -> pa.Table:
-    return read(manifest.complete(batch), **settings)
+    return read(parquet.complete(batch), **settings)
 
 
 class _CountingPredictor(Predictor):

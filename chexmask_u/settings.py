@@ -14,6 +14,11 @@ from chexmask_u.record import REASONS
 # Of --retry: every reason.
 ALL = "all"
 
+WEIGHTS_HELP = (
+    "'demo' (bundled), a .safetensors, .bin, .pt or .pth file or the folder that holds it,"
+    " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
+)
+
 
 def _export_formats() -> dict[str, str]:
     """What each format of an export says of itself, by its name; none is imported, since they import much."""
@@ -68,7 +73,7 @@ class GenerateSettings(Settings):
     output: str | None = setting(
         None, "folder of the run (local path or URL); the same one resumes it (default, of the demo: ./chexmask-u-demo)"
     )
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     weights_sha256: str | None = setting(None, "digest that the weight file must have")
     samples: int = setting(50, "draws N per image", numbers=True)
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
@@ -115,6 +120,7 @@ class ManifestFolderSettings(Settings):
     uri: str = setting("", "folder or URL prefix to list")
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     source: str = setting("folder", "name of these images: their dataset config; lower case, digits and dashes")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,7 @@ class ManifestSourceSettings(Settings):
         "without --chexmask, list the frontal views too that the CheXmask data set left out: CheXpert's second ones",
     )
     check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -159,6 +166,7 @@ class ManifestMergeSettings(Settings):
         (), "SOURCE=N: accept N rows of a source instead of what is expected; may be repeated"
     )
     accept_less: bool = setting(False, "accept fewer rows than expected, of any source")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
         self.accepted_rows()
@@ -194,7 +202,7 @@ class BenchSettings(Settings):
 class InfoSettings(Settings):
     """Say what a bug report asks for: versions, devices, weights, and the sources with their terms."""
 
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     check: bool = setting(
         False, "predict drawings with the weights: whether the numbers are sane (exit code 1 if not), and how fast"
     )
@@ -208,7 +216,7 @@ class PlanSettings(Settings):
     """Forecast a run from a short probe on your own images and hardware."""
 
     manifest: str = setting("", "manifest Parquet file (local path or URL) to sample")
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     samples: int = setting(50, "draws N per image")
     precision: str = setting(
         "float32", "arithmetic of the encoder, as for generate", choices=("float32", "tf32", "bfloat16")
@@ -317,6 +325,43 @@ class DiffSettings(Settings):
 
 
 @dataclass(frozen=True)
+class VerifySettings(Settings):
+    """Say whether what was regenerated is the published dataset: means, spreads and masks beside its CSVs."""
+
+    published: tuple[str, ...] = setting(
+        (),
+        "published CSV (local path or URL), of OriginalResolution or Preprocessed; or SOURCE=CSV, where its id column"
+        " does not tell the source; may be repeated, once for each source",
+    )
+    run: str | None = setting(None, "folder of the run to compare (local path or URL); it need not be complete")
+    release: str | None = setting(None, "folder of one version to compare instead (local path or URL)")
+    images: str | None = setting(
+        None, "folder or URL prefix of the images instead: a sample of them is predicted first, in this process"
+    )
+    weights: str | None = setting(None, "of --images: as for generate")
+    probe: int = setting(200, "of --images: how many images of each source to predict")
+    samples: int = setting(50, "of --images: draws N per image")
+    seed: int = setting(0, "of --images: fixes which of them, and the draws")
+    device: str = setting(
+        "auto", "of --images: where the network runs; auto: CUDA where there is a GPU", choices=("auto", "cpu", "cuda")
+    )
+    published_samples: int = setting(50, "draws N per image that the published numbers are of")
+    output: str | None = setting(
+        None, "folder (local path or URL) for verify.json, movers.csv and movers.png (default: none is written)"
+    )
+    movers: int = setting(12, "how many of the images that differ most are listed and drawn")
+
+    def __post_init__(self) -> None:
+        self._at_least(probe=1, samples=1, published_samples=2, movers=1)
+        if not self.published:
+            raise InputError("--published is needed: the CSV of a source as published")
+        if sum(given is not None for given in (self.run, self.release, self.images)) != 1:
+            raise InputError("give one of --run, --release and --images: what is to be compared")
+        if (self.images is None) != (self.weights is None):
+            raise InputError("--weights goes with --images: a run or a release has been made with its own")
+
+
+@dataclass(frozen=True)
 class ValidateSettings(Settings):
     """Check a release: files, checksums, ids, counts and numbers."""
 
@@ -397,6 +442,15 @@ class TrainSettings(AnnotatedSettings):
         50, "epochs between two steps of the learning rate, or until the cosine's end", numbers=True
     )
     clip: float | None = setting(None, "largest norm of the gradient (default: no limit)", numbers=True)
+    objective: str = setting(
+        "mse",
+        "what landmarks and skip positions are trained to; mse: the paper's squared error of one draw; energy: the "
+        "energy score of --draws of them, which is least where their spread is that of the error. It is a length "
+        "where mse is its square: set --kl-last near 1e-4",
+        choices=("mse", "energy"),
+        numbers=True,
+    )
+    draws: int = setting(4, "draws of an image that --objective energy compares; mse takes one", numbers=True)
     kl_first: float = setting(1e-5, "weight of the KL divergence (mean over latents) in the first epoch", numbers=True)
     kl_last: float = setting(1e-2, "weight of the KL divergence once it has grown", numbers=True)
     kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True)
@@ -438,11 +492,21 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+        if self.objective == "energy":
+            self._at_least(draws=2)
+            if self.variant == "dropout":
+                raise InputError(
+                    "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
+                )
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
                 f"before --epochs {self.epochs} are over; set both alike"
             )
+
+    def draws_per_image(self) -> int:
+        """Draws of an image in a batch."""
+        return self.draws if self.objective == "energy" else 1
 
     def _within(self, **ranges: tuple[float, float]) -> None:
         for name, (low, high) in ranges.items():
@@ -456,7 +520,7 @@ class TrainSettings(AnnotatedSettings):
 class EvaluateSettings(AnnotatedSettings):
     """Score weights on annotated radiographs: errors, overlap, and whether the uncertainty means anything."""
 
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     drawings: int = setting(
         0, "drawn radiographs to add: others than those a training with the same --seed was shown", numbers=True
     )

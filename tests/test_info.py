@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from chexmask_u import cli, sources
-from chexmask_u.model.checkpoint import load_model, save_model
+from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.weight_files import load_model
 from tests.support import hub
 
 
@@ -131,9 +132,8 @@ def test_a_page_and_a_calibration_beside_weights_are_found(tiny_weights, tmp_pat
 
 def published(served: hub.Hub, files: dict[str, bytes]) -> str:
     """The commit of a model repository org/weights that holds these files."""
-    commit = hashlib.sha1(b"main").hexdigest()
-    served.repos["org/weights"] = {"main": files, commit: files}
-    return commit
+    model = served.models.get("org/weights") or served.model("org/weights", {})
+    return model.commit(files, "weights")
 
 
 def test_of_weights_on_the_hub_it_tells_the_commit_and_the_licence_of_their_page(

@@ -19,6 +19,7 @@ ORDER = (
     "anatomy version errors memory record columns storage folder settings",
     "sources",
     "manifests images model",
+    "weight_files",
     "steps",
     "runs",
     "releases use",

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from chexmask_u import record, storage
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
 from chexmask_u.releases import card, versions
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release, config
 from chexmask_u.runs.write import Run, comparable_numbers, told_preparation
@@ -311,7 +311,7 @@ def _claim(folder: str) -> str:
 def _check_ids(run: Run, frozen: dict[str, Any], table: pa.Table) -> None:
     """In = done + quarantined: the ids of the manifest are those of the records, each once."""
     uri = frozen["manifest"]["uri"]
-    if manifest.sha256(uri) != frozen["manifest"]["sha256"]:
+    if parquet.sha256(uri) != frozen["manifest"]["sha256"]:
         raise InputError(f"{uri}: the manifest changed since the run began; restore it, or run again")
     fs, path = storage.arrow_filesystem(uri)
     expected = pq.read_table(path, columns=["record_id"], filesystem=fs)["record_id"].cast(pa.string())

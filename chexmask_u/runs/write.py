@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from chexmask_u import record, sources, storage
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.record import ReadError
 from chexmask_u.runs import report
 from chexmask_u.settings import GenerateSettings

@@ -12,6 +12,7 @@ import pyarrow as pa
 from chexmask_u import record, storage
 from chexmask_u.columns import replace
 from chexmask_u.images import sandbox
+from chexmask_u.images.bounds import max_bytes
 from chexmask_u.images.fetch import fetch
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
@@ -19,9 +20,6 @@ from chexmask_u.sources.base import Preparation
 
 # Enough requests in flight to hide an object store's latency, while one image at a time is decoded.
 FETCHERS = 8
-
-# What the largest file may hold besides two bytes a pixel: headers, colour profiles, thumbnails.
-_HEADER_BYTES = 16 * 2**20
 
 
 def read_image(
@@ -40,7 +38,7 @@ def read_image(
         ReadError: with the file and the reason why not.
     """
     try:
-        data = fetch(uri, max_bytes=_max_bytes(max_side))
+        data = fetch(uri, max_bytes=max_bytes(max_side))
         return read_bytes(data, source=source, max_side=max_side, preparation=preparation)
     except ReadError as error:
         raise ReadError(error.reason, f"{storage.redact(uri)}: {error}") from error
@@ -79,7 +77,7 @@ def _read_row(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     try:
-        data = fetch(uri, max_bytes=_max_bytes(max_side))
+        data = fetch(uri, max_bytes=max_bytes(max_side))
         result = sandbox.shared.read(data, source=source, max_side=max_side, preparation=preparation)
         _check_size(result, height, width)
     except sandbox.SandboxError:
@@ -115,8 +113,3 @@ def _check_size(result: ReadImage, height: int | None, width: int | None) -> Non
         f"the image is {found[0]} x {found[1]} pixels (width x height),"
         f" the manifest says {told[0]} x {told[1]}; {remedy}",
     )
-
-
-def _max_bytes(max_side: int) -> int:
-    """Bytes of the largest file that is fetched: 16-bit grey of max_side x max_side, uncompressed."""
-    return 2 * max_side**2 + _HEADER_BYTES

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 import chexmask_u as cu
 from chexmask_u import pipeline
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.releases import plan, shards
 from chexmask_u.releases.release import ATTEMPT, MARKER
 from chexmask_u.releases.validate import validate

@@ -100,6 +100,7 @@ def _settings(before: Release, after: Release) -> dict[str, list[Any]]:
         {
             "schema": content["schema_version"],
             "weights": content["weights"]["source"],
+            "weights commit": content["weights"].get("commit"),
             "weights sha256": content["weights"]["sha256"],
             "manifest sha256": content["manifest"]["sha256"],
             **comparable_numbers(content["numbers"], content["counts"]),
