@@ -46,6 +46,9 @@ _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 _CONFLICT = (409, 412)
 _PASSING = (408, 429)
 
+# How the Hub's client says that it tries again.
+_ATTEMPT = re.compile(r"\[Retry \d+/\d+\]")
+
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
 
 
@@ -382,6 +385,8 @@ def _rehearse(release: Release, files: list[File], settings: PublishSettings, re
     """What would be sent, as far as the Hub can be asked."""
     asked, repository, status = True, None, "would be published"
     try:
+        if huggingface_hub.is_offline_mode():
+            raise StoppedError("HF_HUB_OFFLINE is set")
         with _explained(settings.repo):
             api = HfApi()
             repository = _look(api, settings.repo)
@@ -418,11 +423,10 @@ def _message(release: Release) -> str:
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line with a remedy, and keep signed addresses out of its warnings."""
-    handlers = logging.getLogger("huggingface_hub").handlers
-    unsigned = _Unsigned()
-    for handler in handlers:
-        handler.addFilter(unsigned)
+    """Turn what the Hub's client raises into one line with a remedy, and keep its own warnings few and unsigned."""
+    filters = {handler: _ToldOnce() for handler in logging.getLogger("huggingface_hub").handlers}
+    for handler, told_once in filters.items():
+        handler.addFilter(told_once)
     try:
         yield
     except (InputError, StoppedError):
@@ -434,16 +438,25 @@ def _explained(repo: str) -> Iterator[None]:
         # Its cause would show the addresses that uploads went to.
         raise told from None
     finally:
-        for handler in handlers:
-            handler.removeFilter(unsigned)
+        for handler, told_once in filters.items():
+            handler.removeFilter(told_once)
 
 
-class _Unsigned(logging.Filter):
-    """Cuts the queries of addresses, where a storage's signatures stand."""
+class _ToldOnce(logging.Filter):
+    """Lets each warning through once, without the queries of addresses, where a storage's signatures stand.
+
+    The client gives two lines for each of five attempts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = _QUERY.sub(r"\1", record.getMessage()), ()
-        return True
+        is_new = record.msg not in self.said and not _ATTEMPT.search(record.msg)
+        self.said.add(record.msg)
+        return is_new
 
 
 def _origin(error: BaseException) -> BaseException:
