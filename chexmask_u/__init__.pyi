@@ -5,11 +5,10 @@ from .anatomy import LANDMARKS as LANDMARKS
 from .anatomy import N_LANDMARKS as N_LANDMARKS
 from .anatomy import ORGANS as ORGANS
 from .anatomy import REGIONS as REGIONS
+from .errors import CheckpointError as CheckpointError
 from .images.letterbox import Letterbox as Letterbox
 from .images.preparation import ReadImage as ReadImage
 from .manifests.published import read_published as read_published
-from .model.checkpoint import CheckpointError as CheckpointError
-from .model.checkpoint import load_model as load_model
 from .model.hybridgnet import HybridGNet as HybridGNet
 from .model.predict import Prediction as Prediction
 from .model.predict import predict as predict
@@ -28,3 +27,4 @@ from .use.analysis import trusted_landmarks as trusted_landmarks
 from .use.pairing import Pairs as Pairs
 from .use.pairing import pair_images as pair_images
 from .version import __version__ as __version__
+from .weight_files import load_model as load_model

@@ -1,6 +1,7 @@
 """`chexmask-u <verb>`: flags from the settings, one-line errors, exit codes.
 
-0: done. 1: the run ended incomplete; the same command goes on with it. 2: bad usage or input, nothing was done.
+0: done. 1: the run ended incomplete, and the same command goes on with it; or a check failed. 2: bad usage or input,
+nothing was done.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any, NoReturn, TextIO
 
-from chexmask_u import demo, pipeline, sources, storage
+from chexmask_u import demo, info, pipeline, sources, storage, verify
 from chexmask_u.bench import plan
 from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.manifests import join, manifest, merge
-from chexmask_u.model.checkpoint import load_model
-from chexmask_u.releases import diff, export
+from chexmask_u.manifests import folder, join, merge
+from chexmask_u.manifests.problems import PROBLEMS
+from chexmask_u.releases import diff, export, loading
 from chexmask_u.releases.publish import publish
 from chexmask_u.runs import cluster
-from chexmask_u.runs.identity import library_versions
 from chexmask_u.settings import (
     BenchSettings,
     DiffSettings,
     EvaluateSettings,
     ExportSettings,
     GenerateSettings,
+    InfoSettings,
     ManifestFolderSettings,
     ManifestMergeSettings,
     ManifestSourceSettings,
@@ -41,6 +42,7 @@ from chexmask_u.settings import (
     Settings,
     TrainSettings,
     ValidateSettings,
+    VerifySettings,
 )
 from chexmask_u.training import distributed, evaluate
 from chexmask_u.version import __version__
@@ -154,6 +156,12 @@ def _diff(settings: DiffSettings) -> tuple[dict[str, Any], str, int]:
     return report, diff.text(report), DONE
 
 
+def _verify(settings: VerifySettings) -> tuple[dict[str, Any], str, int]:
+    report = verify.verify(settings)
+    codes = {"same": DONE, "different": INCOMPLETE, "unusable": BAD_INPUT}
+    return report, verify.text(report), codes[report["verdict"]]
+
+
 def _train(settings: TrainSettings) -> tuple[dict[str, Any], str, int]:
     result = distributed.train(settings)
     if result.get("diverged"):
@@ -174,18 +182,29 @@ def _evaluate(settings: EvaluateSettings) -> tuple[dict[str, Any], str, int]:
 
 
 def _manifest_folder(settings: ManifestFolderSettings) -> tuple[dict[str, Any], str, int]:
-    listing = manifest.list_folder(settings)
+    listing = folder.list_folder(settings)
     text = f"{listing.manifest}: {listing.rows:,} images"
     if listing.passed_over:
         text += f"; other files, passed over (hidden, or not named as PNG, JPEG or DICOM): {listing.passed_over:,}"
-    return vars(listing), text, DONE
+    if listing.lost:
+        text += f"\nNot followed: {len(listing.lost):,}"
+    return vars(listing), "\n  ".join([text, *(f"{path}: {why}" for path, why in listing.lost.items())]), DONE
 
 
 def _manifest_source(settings: ManifestSourceSettings) -> tuple[dict[str, Any], str, int]:
     report = join.build(settings)
     expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
     lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
-    lines += [f"  {kind}: {count:,} ({join.PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    if report.other_frontal:
+        left_out = "frontal views that the CheXmask data set left out, and so this"
+        remedy = "" if settings.chexmask else "; --all-frontal lists them"
+        lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
+    lines += [f"  {kind}: {count:,} ({PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    if report.passed_over:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.passed_over_kinds.items())
+        lines.append(
+            f"  other files, passed over (no image of the source, by their paths): {report.passed_over:,} ({kinds})"
+        )
     lines.append(f"Problems: {report.problems}")
     return report.asdict(), "\n".join(lines), DONE
 
@@ -213,12 +232,9 @@ def _plan(settings: PlanSettings) -> tuple[dict[str, Any], str, int]:
     return result, plan.render(result), DONE
 
 
-def _info(_: Settings) -> tuple[dict[str, Any], str, int]:
-    model = load_model("demo")
-    facts = library_versions() | {
-        "demo weights": f"{model.variant}, input {model.input_size}, sha256 {model.sha256}",
-    }
-    return facts, "\n".join(f"{name}: {value}" for name, value in facts.items()), DONE
+def _info(settings: InfoSettings) -> tuple[dict[str, Any], str, int]:
+    facts = info.run(settings)
+    return facts, info.render(facts), DONE if facts.get("check", {"sane": True})["sane"] else INCOMPLETE
 
 
 def _run_text(output: str, summary: dict[str, Any]) -> str:
@@ -235,9 +251,10 @@ def _run_text(output: str, summary: dict[str, Any]) -> str:
 def _release_text(content: dict[str, Any]) -> str:
     records = sum(counts["ok"] for counts in content["counts"].values())
     source = next(source for source, counts in content["counts"].items() if counts["ok"])
+    before = ", made before" if content["made_before"] else ""
     return (
-        f"Release: {content['folder']} ({records:,} records in {len(content['files'])} files)\n"
-        f'  datasets.load_dataset("{content["folder"]}", "{source}", split="train")'
+        f"Release: {content['folder']} ({records:,} records in {len(content['files'])} files{before})\n"
+        f"  {loading.line(content['folder'], source)}"
     )
 
 
@@ -253,7 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chexmask-u",
         description="Landmarks of chest radiographs, with uncertainty.",
-        epilog="Exit codes: 0 done; 1 ended incomplete, and the same command goes on; 2 bad usage or input.",
+        epilog="Exit codes: 0 done; 1 ended incomplete, and the same command goes on, or a check failed;"
+        " 2 bad usage or input.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -269,11 +287,12 @@ def _parser() -> argparse.ArgumentParser:
     _add(verbs, "export", _export, ExportSettings, positional=("release",), required=("output", "format"))
     _add(verbs, "publish", _publish, PublishSettings, positional=("release",), required=("repo",))
     _add(verbs, "diff", _diff, DiffSettings, positional=("before", "after"))
+    _add(verbs, "verify", _verify, VerifySettings, required=("published",))
     _add(verbs, "train", _train, TrainSettings, required=("output",))
     _add(verbs, "evaluate", _evaluate, EvaluateSettings)
     _add(verbs, "bench", _bench, BenchSettings)
     _add(verbs, "plan", _plan, PlanSettings, required=("manifest",))
-    _add(verbs, "info", _info, Settings, help="Print the versions of this code, its libraries and its bundled weights.")
+    _add(verbs, "info", _info, InfoSettings)
     return parser
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import manifest
-from chexmask_u.releases import release
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.releases.release import MARKER
 from chexmask_u.runs.cluster import check_here
 from chexmask_u.runs.job import check_places
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
@@ -51,7 +51,7 @@ def prepare(settings: GenerateSettings) -> Demo:
 
 def is_released(settings: ReleaseSettings) -> bool:
     """Whether an earlier demo got as far as its release."""
-    fs, path = storage.filesystem(storage.join(settings.output, VERSION, release.MARKER))
+    fs, path = storage.filesystem(storage.join(settings.output, VERSION, MARKER))
     return bool(fs.exists(path))
 
 
@@ -62,4 +62,4 @@ def _draw(folder: Path, listed: Path) -> None:
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
     # The manifest comes last: it says that the drawings are all there.
-    manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=str(listed), source="synthetic"))
+    list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=str(listed), source="synthetic"))

@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
-from chexmask_u.manifests import manifest
-from chexmask_u.releases import release
+from chexmask_u.manifests import parquet
+from chexmask_u.releases import plan as release_plan
+from chexmask_u.releases import shards
+from chexmask_u.releases import validate as validation
 from chexmask_u.runs import attempt as attempts
 from chexmask_u.runs.attempt import Attempt, Before
 from chexmask_u.runs.cluster import (
@@ -25,7 +27,6 @@ from chexmask_u.runs.cluster import (
     on_worker,
     on_workers,
     progress,
-    seen_from_workers,
     set_up_data,
     stopped_in_one_line,
 )
@@ -88,7 +89,7 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
             # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
             bounded(rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK))
             .map_batches(
-                partial(_complete_and_read, max_side=settings.max_side),
+                partial(_complete_and_read, max_side=settings.max_side, preparation=settings.preparation),
                 batch_format="pyarrow",
                 max_retries=MAX_RESTARTS,
             )
@@ -96,8 +97,7 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
                 CountingPredictor,
                 fn_constructor_kwargs={
                     "tally": tally,
-                    "weights": seen_from_workers(settings.weights),
-                    "sha256": attempt.weights["sha256"],
+                    "weights": attempt.weights,
                     "samples": settings.samples,
                     "seed": settings.seed,
                     "device": settings.device,
@@ -135,29 +135,33 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
     }
 
 
-def _complete_and_read(batch: pa.Table, max_side: int) -> pa.Table:
-    return read(manifest.complete(batch), max_side=max_side)
+def _complete_and_read(batch: pa.Table, **settings: Any) -> pa.Table:
+    return read(parquet.complete(batch), **settings)
 
 
 def make_release(settings: ReleaseSettings) -> dict[str, Any]:
-    """Write one immutable, validated version of a complete run; returns what its release.json holds.
+    """Write one immutable, validated version of a complete run, unless it was made before.
+
+    Returns:
+        What its release.json holds; its "folder", and whether it was "made_before".
 
     Raises:
-        InputError: if the run is not complete, or the version exists or is no version.
+        InputError: if the run is not complete, or the version exists with other content or is no version.
     """
     check_places({"the run": settings.run, "--output": settings.output})
-    if settings.version is not None:
-        release.check_version(settings.version)
     run = Run(storage.normalise(settings.run))
+    release_plan.check(run, settings)
     with connected(settings.address), stopped_in_one_line():
-        plan = on_worker(release.plan, run, settings)
+        plan = on_worker(release_plan.plan, run, settings)
         if not plan.is_settled:
-            described = on_workers(release.describe_shard, release.calls(run, plan))
-            plan = on_worker(release.settle, plan, settings, described)
-        files = on_workers(release.write_shard, release.calls(run, plan))
-        return on_worker(release.finish, plan, files)
+            described = on_workers(shards.describe_shard, release_plan.calls(run, plan))
+            plan = on_worker(release_plan.settle, plan, settings, described)
+        if plan.is_made:
+            return dict(plan.before.made(before=True))
+        files = on_workers(shards.write_shard, release_plan.calls(run, plan))
+        return dict(on_worker(shards.finish, plan, files).made(before=False))
 
 
 def validate(settings: ValidateSettings) -> dict[str, Any]:
     """Check every file of a release against its release.json and its own promises, without Ray."""
-    return release.validate(storage.normalise(settings.release))
+    return dict(validation.validate(storage.normalise(settings.release)).content)

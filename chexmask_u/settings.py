@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from chexmask_u.errors import InputError
@@ -12,7 +14,24 @@ from chexmask_u.record import REASONS
 # Of --retry: every reason.
 ALL = "all"
 
-EXPORT_FORMATS = ("chexmask-csv", "coco")
+WEIGHTS_HELP = (
+    "'demo' (bundled), a .safetensors, .bin, .pt or .pth file or the folder that holds it,"
+    " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
+)
+
+
+def _export_formats() -> dict[str, str]:
+    """What each format of an export says of itself, by its name; none is imported, since they import much."""
+    modules = sorted((Path(__file__).parent / "releases" / "export" / "formats").glob("[!_]*.py"))
+    said = {}
+    for module in modules:
+        name = module.stem.replace("_", "-")
+        line = (ast.get_docstring(ast.parse(module.read_text("utf-8"))) or name).splitlines()[0].rstrip(".")
+        said[name] = line[0].lower() + line[1:]
+    return said
+
+
+EXPORT_FORMATS = _export_formats()
 
 
 def setting(default: Any, help: str, *, numbers: bool = False, choices: tuple[str, ...] | None = None) -> Any:
@@ -54,11 +73,17 @@ class GenerateSettings(Settings):
     output: str | None = setting(
         None, "folder of the run (local path or URL); the same one resumes it (default, of the demo: ./chexmask-u-demo)"
     )
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     weights_sha256: str | None = setting(None, "digest that the weight file must have")
     samples: int = setting(50, "draws N per image", numbers=True)
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
     max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True)
+    preparation: str = setting(
+        "published",
+        "of images, by source; lossless: without the JPEG compression that MIMIC-CXR-JPG's passed through as published",
+        numbers=True,
+        choices=("published", "lossless"),
+    )
     precision: str = setting(
         "float32",
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs",
@@ -95,6 +120,7 @@ class ManifestFolderSettings(Settings):
     uri: str = setting("", "folder or URL prefix to list")
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     source: str = setting("folder", "name of these images: their dataset config; lower case, digits and dashes")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
 
 @dataclass(frozen=True)
@@ -104,7 +130,9 @@ class ManifestSourceSettings(Settings):
     source: str = setting("", "name of the source")
     images: str = setting("", "folder or URL prefix of the distribution as downloaded")
     chexmask: str | None = setting(
-        None, "CheXmask CSV of the source, with scores and sizes (default: every frontal image, without scores)"
+        None,
+        "CheXmask CSV of the source, with scores and sizes (default: every frontal image that CheXmask took, without "
+        "scores)",
     )
     table: str | None = setting(
         None, "the source's own table of its images (default: looked for below --images, by its official name)"
@@ -112,13 +140,20 @@ class ManifestSourceSettings(Settings):
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     problems: str | None = setting(None, "CSV file of what did not match (default: beside --output)")
     preprocessed: bool = setting(False, "the CSV is a Preprocessed one: take its ids and scores, not its 1024 x 1024")
+    all_frontal: bool = setting(
+        False,
+        "without --chexmask, list the frontal views too that the CheXmask data set left out: CheXpert's second ones",
+    )
     check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
         if not self.images:
             raise InputError("--images is needed: the folder or URL prefix of the distribution")
         if self.preprocessed and self.chexmask is None:
             raise InputError("--preprocessed says what --chexmask is, which is not given")
+        if self.all_frontal and self.chexmask is not None:
+            raise InputError("--all-frontal goes without --chexmask, whose rows say which views are taken")
 
 
 @dataclass(frozen=True)
@@ -131,6 +166,7 @@ class ManifestMergeSettings(Settings):
         (), "SOURCE=N: accept N rows of a source instead of what is expected; may be repeated"
     )
     accept_less: bool = setting(False, "accept fewer rows than expected, of any source")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
         self.accepted_rows()
@@ -163,11 +199,24 @@ class BenchSettings(Settings):
 
 
 @dataclass(frozen=True)
+class InfoSettings(Settings):
+    """Say what a bug report asks for: versions, devices, weights, and the sources with their terms."""
+
+    weights: str = setting("demo", WEIGHTS_HELP)
+    check: bool = setting(
+        False, "predict drawings with the weights: whether the numbers are sane (exit code 1 if not), and how fast"
+    )
+    device: str = setting(
+        "auto", "where --check predicts; auto: on a GPU if there is one", choices=("auto", "cpu", "cuda")
+    )
+
+
+@dataclass(frozen=True)
 class PlanSettings(Settings):
     """Forecast a run from a short probe on your own images and hardware."""
 
     manifest: str = setting("", "manifest Parquet file (local path or URL) to sample")
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     samples: int = setting(50, "draws N per image")
     precision: str = setting(
         "float32", "arithmetic of the encoder, as for generate", choices=("float32", "tf32", "bfloat16")
@@ -216,8 +265,8 @@ class ExportSettings(Settings):
     output: str = setting("", "folder for the files (local path or URL); the same one goes on after an interruption")
     format: str = setting(
         "chexmask-csv",
-        "chexmask-csv: the published CSVs, OriginalResolution and Preprocessed; coco: polygons and keypoints",
-        choices=EXPORT_FORMATS,
+        "; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()),
+        choices=tuple(EXPORT_FORMATS),
     )
 
     def __post_init__(self) -> None:
@@ -273,6 +322,43 @@ class DiffSettings(Settings):
 
     def __post_init__(self) -> None:
         self._at_least(movers=1)
+
+
+@dataclass(frozen=True)
+class VerifySettings(Settings):
+    """Say whether what was regenerated is the published dataset: means, spreads and masks beside its CSVs."""
+
+    published: tuple[str, ...] = setting(
+        (),
+        "published CSV (local path or URL), of OriginalResolution or Preprocessed; or SOURCE=CSV, where its id column"
+        " does not tell the source; may be repeated, once for each source",
+    )
+    run: str | None = setting(None, "folder of the run to compare (local path or URL); it need not be complete")
+    release: str | None = setting(None, "folder of one version to compare instead (local path or URL)")
+    images: str | None = setting(
+        None, "folder or URL prefix of the images instead: a sample of them is predicted first, in this process"
+    )
+    weights: str | None = setting(None, "of --images: as for generate")
+    probe: int = setting(200, "of --images: how many images of each source to predict")
+    samples: int = setting(50, "of --images: draws N per image")
+    seed: int = setting(0, "of --images: fixes which of them, and the draws")
+    device: str = setting(
+        "auto", "of --images: where the network runs; auto: CUDA where there is a GPU", choices=("auto", "cpu", "cuda")
+    )
+    published_samples: int = setting(50, "draws N per image that the published numbers are of")
+    output: str | None = setting(
+        None, "folder (local path or URL) for verify.json, movers.csv and movers.png (default: none is written)"
+    )
+    movers: int = setting(12, "how many of the images that differ most are listed and drawn")
+
+    def __post_init__(self) -> None:
+        self._at_least(probe=1, samples=1, published_samples=2, movers=1)
+        if not self.published:
+            raise InputError("--published is needed: the CSV of a source as published")
+        if sum(given is not None for given in (self.run, self.release, self.images)) != 1:
+            raise InputError("give one of --run, --release and --images: what is to be compared")
+        if (self.images is None) != (self.weights is None):
+            raise InputError("--weights goes with --images: a run or a release has been made with its own")
 
 
 @dataclass(frozen=True)
@@ -356,6 +442,15 @@ class TrainSettings(AnnotatedSettings):
         50, "epochs between two steps of the learning rate, or until the cosine's end", numbers=True
     )
     clip: float | None = setting(None, "largest norm of the gradient (default: no limit)", numbers=True)
+    objective: str = setting(
+        "mse",
+        "what landmarks and skip positions are trained to; mse: the paper's squared error of one draw; energy: the "
+        "energy score of --draws of them, which is least where their spread is that of the error. It is a length "
+        "where mse is its square: set --kl-last near 1e-4",
+        choices=("mse", "energy"),
+        numbers=True,
+    )
+    draws: int = setting(4, "draws of an image that --objective energy compares; mse takes one", numbers=True)
     kl_first: float = setting(1e-5, "weight of the KL divergence (mean over latents) in the first epoch", numbers=True)
     kl_last: float = setting(1e-2, "weight of the KL divergence once it has grown", numbers=True)
     kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True)
@@ -397,11 +492,21 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+        if self.objective == "energy":
+            self._at_least(draws=2)
+            if self.variant == "dropout":
+                raise InputError(
+                    "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
+                )
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
                 f"before --epochs {self.epochs} are over; set both alike"
             )
+
+    def draws_per_image(self) -> int:
+        """Draws of an image in a batch."""
+        return self.draws if self.objective == "energy" else 1
 
     def _within(self, **ranges: tuple[float, float]) -> None:
         for name, (low, high) in ranges.items():
@@ -415,7 +520,7 @@ class TrainSettings(AnnotatedSettings):
 class EvaluateSettings(AnnotatedSettings):
     """Score weights on annotated radiographs: errors, overlap, and whether the uncertainty means anything."""
 
-    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights: str = setting("demo", WEIGHTS_HELP)
     drawings: int = setting(
         0, "drawn radiographs to add: others than those a training with the same --seed was shown", numbers=True
     )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import fsspec
 import pyarrow.fs as pafs
 from fsspec.core import split_protocol
+from fsspec.implementations.chained import ChainedFileSystem
 
 from chexmask_u.errors import InputError, StoppedError
 
@@ -42,9 +45,16 @@ _TRANSIENT_ERRNO = (errno.EIO, errno.ESTALE)
 # to nine seconds, after which a short outage would have failed images and ended runs.
 S3_ATTEMPTS = 10
 
+# Schemes of stores without folders, whose clients would make a bucket of a mistyped name.
+_BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+
 # Schemes whose pyarrow filesystem is native; every other one goes through fsspec.
 _NATIVE_SCHEMES = ("s3", "gs", "gcs")
 
+_LOCAL_SCHEMES = ("file", "local")
+
+# In front of the path of a file: URI, where the machine itself may stand.
+_LOCAL_HOST = re.compile("^localhost/", re.IGNORECASE)
 
 # Up to the last "@" before a slash: a password may hold another.
 _USER_INFO = re.compile(r"(://)[^/\s\"<>]*@")
@@ -61,34 +71,109 @@ HTTP_SECONDS = 15.0
 
 def is_local(url: str) -> bool:
     """Whether a URL or path names the local file system."""
-    return split_protocol(url)[0] in (None, "file", "local")
+    return len(_chain(url)) == 1 and split_protocol(url)[0] in (None, *_LOCAL_SCHEMES)
+
+
+def is_relative(url: str) -> bool:
+    """Whether a URL or path means another place in another folder, as it or what follows its "::" is relative."""
+    last = _chain(url)[-1]
+    return is_local(last) and not _without_host(last).startswith("/")
 
 
 def normalise(url: str) -> str:
-    """A URL as given, or an absolute local path, so that workers in other folders mean the same place."""
+    """A URL as given, or an absolute local path, so that workers in other folders mean the same place.
+
+    A path is taken literally. Of a `file:` URI (RFC 8089) the host `localhost` goes, and each name in it is taken as it
+    stands where there is such a file or folder, and else with its percent signs decoded: `file:///100%.png` and
+    `file:///two%20words.png` both name what their writers meant. Of a chained URL, what follows the last "::" is
+    treated so.
+    """
+    *outer, last = _chain(url)
+    if outer:
+        return "::".join([*outer, normalise(last)])
     if is_local(url):
-        path = split_protocol(url)[1]
         # Not Path.expanduser, which raises where a name merely begins with "~".
-        absolute = os.path.normpath(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
+        path = os.path.expanduser(_without_host(url))  # noqa: PTH111
+        if _is_file_uri(url):
+            path = _decoded(path)
         # Two slashes at the start stay where they are, by POSIX, and Ray then takes the path for a relative one.
-        return re.sub("^//+", "/", absolute)
+        return re.sub("^//+", "/", os.path.normpath(Path(path).absolute()))
     check_scheme(url)
     return url.rstrip("/")
 
 
-def check_scheme(url: str) -> None:
-    """Raise InputError if nothing here can open the scheme of `url`."""
-    protocol, _ = split_protocol(url)
-    if protocol is None:
-        return
+def _chain(url: str) -> list[str]:
+    """The members of a chained URL, such as zip://1.png::s3://bucket/a.zip, outermost first; any other URL alone.
+
+    Only behind a scheme that lies over another does "::" chain; elsewhere it is a part of the name, where fsspec itself
+    would cut it.
+    """
+    first, mark, rest = url.partition("::")
+    scheme, _, path = first.partition("://")
+    if not mark or not (_is_archive(scheme) or _is_cache(scheme)):
+        return [url]
+    # Without a path, a cache has that of what follows, and an archive its root.
+    return [first if path else scheme if _is_cache(scheme) else f"{scheme}://", *_chain(rest)]
+
+
+@lru_cache
+def _is_cache(scheme: str) -> bool:
+    """Whether what the scheme names lies over another filesystem and has its paths."""
+    kind = _kind(scheme)
+    return kind is not None and issubclass(kind, ChainedFileSystem)
+
+
+@lru_cache
+def _is_archive(scheme: str) -> bool:
+    """Whether what the scheme names lies in one object of another filesystem."""
+    kind = _kind(scheme)
+    return kind is not None and "fo" in inspect.signature(kind.__init__).parameters
+
+
+def _kind(scheme: str) -> type[fsspec.AbstractFileSystem] | None:
     try:
-        fsspec.get_filesystem_class(protocol)
-    except ValueError as error:
-        raise InputError(
-            f"{url}: unknown scheme {protocol}://; use a local path, s3:// or another fsspec URL"
-        ) from error
-    except ImportError as error:
-        raise InputError(f"{url}: {protocol}:// needs a package that is not installed ({error})") from error
+        kind: type[fsspec.AbstractFileSystem] = fsspec.get_filesystem_class(scheme)
+    except (ValueError, ImportError):
+        return None
+    return kind
+
+
+def _is_file_uri(url: str) -> bool:
+    return split_protocol(url)[0] in _LOCAL_SCHEMES or url.startswith("file:/")
+
+
+def _without_host(url: str) -> str:
+    """The path of a local URL or path, which may be relative; percent signs as they are."""
+    if not _is_file_uri(url):
+        return url
+    return _LOCAL_HOST.sub("/", url.partition(":")[2].removeprefix("//"))
+
+
+def _decoded(path: str) -> str:
+    """A path with the names that are not there percent-decoded."""
+    found = ""
+    for name in re.split("(/)", path):
+        decode = "%" in name and not os.path.lexists(found + name)
+        found += unquote(name, errors="surrogateescape") if decode else name
+    return found
+
+
+def schemes(url: str) -> list[str]:
+    """The scheme of each member of a URL, of which only a chained one has several; "" for a path."""
+    return [one if _is_cache(one) else split_protocol(one)[0] or "" for one in _chain(url)]
+
+
+def check_scheme(url: str) -> None:
+    """Raise InputError if nothing here can open the scheme of `url`, or one of those that it chains."""
+    for scheme in filter(None, schemes(url)):
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ValueError as error:
+            raise InputError(
+                f"{url}: unknown scheme {scheme}://; use a local path, s3:// or another fsspec URL"
+            ) from error
+        except ImportError as error:
+            raise InputError(f"{url}: {scheme}:// needs a package that is not installed ({error})") from error
 
 
 def filesystem(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -109,21 +194,22 @@ def resolve(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSyste
     if is_local(url):
         # fsspec itself would cut a path at "::", its mark of a chained URL.
         return fsspec.filesystem("file"), normalise(url)
-    protocol, rest = split_protocol(url)
-    if "::" in rest and "://" not in rest:
-        # No chained URL, which names another behind its "::"; fsspec would cut it there, and name another object.
-        fs = fsspec.filesystem(protocol, **_options(url, patient))
-        return fs, fs._strip_protocol(url)
-    fs, path = fsspec.url_to_fs(url, **_options(url, patient))
-    return fs, path
+    if len(_chain(url)) > 1:
+        # Each member finds its options by its scheme.
+        options = {scheme: told for scheme in schemes(url) if (told := _options(scheme, patient))}
+        fs, path = fsspec.url_to_fs(normalise(url), **options)
+        return fs, path
+    scheme, _ = split_protocol(url)
+    kind = fsspec.get_filesystem_class(scheme)
+    fs = fsspec.filesystem(scheme, **{**kind._get_kwargs_from_urls(url), **_options(scheme, patient)})
+    return fs, fs._strip_protocol(url)
 
 
-def _options(url: str, patient: bool) -> dict[str, Any]:
-    """What a filesystem's client is told beyond its defaults."""
-    protocol, _ = split_protocol(url)
-    if protocol == "s3" and patient:
+def _options(scheme: str | None, patient: bool) -> dict[str, Any]:
+    """What a scheme's client is told beyond its defaults."""
+    if scheme == "s3" and patient:
         return {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": s3_attempts()}}}
-    if protocol not in ("http", "https"):
+    if scheme not in ("http", "https"):
         return {}
     from aiohttp import ClientTimeout
 
@@ -174,7 +260,8 @@ def s3_attempts() -> int:
 def put(url: str, content: bytes) -> None:
     """Write one object whole: whatever ends this process, or fills the disk, leaves the old one or the new one."""
     fs, path = filesystem(url)
-    fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
+    if split_protocol(url)[0] not in _BUCKET_SCHEMES:
+        fs.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
     if not is_local(url):
         fs.pipe_file(path, content)
         return
@@ -192,8 +279,13 @@ def put(url: str, content: bytes) -> None:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with path components added."""
-    return "/".join([url.rstrip("/"), *parts])
+    """`url` with path components added; of a chained URL, to the path within the archive or behind the cache."""
+    chain = _chain(url)
+    # A cache stands as a bare word before the URL that it caches.
+    place = next((index for index, one in enumerate(chain) if "://" in one), len(chain) - 1)
+    start = chain[place]
+    chain[place] = start + "/".join(parts) if start.endswith("://") else "/".join([start.rstrip("/"), *parts])
+    return "::".join(chain)
 
 
 def names_in(url: str) -> list[str]:

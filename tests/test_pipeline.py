@@ -19,7 +19,7 @@ import pytest
 import chexmask_u as cu
 from chexmask_u import cli, pipeline, record
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from tests.support import apart

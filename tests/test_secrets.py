@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chexmask_u import cli, record, storage
-from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.runs.identity import freeze
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings

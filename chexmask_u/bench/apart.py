@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from chexmask_u.bench.reference import Reference
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.model.predict import latent_noise
+from chexmask_u.weight_files import load_model
 
 
 class Task:

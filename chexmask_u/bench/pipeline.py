@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from chexmask_u import pipeline, record, storage
 from chexmask_u.bench.timing import Row
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
 from chexmask_u.runs import cluster
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.steps.predict import Predictor
@@ -98,7 +98,7 @@ def timed_run(settings: GenerateSettings, rows: pa.Table, count: int, folder: st
     fs, path = storage.filesystem(folder)
     fs.makedirs(path, exist_ok=True)
     try:
-        manifest.write([manifest.complete(repeated(rows, count))], listed)
+        parquet.write([parquet.complete(repeated(rows, count))], listed)
         start = time.perf_counter()
         summary = pipeline.generate(replace(settings, manifest=listed, output=output))
         seconds = time.perf_counter() - start

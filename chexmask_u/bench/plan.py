@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexmask_u import pipeline, record, storage
+from chexmask_u import pipeline, record, storage, weight_files
 from chexmask_u.bench import pipeline as measured
 from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
-from chexmask_u.manifests import manifest
-from chexmask_u.model.checkpoint import load_model
+from chexmask_u.manifests import parquet
+from chexmask_u.manifests.check import check_access, check_columns, inspect
 from chexmask_u.model.device import choose
 from chexmask_u.record import ReadError
 from chexmask_u.runs import cluster
@@ -199,19 +199,20 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         InputError: on bad input.
     """
     manifest_uri = storage.normalise(settings.manifest)
-    manifest.check_columns(manifest_uri)
+    check_columns(manifest_uri)
     # A bad manifest and bad weights are to be known now, not after a minute.
-    total = manifest.inspect(manifest_uri).rows
+    total = inspect(manifest_uri).rows
     if settings.probe < LEAST_IMAGES:
         raise InputError(f"--probe {settings.probe}: a probe needs at least {LEAST_IMAGES} images")
     if total < LEAST_IMAGES:
         raise InputError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
-    load_model(settings.weights)
+    weights = weight_files.find(settings.weights)
+    weight_files.load_model(weights)
     cluster.check_here(settings.device, settings.precision, settings.address)
     if settings.gpus is not None and cluster.starts_here(settings.address) and choose(settings.device) == "cpu":
         raise InputError(_NO_GPU_PROBED)
     run_settings = GenerateSettings(
-        weights=cluster.seen_from_workers(settings.weights),
+        weights=weights.uri,
         samples=settings.samples,
         precision=settings.precision,
         device=settings.device,
@@ -286,10 +287,10 @@ def render(result: dict[str, Any]) -> str:
 
 def _sample(manifest_uri: str, total: int, count: int, seed: int) -> pa.Table:
     """So many of a manifest's `total` rows, completed; in random order, since parts of them are measured, too."""
-    manifest.check_access(manifest_uri)
+    check_access(manifest_uri)
     fs, path = storage.arrow_filesystem(manifest_uri)
     chosen = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
-    return manifest.complete(pq.read_table(path, filesystem=fs).take(chosen))
+    return parquet.complete(pq.read_table(path, filesystem=fs).take(chosen))
 
 
 def _measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | None, step_seconds: float) -> Steps:

@@ -26,12 +26,13 @@ from chexmask_u.bench.limits import (
     multiply_once,
 )
 from chexmask_u.bench.timing import Row
-from chexmask_u.model.checkpoint import load_model, save_model
+from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import PRECISIONS, Precision
 from chexmask_u.model.predict import latent_noise, predict
 from chexmask_u.steps.predict import Predictor
+from chexmask_u.weight_files import load_model
 
 # What the cases are compared with: the published algorithm, and its two halves.
 REFERENCE = "published algorithm"

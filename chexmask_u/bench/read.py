@@ -45,7 +45,7 @@ def cases() -> list[Case]:
     return [
         Case(f"JPEG, {FRAME} x {FRAME}", "chexpert", _encode(".jpg", small), _bare),
         Case(f"JPEG, {size}", "chexpert", _encode(".jpg", large), _bare),
-        Case(f"JPEG, {size}, cropped", "mimic-cxr-jpg", _encode(".jpg", large), _bare_cropped),
+        Case(f"JPEG, {size}, cropped, through JPEG", "mimic-cxr-jpg", _encode(".jpg", large), _bare_through_jpeg),
         Case(f"PNG, 8 bit, {FRAME} x {FRAME}", "chestx-ray8", _encode(".png", small), _bare),
         Case(f"PNG, 16 bit, {size}, cropped", "padchest", _encode(".png", deep), _bare_cropped),
         Case(f"DICOM, 12 bit, {size}", "vindr-cxr", _dicom(deep), _bare_dicom),
@@ -102,7 +102,11 @@ def _bare(data: bytes) -> object:
     return _square(_decoded(data))
 
 
-def _bare_cropped(data: bytes) -> object:
+def _bare_through_jpeg(data: bytes) -> object:
+    return cv2.imdecode(cv2.imencode(".jpg", _bare_cropped(data))[1], cv2.IMREAD_GRAYSCALE)
+
+
+def _bare_cropped(data: bytes) -> NDArray[Any]:
     image = _decoded(data)
     left, top, width, height = cv2.boundingRect(cv2.threshold(image, 1, 255, cv2.THRESH_BINARY)[1])
     return _square(image[top : top + height, left : left + width])
@@ -124,7 +128,7 @@ def _bare_dicom(data: bytes) -> object:
     return _square(pixels)
 
 
-def _square(image: NDArray[Any]) -> object:
+def _square(image: NDArray[Any]) -> NDArray[Any]:
     height, width = image.shape
     above, beside = max(width - height, 0), max(height - width, 0)
     around = (above // 2, above - above // 2, beside // 2, beside - beside // 2)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from chexmask_u import pipeline, record
+from chexmask_u import pipeline, record, weight_files
 from chexmask_u.anatomy import FRAME
 from chexmask_u.bench import mask as masks
 from chexmask_u.bench import pipeline as whole
@@ -34,8 +34,7 @@ from chexmask_u.bench.timing import Row
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import read_bytes
-from chexmask_u.manifests import manifest
-from chexmask_u.model.checkpoint import load_model
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.model.device import choose
 from chexmask_u.runs import cluster
 from chexmask_u.runs.identity import library_versions
@@ -109,11 +108,14 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         if weights is None:
             weights = str(folder / "stretched.safetensors")
             network.stretched(scale.input_size, Path(weights))
-        model = load_model(weights)
+        found = weight_files.find(weights)
+        model = weight_files.load_model(found)
+        # Every process and run after this takes the very same file.
+        weights = found.uri
         if model.variant == "dropout":
             raise InputError(
-                f"--weights {weights}: are of the variant dropout, which the published algorithm, that it is compared"
-                " with, does not have; take those of the variant skip or noskip"
+                f"--weights {found.source}: are of the variant dropout, which the published algorithm, that it is"
+                " compared with, does not have; take those of the variant skip or noskip"
             )
         rows: dict[str, list[Row]] = {}
         rows["predict"], machine = _network(weights, kind, scale)
@@ -134,6 +136,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             "weights": {
                 "source": settings.weights
                 or f"demo, stretched to {model.input_size}: made for timing, numbers mean nothing",
+                "commit": found.commit,
                 "input_size": model.input_size,
                 "variant": model.variant,
             },
@@ -322,7 +325,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
     """The whole pipeline where prediction bounds it, and where reading does: a tiny network that draws once."""
     tiny = folder / "tiny.safetensors"
     network.stretched(64, tiny)
-    predicting = GenerateSettings(weights=cluster.seen_from_workers(weights), device=kind)
+    predicting = GenerateSettings(weights=weights, device=kind)
     decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
     small = _drawn(folder / "small", scale.small) if listed is None else listed
     with cluster.connected(None):
@@ -374,7 +377,7 @@ def reading_workloads(listed: pa.Table | None, size: tuple[int, int], folder: Pa
 def _listed(images: str, folder: Path) -> pa.Table:
     """Manifest rows of the images below a folder or URL, evenly chosen."""
     listed = str(folder / "listed.parquet")
-    manifest.list_folder(ManifestFolderSettings(uri=images, output=listed))
+    list_folder(ManifestFolderSettings(uri=images, output=listed))
     rows = pq.read_table(listed)
     rows = rows.take(np.unique(np.linspace(0, len(rows) - 1, LISTED_IMAGES).astype(int)))
     first = read(rows.slice(0, pipeline.ROWS_PER_BLOCK))
@@ -392,7 +395,7 @@ def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Tab
         name, image = (f"{index}.png", reading.twelve_bit(grey)) if deep else (f"{index}.jpg", grey)
         cv2.imwrite(str(folder / "images" / name), image)
     listed = str(folder / "manifest.parquet")
-    manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
+    list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
     return pq.read_table(listed)
 
 

@@ -23,6 +23,7 @@ from chexmask_u import memory, storage
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
+from chexmask_u.sources.base import Preparation
 
 # A 10,000 x 10,000 image of 16 bits takes 4 s on one core; a machine may be ten times as slow and busy.
 SECONDS = 60.0
@@ -35,15 +36,7 @@ SPARE_BYTES = 512 * 2**20
 ATTEMPTS = 2
 PAUSE_SECONDS = 1.0
 
-# The package's own __init__ would import torch: two seconds and 300 MB for each child.
-_START = """
-import sys, types
-package = types.ModuleType("chexmask_u")
-package.__path__ = [sys.argv[1]]
-sys.modules["chexmask_u"] = package
-from chexmask_u.images.sandbox import serve
-serve()
-"""
+_START = "from chexmask_u.images.sandbox import serve; serve()"
 
 _READY = b"ready\n"
 
@@ -75,7 +68,7 @@ class Sandbox:
     _child: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def read(self, data: bytes, *, source: str, max_side: int) -> ReadImage:
+    def read(self, data: bytes, *, source: str, max_side: int, preparation: Preparation = "published") -> ReadImage:
         """`preparation.read_bytes` in the child; one image at a time, whichever thread asks.
 
         Raises:
@@ -86,6 +79,7 @@ class Sandbox:
             "bytes": len(data),
             "source": source,
             "max_side": max_side,
+            "preparation": preparation,
             "seconds": self.seconds,
             "memory": self.bytes_per_pixel * max_side**2 + self.spare_bytes,
         }
@@ -134,13 +128,14 @@ class Sandbox:
         for _ in range(ATTEMPTS):
             try:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(Path(__file__).parents[1])],
+                    # Without -P the folder that this runs in, and a package of that name there, would go first.
+                    [sys.executable, "-P", "-c", _START],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     # Ray finds this code by sys.path, which a child does not inherit.
                     env={
                         **os.environ,
-                        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
                         "OPENBLAS_NUM_THREADS": "1",
                     },
                     # Ctrl-C is for the parent, which then ends the child.
@@ -211,7 +206,9 @@ def serve() -> None:
         # The signal's default action needs no Python: it ends a decoder that never comes back.
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])
         try:
-            result = read_bytes(data, source=request["source"], max_side=request["max_side"])
+            result = read_bytes(
+                data, source=request["source"], max_side=request["max_side"], preparation=request["preparation"]
+            )
             image = result.image.tobytes()
             header = {
                 "shape": result.image.shape,
@@ -228,6 +225,7 @@ def serve() -> None:
 
 
 def _failure(error: BaseException, memory: int) -> dict[str, Any]:
+    """What the parent is told of an image that gave none, within so many bytes of address space."""
     if _is_out_of_memory(error):
         text = f"more than {memory // 2**20} MiB would be needed to decode it (--max-side allows for more)"
         return {"reason": "out_of_memory", "error": text}
@@ -246,6 +244,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _receive(stdout: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    """A header and the pixels uint8, row-major, that follow it; EOFError if the child dies on the way."""
     line = stdout.readline()
     if not line.endswith(b"\n"):
         raise EOFError

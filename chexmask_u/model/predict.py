@@ -20,7 +20,7 @@ from chexmask_u.model.dropout import DropoutNet, noise_size
 from chexmask_u.model.hybridgnet import HybridGNet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Landmarks float32 [B, 120, 2] in pixels of the 1024 frame and latents float32 [B, 64], as mean and std.
 
@@ -32,6 +32,10 @@ class Prediction:
     landmarks_std: NDArray[np.float32]
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        arrays = (f"{field.name} float32 {list(getattr(self, field.name).shape)}" for field in fields(self))
+        return f"Prediction({', '.join(arrays)})"
 
 
 def latent_noise(record_id: str, n_samples: int, seed: int, size: int = LATENT_SIZE) -> NDArray[np.float32]:
@@ -66,8 +70,18 @@ def predict(
         seed: any whole number.
 
     Raises:
-        ValueError: if the shapes, the type or the number of names do not fit, or n_samples < 1.
+        TypeError: if the model, the images or the names are something else, such as a path or one name for all.
+        ValueError: if the shapes, the dtype or the number of names do not fit, or n_samples < 1.
     """
+    if not isinstance(model, HybridGNet):
+        raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
+    if not isinstance(images, np.ndarray):
+        raise TypeError(
+            f"images must be a uint8 array [B, {FRAME}, {FRAME}], not a {type(images).__name__};"
+            " of a file, chexmask_u.read_image(path).image[None] is one"
+        )
+    if isinstance(record_ids, str) or not all(isinstance(record_id, str) for record_id in record_ids):
+        raise TypeError(f"record_ids must be a list of names, one per image, not {_named(record_ids)}")
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (FRAME, FRAME):
         raise ValueError(f"images must be uint8 [B, {FRAME}, {FRAME}], not {images.dtype} {list(images.shape)}")
     if len(record_ids) != len(images):
@@ -104,6 +118,13 @@ def predict(
         latent_mean=flat[:, 2 * nodes : -LATENT_SIZE],
         latent_std=flat[:, -LATENT_SIZE:],
     )
+
+
+def _named(record_ids: Any) -> str:
+    """What is wrong with names that are no list of strings, in few words."""
+    if isinstance(record_ids, str):
+        return f"{record_ids!r}"
+    return f"one with a {next(type(one).__name__ for one in record_ids if not isinstance(one, str))} in it"
 
 
 def _side_by_side(compute: Callable[[slice], NDArray[np.float32]], parts: list[slice]) -> list[NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -9,18 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from chexmask_u import storage
-from chexmask_u.errors import InputError
-from chexmask_u.manifests import manifest
-from chexmask_u.manifests.manifest import ManifestFacts
-from chexmask_u.model.checkpoint import load_model, say_if_demonstration
+from chexmask_u import storage, weight_files
+from chexmask_u.errors import CheckpointError, InputError
+from chexmask_u.manifests.check import ManifestFacts, check_access, check_columns, inspect
 from chexmask_u.runs import lock, repair
-from chexmask_u.runs.cluster import check_device, check_here, connected, on_worker, peak_memory_mib, stopped_in_one_line
+from chexmask_u.runs.cluster import (
+    check_device,
+    check_here,
+    connected,
+    layout,
+    on_nodes_of_replicas,
+    on_worker,
+    peak_memory_mib,
+    stopped_in_one_line,
+)
 from chexmask_u.runs.identity import check_same, freeze
 from chexmask_u.runs.job import check_places, check_shipped
 from chexmask_u.runs.report import write_report
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
+from chexmask_u.weight_files import WeightFile
 
 # Ray Data takes the rest of a path for a query, or drops it, and would do every image again.
 _LOST_ON_RAY = re.compile(r"[?\t\r\n]")
@@ -34,13 +43,15 @@ class Attempt:
         settings: of the command.
         run: the folder that it works on.
         manifest: what is to be done.
-        weights: what run.json says of them.
+        weights: that every replica loads.
+        about_weights: what run.json says of them.
     """
 
     settings: GenerateSettings
     run: Run
     manifest: ManifestFacts
-    weights: dict[str, Any]
+    weights: WeightFile
+    about_weights: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ def check(settings: GenerateSettings) -> Attempt:
     if settings.manifest is None or settings.output is None:
         raise InputError("--manifest and --output are needed")
     check_places({"--manifest": settings.manifest, "--output": settings.output})
-    if settings.weights != "demo":
+    if settings.weights != weight_files.DEMO:
         check_shipped("--weights", settings.weights)
     uri = storage.normalise(settings.manifest)
     if storage.redact(uri) != uri:
@@ -71,18 +82,19 @@ def check(settings: GenerateSettings) -> Attempt:
     run = Run(storage.normalise(settings.output))
     if lost := _LOST_ON_RAY.search(run.url):
         raise InputError(f"--output {run.url!r}: holds {lost[0]!r}, behind which Ray Data loses files; choose another")
-    manifest.check_columns(uri)
-    model = load_model(settings.weights, sha256=settings.weights_sha256)
-    weights = {
-        "source": settings.weights,
+    check_columns(uri)
+    weights = weight_files.find_again(settings.weights, (run.read_json("run.json") or {}).get("weights"))
+    model = weight_files.load_model(weights, sha256=settings.weights_sha256)
+    weights = weights.known(str(model.sha256))
+    about_weights = weights.facts() | {
         "sha256": model.sha256,
         "variant": model.variant,
         "input_size": model.input_size,
     }
     del model
-    facts = manifest.inspect(uri)
-    check_same(run, settings, weights, facts.sha256)
-    return Attempt(settings, run, facts, weights)
+    facts = inspect(uri)
+    check_same(run, settings, about_weights, facts.sha256)
+    return Attempt(settings, run, facts, weights, about_weights)
 
 
 def finished(attempt: Attempt) -> dict[str, Any] | None:
@@ -114,15 +126,25 @@ def under_way(attempt: Attempt) -> Iterator[None]:
     check_here(settings.device, settings.precision, settings.address)
     with lock.held(attempt.run.url), connected(settings.address) as started_here, stopped_in_one_line():
         check_device(settings.device, settings.precision, started_here)
+        if attempt.weights.source != weight_files.DEMO and not started_here:
+            on_nodes_of_replicas(_have_weights, attempt.weights, layout(settings.device, settings.replicas))
         yield
+
+
+def _have_weights(weights: WeightFile) -> None:
+    """Fetch the weights to the machine that this runs on."""
+    try:
+        weights.fetch()
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (on the node {platform.node()})") from error
 
 
 def begin(attempt: Attempt) -> Before:
     """Freeze or mend the run, take out what is to be tried again, and tell what is there then."""
     run, settings, rows = attempt.run, attempt.settings, attempt.manifest.rows
-    on_worker(manifest.check_access, attempt.manifest.uri)
-    say_if_demonstration(settings.weights)
-    freeze(run, settings, attempt.manifest, attempt.weights)
+    on_worker(check_access, attempt.manifest.uri)
+    weight_files.say_if_demonstration(settings.weights)
+    freeze(run, settings, attempt.manifest, attempt.about_weights)
     _redo_lost(run)
     if settings.retry:
         again = on_worker(repair.redo_failed, run, settings.retried_reasons())

@@ -199,11 +199,6 @@ def _answers(address: str) -> bool:
         return False
 
 
-def seen_from_workers(weights: str) -> str:
-    """Weights as a worker in another folder finds them."""
-    return weights if weights == "demo" or "://" in weights else storage.normalise(weights)
-
-
 def layout(device: str, replicas: int | None = None) -> Layout:
     """What a run gets of the cluster that is connected to.
 
@@ -292,6 +287,30 @@ def on_workers(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], g
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RESTARTS)(function)
     try:
         return list(ray.get([remote.remote(*args) for args in calls]))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause or error) from None
+
+
+def on_nodes_of_replicas(function: Callable[[Any], Any], arg: Any, share: Layout) -> None:
+    """Run a call on each node that is up and can hold a replica; an exception is raised here as there.
+
+    Where all GPUs are still to come, it waits for the first one and runs there.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(num_cpus=0, max_retries=MAX_RESTARTS)(function)
+    if share.on_gpus and not share.gpus:
+        # As many as there will be replicas, or a cluster would grow to one node first and only then to all.
+        calls = [remote.options(num_gpus=1)] * share.replicas
+    else:
+        kind = "GPU" if share.on_gpus else "CPU"
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+        # Soft: a node may be taken away meanwhile, and then holds no replica.
+        places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+        calls = [remote.options(scheduling_strategy=place) for place in places]
+    try:
+        ray.get([call.remote(arg) for call in calls])
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from None
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
-from chexmask_u import record
+from chexmask_u import record, sources
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.runs.lock import LOCK
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.version import __version__
+
+# How the images of a run were prepared whose run.json does not tell.
+UNTOLD_PREPARATION: sources.Preparation = "lossless"
 
 # Libraries whose version can move a number.
 VERSIONED = ("torch", "numpy", "opencv-python-headless", "pyarrow", "ray", "pillow")
@@ -37,18 +41,37 @@ def check_same(run: Run, settings: GenerateSettings, weights: dict[str, Any], ma
     if stored is None:
         run.check_own("run", [], ignored=(LOCK,))
         return False
-    before = _identity(
-        stored.get("schema_version"), stored.get("weights", {}), stored.get("numbers", {}), stored.get("manifest", {})
-    )
-    now = _identity(record.SCHEMA_VERSION, weights, settings.numbers(), {"sha256": manifest_sha256})
-    differences = "; ".join(
-        f"{name} was {before.get(name)}, now {value}"
-        for name, value in now.items()
-        if value is not None and value != before.get(name)
-    )
-    if differences:
-        raise InputError(f"{run.url}: holds a run with other settings ({differences}); choose another --output")
+    manifest = stored.get("manifest", {})
+    names = manifest.get("sources", {})
+    numbers = comparable_numbers(stored.get("numbers", {}), names)
+    before = _identity(stored.get("schema_version"), stored.get("weights", {}), numbers, manifest)
+    numbers = comparable_numbers(settings.numbers(), names)
+    now = _identity(record.SCHEMA_VERSION, weights, numbers, {"sha256": manifest_sha256})
+    differing = {name: value for name, value in now.items() if value is not None and value != before.get(name)}
+    if differing:
+        differences = "; ".join(f"{name} was {before.get(name)}, now {value}" for name, value in differing.items())
+        remedy = "choose another --output"
+        if list(differing) == ["--preparation"]:
+            remedy = f"--preparation {before['--preparation']} goes on with it, or {remedy}"
+        raise InputError(f"{run.url}: holds a run with other settings ({differences}); {remedy}")
     return True
+
+
+def comparable_numbers(numbers: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The settings of run.json's or release.json's `numbers` that numbers of these sources' images depend on.
+
+    `preparation` is one only where an image of theirs differs by it.
+    """
+    if any(sources.get(name).jpeg_quality is not None for name in names):
+        return {"preparation": UNTOLD_PREPARATION} | dict(numbers)
+    return {name: value for name, value in numbers.items() if name != "preparation"}
+
+
+def told_preparation(frozen: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """What a run's run.json says of how images of these sources became the network's, a sentence each."""
+    told = frozen.get("preparation", {})
+    untold = sources.describe_preparation(names, UNTOLD_PREPARATION)
+    return {name: told.get(name, sentence) for name, sentence in untold.items()}
 
 
 def _identity(
@@ -75,6 +98,7 @@ def freeze(run: Run, settings: GenerateSettings, manifest: ManifestFacts, weight
         "schema_version": record.SCHEMA_VERSION,
         "settings": settings.asdict(),
         "numbers": settings.numbers(),
+        "preparation": sources.describe_preparation(manifest.sources, settings.numbers()["preparation"]),
         "manifest": manifest.asdict(),
         "weights": weights,
         "versions": library_versions(),

@@ -10,6 +10,7 @@ from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.record import ReadError
 from chexmask_u.runs import page
+from chexmask_u.runs.identity import UNTOLD_PREPARATION, told_preparation
 from chexmask_u.runs.run import Run
 from chexmask_u.runs.summary import chosen_rows, summarise
 from chexmask_u.steps.read import read_image
@@ -22,18 +23,22 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     """
     dataset = run.dataset()
     try:
-        summary = summarise(dataset) | facts
+        summary = summarise(dataset)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
             run.damaged_part() or f"{run.url}: cannot be read ({storage.explain(error)}); try again later"
         ) from error
     frozen = run.read_json("run.json") or {}
-    settings = frozen["settings"]
+    summary |= {"preparation": told_preparation(frozen, summary["sources"])} | facts
+    as_read = {
+        "max_side": frozen["settings"]["max_side"],
+        "preparation": frozen["numbers"].get("preparation", UNTOLD_PREPARATION),
+    }
     pictures = []
     ranks = {chosen["record_id"]: chosen["rank"] for chosen in summary["contact_sheet"]}
     for row in chosen_rows(dataset, list(ranks)).to_pylist():
         try:
-            image = read_image(row["uri"], source=row["source"], max_side=settings["max_side"]).image
+            image = read_image(row["uri"], source=row["source"], **as_read).image
         except ReadError:
             # It was there when its record was made; a report is not worth failing for.
             continue

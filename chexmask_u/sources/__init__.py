@@ -1,14 +1,16 @@
 """The source datasets. One of the published ones is prepared as it was; any other name is the user's own.
 
-A published source is a module in this package that defines `SOURCE`; to add one, add its file.
+A published source is a module in this package that defines `SOURCE`; to add one, add its file. This room imports none
+of the others.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
-from chexmask_u.sources.base import Source
+from chexmask_u.sources.base import Preparation, Source
 
 
 def discover() -> dict[str, Source]:
@@ -34,4 +36,9 @@ def get(name: str) -> Source:
     return PUBLISHED.get(name) or (DRAWN if name == DRAWN.name else Source(name, name))
 
 
-__all__ = ["PUBLISHED", "Source", "discover", "get"]
+def describe_preparation(names: Iterable[str], preparation: Preparation) -> dict[str, str]:
+    """How the images of each source become the network's, in a sentence."""
+    return {name: get(name).describe(preparation) for name in names}
+
+
+__all__ = ["PUBLISHED", "Preparation", "Source", "describe_preparation", "discover", "get"]

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from chexmask_u.anatomy import FRAME
+
+Preparation = Literal["published", "lossless"]
+"""Whether images pass through all that their source's published preparation did, or through no lossy compression."""
+
 Policy = Literal["open", "gated", "withheld"]
 """Whether data derived from a source may be published openly, only behind a gate, or not at all."""
 
@@ -61,6 +66,10 @@ def _none(path: str) -> str | None:
     return None
 
 
+def _every(image_id: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Source:
     """A source dataset: where its images lie, how they are named and prepared, and under which terms they stand.
@@ -69,8 +78,13 @@ class Source:
         name: the `source` of its records and the name of its dataset config; lower case, digits and dashes.
         title: how people call it.
         crop_border: whether preparation drops the black border first (design: fact 7 of the published method).
+        jpeg_quality: of the JPEG, on OpenCV's scale, that the prepared image passed through before inference; None
+            where it was kept as it is.
+        unknown_steps: what nobody knows of its published preparation, as the end of a sentence.
         dicom: whether its files are DICOM.
         dicom_standard: whether DICOM values are shown as the standard asks, or as VinDr-CXR's were; see `dicom.decode`.
+        full_range: whether 16-bit values are scaled from the minimum and maximum of all pixels, a detector's hot ones
+            among them, as the published ones were; see `images.decode`.
         citation: the data set's paper, one line, with a DOI.
         also_cite: what else its providers ask users to cite, one line each.
         licence: name of its terms.
@@ -84,6 +98,7 @@ class Source:
         layout: where images lie below the distribution's root, in words for error messages.
         image_id: the id of the image at a path ('/'-separated) below the root, or None if there is no frontal image of
             this source, as far as the path tells.
+        in_chexmask: whether the CheXmask data set took the frontal image of an id, as far as the id tells.
         row_id: the same id from the value of `id_column`.
         table: the source's own table, or None where file names tell all.
         side: pixels of every image's height and width, where all are square and alike.
@@ -92,8 +107,11 @@ class Source:
     name: str
     title: str
     crop_border: bool = False
+    jpeg_quality: int | None = None
+    unknown_steps: str = ""
     dicom: bool = False
     dicom_standard: bool = True
+    full_range: bool = False
     citation: str = ""
     also_cite: tuple[str, ...] = ()
     licence: str = ""
@@ -106,6 +124,20 @@ class Source:
     expected_rows: int | None = None
     layout: str = ""
     image_id: Callable[[str], str | None] = _none
+    in_chexmask: Callable[[str], bool] = _every
     row_id: Callable[[str], str] = str
     table: Table | None = None
     side: int | None = None
+
+    def describe(self, preparation: Preparation) -> str:
+        """How an image becomes the network's, in one sentence."""
+        steps = [] if self.dicom_standard else ["values after the VOI LUT, from least to largest, in 8 bits"]
+        steps += ["black border cropped"] if self.crop_border else []
+        steps += ["padded to a centred square", f"resized to {FRAME} x {FRAME} (bilinear)"]
+        if self.jpeg_quality is not None:
+            jpeg = f"JPEG of quality {self.jpeg_quality}"
+            steps.append(
+                f"through {jpeg} and back" if preparation == "published" else f"not through the published {jpeg}"
+            )
+        unknown = f"; {self.unknown_steps}" if self.unknown_steps else ""
+        return ", ".join(steps) + unknown

@@ -19,6 +19,11 @@ def image_id(path: str) -> str | None:
     return f"{found['split'] or 'train'}/{found['rest']}" if found else None
 
 
+def in_chexmask(image_id: str) -> bool:
+    """CheXmask took the first view of a study, where that is frontal, and no second one."""
+    return image_id.endswith("/view1_frontal.jpg")
+
+
 def row_id(value: str) -> str:
     """The same of a CSV's `Path`, which in CheXpert's own tables carries the distribution's folder in front."""
     return image_id(value) or value
@@ -42,5 +47,6 @@ SOURCE = Source(
     expected_rows=187_825,
     layout="train|valid/patient00001/study1/view1_frontal.jpg",
     image_id=image_id,
+    in_chexmask=in_chexmask,
     row_id=row_id,
 )

@@ -8,6 +8,8 @@ SOURCE = Source(
     name="mimic-cxr-jpg",
     title="MIMIC-CXR-JPG",
     crop_border=True,
+    # The published script wrote its prepared images with OpenCV's default and read them again for inference.
+    jpeg_quality=95,
     citation=(
         "Johnson AEW, Pollard TJ, Greenbaum NR, et al. MIMIC-CXR-JPG, a large publicly available database of labeled"
         " chest radiographs. arXiv:1901.07042, 2019. https://doi.org/10.48550/arXiv.1901.07042"

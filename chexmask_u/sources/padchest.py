@@ -8,6 +8,9 @@ SOURCE = Source(
     name="padchest",
     title="PadChest",
     crop_border=True,
+    full_range=True,
+    # The published script is empty.
+    unknown_steps="how 16 bits became 8, and what the prepared image was saved as, was not published",
     citation=(
         "Bustos A, Pertusa A, Salinas J-M, de la Iglesia-Vayá M. PadChest: A large chest x-ray image dataset with"
         " multi-label annotated reports. Medical Image Analysis 66:101797, 2020."

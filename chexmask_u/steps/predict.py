@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from chexmask_u import memory, record, storage
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.columns import landmark_array, latent_array, replace
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import Precision
 from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.weight_files import WeightFile, load_model
 
 # A compiled network's latents may differ from the plain one's by this share of their largest value.
 COMPILED_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.1}
@@ -65,7 +65,7 @@ class Predictor:
 
     def __init__(
         self,
-        weights: str = "demo",
+        weights: str | WeightFile = "demo",
         *,
         sha256: str | None = None,
         samples: int = 50,

@@ -13,31 +13,40 @@ from chexmask_u import record, storage
 from chexmask_u.columns import replace
 from chexmask_u.errors import StoppedError
 from chexmask_u.images import sandbox
+from chexmask_u.images.bounds import max_bytes
 from chexmask_u.images.fetch import fetch
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
+from chexmask_u.sources.base import Preparation
 from chexmask_u.steps.outage import Outages
 
 # Enough requests in flight to hide an object store's latency, while one image at a time is decoded.
 FETCHERS = 8
 
-# What the largest file may hold besides two bytes a pixel: headers, colour profiles, thumbnails.
-_HEADER_BYTES = 16 * 2**20
 
-
-def read_image(uri: str, *, source: str = "folder", max_side: int = 10_000) -> ReadImage:
+def read_image(
+    uri: str, *, source: str = "folder", max_side: int = 10_000, preparation: Preparation = "published"
+) -> ReadImage:
     """Fetch, decode and prepare one image as `source` is prepared.
+
+    Args:
+        uri: path or URL of the file.
+        source: name of its source dataset; any other name is an image of your own.
+        max_side: longest side in pixels that is decoded.
+        preparation: "published" gives the pixels that the published numbers were made of; "lossless" leaves out the
+            JPEG compression that those of MIMIC-CXR-JPG passed through. Other sources have none.
 
     Raises:
         ReadError: with the file and the reason why not.
     """
     try:
-        return read_bytes(fetch(uri, max_bytes=_max_bytes(max_side)), source=source, max_side=max_side)
+        data = fetch(uri, max_bytes=max_bytes(max_side))
+        return read_bytes(data, source=source, max_side=max_side, preparation=preparation)
     except ReadError as error:
         raise ReadError(error.reason, f"{storage.redact(uri)}: {error}") from error
 
 
-def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
+def read(batch: pa.Table, *, max_side: int = 10_000, preparation: Preparation = "published") -> pa.Table:
     """Step: `record.MANIFEST` -> `record.READ`; objects are fetched concurrently and decoded in a child process.
 
     Each fetcher waits with its object for the child, so no more objects than fetchers are in memory.
@@ -45,13 +54,15 @@ def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
     Args:
         batch: manifest rows.
         max_side: longest side in pixels that is decoded; it bounds memory, since the image is padded to a square.
+        preparation: as `read_image` takes it.
 
     Raises:
         StoppedError: if a storage is out of reach, so that its images are no failures of theirs.
     """
     with ThreadPoolExecutor(min(FETCHERS, max(1, len(batch)))) as pool:
         told = (batch[name].to_pylist() for name in ("uri", "source", "height", "width"))
-        rows = list(pool.map(partial(_read_row, outages=Outages(), max_side=max_side), *told))
+        one = partial(_read_row, outages=Outages(), max_side=max_side, preparation=preparation)
+        rows = list(pool.map(one, *told))
     known = batch.select(["height", "width"]).to_pylist()
     return replace(
         batch,
@@ -68,12 +79,18 @@ def read(batch: pa.Table, *, max_side: int = 10_000) -> pa.Table:
 
 
 def _read_row(
-    uri: str, source: str, height: int | None, width: int | None, outages: Outages, max_side: int
+    uri: str,
+    source: str,
+    height: int | None,
+    width: int | None,
+    outages: Outages,
+    max_side: int,
+    preparation: Preparation,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         data = _fetch(uri, outages, max_side)
-        result = sandbox.shared.read(data, source=source, max_side=max_side)
+        result = sandbox.shared.read(data, source=source, max_side=max_side, preparation=preparation)
         _check_size(result, height, width)
     except (sandbox.SandboxError, StoppedError):
         # Without a decoder, or without its storage, every image would fail; the run is to stop and say so.
@@ -96,7 +113,7 @@ def _read_row(
 def _fetch(uri: str, outages: Outages, max_side: int) -> bytes:
     outages.check(uri)
     try:
-        data = fetch(uri, max_bytes=_max_bytes(max_side))
+        data = fetch(uri, max_bytes=max_bytes(max_side))
     except ReadError as error:
         outages.answered(uri, error)
         raise
@@ -119,8 +136,3 @@ def _check_size(result: ReadImage, height: int | None, width: int | None) -> Non
         f"the image is {found[0]} x {found[1]} pixels (width x height),"
         f" the manifest says {told[0]} x {told[1]}; {remedy}",
     )
-
-
-def _max_bytes(max_side: int) -> int:
-    """Bytes of the largest file that is fetched: 16-bit grey of max_side x max_side, uncompressed."""
-    return 2 * max_side**2 + _HEADER_BYTES

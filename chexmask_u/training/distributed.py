@@ -26,7 +26,7 @@ import torch
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.model.checkpoint import load_model, save_model
+from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.dropout import build
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import without_tf32
@@ -40,7 +40,18 @@ from chexmask_u.training import figures
 from chexmask_u.training.datasets import datasets
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.loop import DivergedError, Place, Training
-from chexmask_u.training.run import PROBLEMS, SCORES, WEIGHTS, TrainingRun, card, command, freeze, metrics_csv
+from chexmask_u.training.run import (
+    PROBLEMS,
+    SCORES,
+    WEIGHTS,
+    TrainingRun,
+    begun_with,
+    card,
+    command,
+    freeze,
+    metrics_csv,
+)
+from chexmask_u.weight_files import WeightFile, find_again, load_model
 
 # How often a worker may die, of too little memory for instance, before the run ends; preempted nodes do not count.
 MAX_FAILURES = 3
@@ -75,12 +86,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
     check_early(settings)
-    initial_sha256 = None if settings.initial_weights is None else _initial(settings).sha256
+    initial = None if settings.initial_weights is None else _find_initial(settings, run)
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
         cluster.check_device(settings.device, "float32", started_here)
         use_gpu = cluster.on_gpus(settings.device)
         workers = settings.workers or (sharing(settings.batch_size, cluster.gpus()) if use_gpu else 1)
-        train_ref, validation_ref, facts = _prepared(settings, run, initial_sha256)
+        train_ref, validation_ref, facts = _prepared(settings, run, initial)
         print(
             f"{facts['train']:,} images to train on, {facts['validation']:,} held out, {facts['left_out']:,} left out",
             file=sys.stderr,
@@ -94,7 +105,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
                 f"--kl-last {settings.kl_last:g}; set --kl-epochs below --epochs",
                 file=sys.stderr,
             )
-        outcome = _fit(settings, run, train_ref, validation_ref, facts["first_drawing"], workers, use_gpu)
+        outcome = _fit(settings, run, initial, train_ref, validation_ref, facts["first_drawing"], workers, use_gpu)
         if outcome["diverged"] is not None:
             run.write("diverged.json", json.dumps(outcome["diverged"], indent=2) + "\n")
             return outcome
@@ -121,12 +132,12 @@ def sharing(batch_size: int, gpus: int) -> int:
     return max(n for n in range(1, max(1, gpus) + 1) if batch_size % n == 0)
 
 
-def _prepared(settings: TrainSettings, run: TrainingRun, initial_sha256: str | None) -> tuple[Any, Any, dict[str, Any]]:
+def _prepared(settings: TrainSettings, run: TrainingRun, initial: WeightFile | None) -> tuple[Any, Any, dict[str, Any]]:
     """References to the training and validation examples, which stay with the workers, and facts about them."""
     import ray
 
     task = ray.remote(num_cpus=1, num_returns=3, max_retries=cluster.MAX_RESTARTS)(prepare)
-    references: Any = task.remote(settings, run.url, initial_sha256)
+    references: Any = task.remote(settings, run.url, initial)
     train_ref, validation_ref, facts_ref = references
     try:
         facts: dict[str, Any] = ray.get(facts_ref)
@@ -135,8 +146,8 @@ def _prepared(settings: TrainSettings, run: TrainingRun, initial_sha256: str | N
     return train_ref, validation_ref, facts
 
 
-def prepare(settings: TrainSettings, url: str, initial_sha256: str | None) -> tuple[Examples, Examples, dict[str, Any]]:
-    """Read, check and split all examples, and freeze the run's settings and the digest of the weights it begins with.
+def prepare(settings: TrainSettings, url: str, initial: WeightFile | None) -> tuple[Examples, Examples, dict[str, Any]]:
+    """Read, check and split all examples, and freeze the run's settings and the weights that it begins with.
 
     Returns:
         Training examples, drawings last; validation examples; and how many there are of what.
@@ -160,7 +171,7 @@ def prepare(settings: TrainSettings, url: str, initial_sha256: str | None) -> tu
             f"{len(training)} images are left to train on and {len(validation)} to validate; "
             "see --data, --split and --validation"
         )
-    freeze(run, settings, training, validation, problems, initial_sha256)
+    freeze(run, settings, training, validation, problems, initial)
     names = [*((name, "train") for name in training.names), *((name, "validation") for name in validation.names)]
     datasets: dict[str, dict[str, int]] = {}
     for name, part in names:
@@ -173,19 +184,24 @@ def prepare(settings: TrainSettings, url: str, initial_sha256: str | None) -> tu
         "first_drawing": first_drawing,
         "datasets": datasets,
         "validation_names": validation.names,
-        "initial_sha256": initial_sha256,
+        "initial_sha256": None if initial is None else initial.sha256,
     }
     return training, validation, facts
 
 
-def _initial(settings: TrainSettings) -> HybridGNet:
-    """The network that the run begins with.
+def _find_initial(settings: TrainSettings, run: TrainingRun) -> WeightFile:
+    """The weights that the run begins with, or was begun with; for workers, too.
 
     Raises:
-        CheckpointError: if there is none.
-        InputError: if it is another than the one to be trained.
+        CheckpointError: if there are none.
+        InputError: if they are of another network than the one to be trained.
     """
-    model = load_model(cluster.seen_from_workers(str(settings.initial_weights)))
+    found = find_again(str(settings.initial_weights), begun_with(run))
+    return found.known(str(_initial(settings, found).sha256))
+
+
+def _initial(settings: TrainSettings, found: WeightFile) -> HybridGNet:
+    model = load_model(found)
     if (model.variant, model.input_size) != (settings.variant, settings.input_size):
         raise InputError(
             f"--initial-weights {settings.initial_weights}: are of the variant {model.variant} at input size "
@@ -197,6 +213,7 @@ def _initial(settings: TrainSettings) -> HybridGNet:
 def _fit(
     settings: TrainSettings,
     run: TrainingRun,
+    initial: WeightFile | None,
     train_ref: Any,
     validation_ref: Any,
     first_drawing: int,
@@ -221,6 +238,7 @@ def _fit(
             train_loop_config={
                 "settings": settings,
                 "url": run.url,
+                "initial": initial,
                 "train": train_ref,
                 "validation": validation_ref,
                 "first_drawing": first_drawing,
@@ -332,8 +350,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     training = Training(settings, examples, config["first_drawing"], validation, place, shared)
     run = TrainingRun(config["url"])
     first = place.rank == 0
-    if settings.initial_weights is not None:
-        training.model.load_state_dict(_initial(settings).state_dict())
+    if config["initial"] is not None:
+        training.model.load_state_dict(_initial(settings, config["initial"]).state_dict())
     checkpoint = ray_train.get_checkpoint()
     if checkpoint is not None:
         training.load(_state_of(checkpoint))
@@ -374,13 +392,13 @@ def _report(training: Training, first: bool) -> None:
 
 
 def _rank(settings: TrainSettings, row: dict[str, float]) -> float:
-    """What the best epoch has least of: the validation error.
+    """What the best epoch has least of: the validation error, or the energy score where that is the objective.
 
     An epoch with the KL weight that was asked for goes before all that still had a smaller one: their posterior is
     another.
     """
     weight_reached = row["epoch"] > settings.kl_epochs or settings.variant == "dropout"
-    return row["mse"] + (0 if weight_reached else _NOT_YET)
+    return row["energy" if settings.objective == "energy" else "mse"] + (0 if weight_reached else _NOT_YET)
 
 
 def _state_of(checkpoint: Any) -> dict[str, Any]:

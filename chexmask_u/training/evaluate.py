@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from chexmask_u import storage
+from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.model.checkpoint import load_model, say_if_demonstration
 from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import Prediction, predict
@@ -86,9 +85,10 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     check_places({"--output": settings.output})
     if settings.output is not None:
         _check_own(Folder(storage.normalise(settings.output)))
-    model = load_model(settings.weights, device=choose(settings.device))
+    weights = weight_files.find(settings.weights)
+    model = weight_files.load_model(weights, device=choose(settings.device))
     examples, problems = read(settings)
-    say_if_demonstration(settings.weights)
+    weight_files.say_if_demonstration(settings.weights)
     if settings.data and settings.split is None:
         print(
             "no --split: every image is scored, also those that the weights may have been trained on", file=sys.stderr
@@ -96,6 +96,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     result = score(model, examples, samples=settings.samples, seed=settings.seed, batch_size=settings.batch_size)
     head = {
         "weights": settings.weights,
+        "commit": weights.commit,
+        "file": weights.facts()["file"],
         "sha256": model.sha256,
         "variant": model.variant,
         "input_size": model.input_size,

@@ -29,8 +29,9 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
     losses, errors, overlap, latent = figure.subplots(2, 2).ravel()
     for name, label in _TERMS.items():
         _line(losses, history, name, label)
-    losses.set(title="Training: mean squared errors, unit square", yscale="log")
+    losses.set(title="Training: mean squared errors or energy scores, unit square", yscale="log")
     _line(errors, history, "mse", "validation MSE (px²)", marker="o")
+    _line(errors, history, "energy", "validation energy score (px)", marker="o")
     _line(errors, history, "hausdorff_right_lung", "Hausdorff, right lung (px)", marker=".")
     _line(errors, history, "hausdorff_left_lung", "Hausdorff, left lung (px)", marker=".")
     _line(errors, history, "hausdorff_heart", "Hausdorff, heart (px)", marker=".")

@@ -15,14 +15,19 @@ from torch import distributed as dist
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS
 from chexmask_u.model.dropout import build, noise_size
+from chexmask_u.model.encoder import Features
+from chexmask_u.model.predict import latent_noise
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training.augment import augment
 from chexmask_u.training.examples import Examples
-from chexmask_u.training.loss import Objective, Terms, kl_weight, learning_rate
+from chexmask_u.training.loss import SKIP_WEIGHT, Objective, Terms, energy_score, kl_weight, learning_rate
 from chexmask_u.training.scores import image_scores, mean_scores, posterior
 
 # Batches made ahead, so that the network never waits for augmentation; more where there are more threads to make them.
 AHEAD = 4
+
+# Draws of a validation image's energy score: with more of them the mean over 20 images hardly moves.
+VALIDATION_DRAWS = 20
 
 _NO_LIMIT = float("inf")
 
@@ -76,7 +81,7 @@ class Training:
         # Instance norm on a GPU undoes it, before each convolution.
         self.layout = torch.channels_last if place.device.type == "cpu" else torch.contiguous_format
         self.model.encoder.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch lacks this one
-        self.objective = prepare(Objective(self.model, settings.precision))
+        self.objective = prepare(Objective(self.model, settings.precision, settings.objective))
         self.optimiser = torch.optim.Adam(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -117,7 +122,7 @@ class Training:
         means = self._shared_mean(sums / self.settings.batches)
         row = {"epoch": float(self.epoch + 1), "learning_rate": rate, "kl_weight": weight}
         row |= {f"train_{name}": float(value) for name, value in zip(Terms._fields, means, strict=True)}
-        row["train_loss"] = float(Terms(*means).total(weight))
+        row["train_loss"] = float(Terms(*means).total(weight, SKIP_WEIGHT[self.settings.objective]))
         self.epoch += 1
         if self.is_due():
             row |= self.validate()
@@ -132,7 +137,8 @@ class Training:
     def validate(self) -> dict[str, float]:
         """Scores of the held-out images, each of which is scored by exactly one process.
 
-        Landmarks are decoded from the posterior mean; pixels of the 1024 frame.
+        Landmarks are decoded from the posterior mean; pixels of the 1024 frame. With --objective energy, ``energy`` is
+        the score of `VALIDATION_DRAWS` draws.
         """
         self.objective.eval()
         rows = range(self.place.rank, len(self.validation), self.place.world)
@@ -142,6 +148,8 @@ class Training:
             mean, log_var, features = self.model.encode(grey)
             landmarks = self.model.decode(mean.unsqueeze(1), features)[0, 0].cpu().numpy() * FRAME
             scores = image_scores(landmarks, self.validation.landmarks[row] * FRAME)
+            if self.settings.objective == "energy":
+                scores["energy"] = self._energy(row, mean, log_var, features)
             mine.append((row, scores, mean[0].cpu().numpy(), (0.5 * log_var[0]).exp().cpu().numpy()))
         everyone = sorted(self._gather(mine), key=lambda one: one[0])
         scores = mean_scores([one[1] for one in everyone])
@@ -150,6 +158,15 @@ class Training:
         health = posterior(np.stack([one[2] for one in everyone]), np.stack([one[3] for one in everyone]))
         return scores | {name: float(health[name]) for name in ("sigma", "kl", "active_latents")}
 
+    def _energy(self, row: int, mean: Tensor, log_var: Tensor, features: Features) -> float:
+        """Energy score in pixels of a validation image, of draws that are the same in every epoch."""
+        noise = torch.from_numpy(latent_noise(self.validation.names[row], VALIDATION_DRAWS, self.settings.seed))
+        z = mean.unsqueeze(1) + noise.to(mean) * (0.5 * log_var).exp().unsqueeze(1)
+        there = np.isfinite(self.validation.landmarks[row]).all(axis=1)
+        target = torch.from_numpy(self.validation.landmarks[row][there]).to(mean)
+        drawn = self.model.decode(z, features)[:, :, torch.from_numpy(there).to(mean.device)]
+        return float(energy_score(drawn, target.unsqueeze(0))) * FRAME
+
     def _update(self, number: int, batch: Batch, weight: float) -> Tensor:
         device = self.place.device
         images, target, noise = (
@@ -157,7 +174,7 @@ class Training:
         )
         terms = self.objective(images.contiguous(memory_format=self.layout), target, noise)
         self.optimiser.zero_grad()
-        terms.total(weight).backward()
+        terms.total(weight, SKIP_WEIGHT[self.settings.objective]).backward()
         limit = _NO_LIMIT if self.settings.clip is None else self.settings.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         # Gradients are shared by now, so that all processes see the same norm and stop together.
@@ -185,7 +202,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a batch: float32 [B, 1, S, S], [B, n, 2] and [B, noise], and the names of the examples."""
+    """One process's part of a batch: float32 [B, 1, S, S], [B, n, 2], [B, M * noise], and the names of the examples."""
 
     images: Tensor
     target: Tensor
@@ -238,6 +255,7 @@ class Batches:
     def _make(self, epoch: int, number: int) -> Batch:
         rows = self.rows(epoch, number)
         nodes = N_LANDMARKS if self.examples.has_heart_at(rows[0]) else LANDMARKS["heart"].start
+        draws = self.settings.draws_per_image()
         images, landmarks, noise = [], [], []
         for position in range(len(rows))[self.mine]:
             # From 1: with 0 it would be the stream that chose the batch's rows, since zeros at the end do not count.
@@ -246,7 +264,7 @@ class Batches:
             image, points = augment(rng, self.examples.images[row], self.examples.landmarks[row], self.settings)
             images.append(image)
             landmarks.append(points[:nodes])
-            noise.append(rng.standard_normal(noise_size(self.settings.variant), np.float32))
+            noise.append(rng.standard_normal(draws * noise_size(self.settings.variant), np.float32))
         parts = [torch.from_numpy(np.stack(part)) for part in (images, landmarks, noise)]
         if self.on_gpu:
             # Or the copy to it would not be beside the work on the batch before.

@@ -1,4 +1,4 @@
-"""The training objective: squared errors of landmarks and skip positions, and the KL divergence."""
+"""The training objective: squared errors or energy scores of landmarks and skip positions, and the KL divergence."""
 
 from __future__ import annotations
 
@@ -16,31 +16,43 @@ from chexmask_u.model.encoder import Features
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.settings import TrainSettings
 
+# Weight of the skip positions' terms, per objective. Lengths weigh alike near and far, and what is judged in the end is
+# the spread of the landmarks.
+SKIP_WEIGHT = {"mse": 1.0, "energy": 0.5}
+
 
 class Terms(NamedTuple):
-    """Batch means of the loss terms: squared errors in the unit square (0 without skip blocks), and nats."""
+    """Batch means: squared errors or energy scores in the unit square (0 without skip blocks), and nats."""
 
     landmarks: Tensor
     skip1: Tensor
     skip2: Tensor
     kl: Tensor
 
-    def total(self, kl_weight: float) -> Tensor:
-        """What is minimised; the weight is that of the KL divergence's mean over the latents.
+    def total(self, kl_weight: float, skip_weight: float = 1.0) -> Tensor:
+        """What is minimised; `kl_weight` is that of the KL divergence's mean over the latents.
 
         With their sum, the paper's weight of 1e-2 presses every latent to the prior within a few epochs (measured: none
         of 64 in use, and landmarks no better than the mean shape), with their mean it leaves most of them in use.
         """
-        return self.landmarks + self.skip1 + self.skip2 + kl_weight * self.kl / LATENT_SIZE
+        landmarks_and_skips = self.landmarks + skip_weight * self.skip1 + skip_weight * self.skip2
+        return landmarks_and_skips + kl_weight * self.kl / LATENT_SIZE
 
 
 class Objective(nn.Module):
-    """The network with its loss as one module, as `DistributedDataParallel` wants it."""
+    """The network with its loss as one module, as `DistributedDataParallel` wants it.
 
-    def __init__(self, model: HybridGNet, precision: str = "float32") -> None:
+    Args:
+        model: the network.
+        precision: of the encoder.
+        objective: "mse" for squared errors, "energy" for `energy_score`.
+    """
+
+    def __init__(self, model: HybridGNet, precision: str = "float32", objective: str = "mse") -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.distance = energy_score if objective == "energy" else squared_error
 
     def forward(self, images: Tensor, target: Tensor, noise: Tensor) -> Terms:
         """Loss terms of a batch.
@@ -48,7 +60,7 @@ class Objective(nn.Module):
         Args:
             images: float32 [B, 1, S, S] in [0, 1].
             target: landmarks float32 [B, n, 2], unit square; n is 120, or 94 for lungs alone: the loss sees only these.
-            noise: standard normal float32 [B, 64], or [B, 376] for the dropout variant.
+            noise: standard normal float32 [B, M * 64], the numbers of M draws, or [B, 376] for the dropout variant.
         """
         device = images.device.type
         low = torch.autocast(device, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
@@ -60,18 +72,43 @@ class Objective(nn.Module):
         mean, log_var = mean.float(), log_var.float()
         features = Features(features.conv5.float(), features.conv6.float())
         divergence = target.new_zeros(())
-        z = mean
+        z = mean.unsqueeze(1)
         if not isinstance(self.model, DropoutNet):
-            z = mean + noise * (0.5 * log_var).exp()
+            z = z + noise.unflatten(1, (-1, LATENT_SIZE)) * (0.5 * log_var).exp().unsqueeze(1)
             # KL(N(m, s²) || N(0, 1)) of each latent (Kingma and Welling, 2014, appendix B), summed over the latents.
             divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()
-        decoded = self.model.decode_all(z.unsqueeze(1), features)
+        decoded = self.model.decode_all(z, features)
         nodes = target.shape[1]
         skip1 = skip2 = target.new_zeros(())
         if decoded.pos1 is not None and decoded.pos2 is not None:
-            skip1 = F.mse_loss(decoded.pos1[:, 0, : nodes // 2], coarse(target))
-            skip2 = F.mse_loss(decoded.pos2[:, 0, :nodes], target)
-        return Terms(F.mse_loss(decoded.landmarks[:, 0, :nodes], target), skip1, skip2, divergence)
+            skip1 = self.distance(decoded.pos1[:, :, : nodes // 2], coarse(target))
+            skip2 = self.distance(decoded.pos2[:, :, :nodes], target)
+        return Terms(self.distance(decoded.landmarks[:, :, :nodes], target), skip1, skip2, divergence)
+
+
+def squared_error(drawn: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of a coordinate, of the first draws of [B, M, n, 2], from a target [B, n, 2]."""
+    return F.mse_loss(drawn[:, 0], target)
+
+
+def energy_score(drawn: Tensor, target: Tensor) -> Tensor:
+    """Energy score of a node, mean over nodes and images: E|X - y| - E|X - X'| / 2, in the unit of the coordinates.
+
+    It is strictly proper (Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", Journal of
+    the American Statistical Association 102 (2007), section 4.2): its expectation is least if the draws X of a node are
+    distributed as its annotation y is, so both their centre and their spread are taught. The second expectation is the
+    mean over the pairs of different draws, which is unbiased for any number of them.
+
+    Norms are those of a node's two coordinates, so each node answers for its own spread. One norm over all 240
+    coordinates would mostly see their sum, the image's spread, and one per coordinate not the direction.
+
+    Args:
+        drawn: float [B, M, n, 2], M at least 2.
+        target: float [B, n, 2].
+    """
+    first, second = torch.triu_indices(drawn.shape[1], drawn.shape[1], offset=1, device=drawn.device)
+    error = torch.linalg.vector_norm(drawn - target.unsqueeze(1), dim=-1).mean()
+    return error - 0.5 * torch.linalg.vector_norm(drawn[:, first] - drawn[:, second], dim=-1).mean()
 
 
 def coarse(landmarks: Tensor) -> Tensor:

@@ -20,12 +20,15 @@ from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.datasets import FORMS
 from chexmask_u.training.examples import Examples, Problem
+from chexmask_u.weight_files import WeightFile
 
 SETTINGS = "training.json"
 SCORES = "scores.json"
 PROBLEMS = "problems.csv"
 WEIGHTS = "model.safetensors"
 
+# Where the settings keep which file the run was begun with.
+_INITIAL_FILE = "initial_weights_file"
 
 # Settings that say where things lie, and are no part of what was done.
 _PLACES = ("data", "landmarks", "output", "address")
@@ -52,16 +55,17 @@ def freeze(
     train: Examples,
     validation: Examples,
     problems: Sequence[Problem],
-    initial_sha256: str | None,
+    initial: WeightFile | None,
 ) -> None:
     """Record what fixes the numbers of the run, or check that the run which is there was made with the same.
 
     Args:
-        initial_sha256: of the weights that it begins with; None for random ones.
+        initial: the weights that it begins with, with their digest; None for random ones.
 
     Raises:
         InputError: if it was not; the first difference is named.
     """
+    initial_sha256 = None if initial is None else initial.sha256
     now: dict[str, Any] = {
         "settings": settings.numbers(),
         "data": {
@@ -83,10 +87,10 @@ def freeze(
                     f"{run.url}: was begun with {flag} {begun_with}, not {value}; "
                     "choose another --output, or the settings it was begun with"
                 )
-        begun_with = before.get("initial_weights")
-        if begun_with != initial_sha256:
+        initial_before = before.get("initial_weights")
+        if initial_before != initial_sha256:
             raise InputError(
-                f"{run.url}: was begun with {_weights(begun_with)}, not {_weights(initial_sha256)}; "
+                f"{run.url}: was begun with {_weights(initial_before)}, not {_weights(initial_sha256)}; "
                 "choose another --output, or the --initial-weights it was begun with"
             )
         if before["data"] != now["data"]:
@@ -100,7 +104,19 @@ def freeze(
     run.write("split.csv", annotated.split_csv(names, parts))
     run.write(PROBLEMS, annotated.problems_csv(problems))
     # Last: it says that the run has begun.
-    run.write(SETTINGS, json.dumps(now | {"given": settings.asdict(), "versions": library_versions()}, indent=2) + "\n")
+    about = {
+        "given": settings.asdict(),
+        "versions": library_versions(),
+        _INITIAL_FILE: None if initial is None else initial.facts(),
+    }
+    run.write(SETTINGS, json.dumps(now | about, indent=2) + "\n")
+
+
+def begun_with(run: TrainingRun) -> dict[str, Any] | None:
+    """What is kept of the weights that a run was begun with, as `weight_files.find_again` takes it; None for none."""
+    before = run.read_json(SETTINGS) or {}
+    facts = before.get(_INITIAL_FILE)
+    return None if facts is None else {**facts, "sha256": before["initial_weights"]}
 
 
 def _weights(sha256: str | None) -> str:

@@ -6,7 +6,8 @@ an Arrow table. Standard deviations are taken to the 1024 frame first, where ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -149,6 +150,7 @@ def draw_record(
 
     Raises:
         ValueError: if the image has not the size that the record gives.
+        TypeError: if the image is a path or something else.
     """
     # Only who draws waits for pyplot.
     from matplotlib import colormaps, pyplot
@@ -156,6 +158,11 @@ def draw_record(
     from matplotlib.collections import EllipseCollection
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
+    if not (image is None or isinstance(image, ReadImage) or np.ndim(image) in (2, 3)):
+        raise TypeError(
+            "image must be what chexmask_u.read_image gives, or an array [height, width] or [height, width, 3], not"
+            f" {_named(image)}" + ("; read the file first" if isinstance(image, str | PathLike) else "")
+        )
     height, width = (int(_column(record, name)) for name in ("height", "width"))
     if image is not None:
         rows, columns = (image.height, image.width) if isinstance(image, ReadImage) else np.shape(image)[:2]
@@ -201,9 +208,31 @@ def draw_record(
 
 
 def _column(record: Mapping[str, Any], name: str) -> Any:
+    """One value of a record.
+
+    Raises:
+        TypeError: if what is given is no record but many of them, or none.
+        ValueError: if it has no such column.
+    """
+    # A row of pandas has one axis, a frame two; a table of Arrow or a dataset may have the column, all rows of it.
+    if not hasattr(record, "__getitem__") or isinstance(record, str | bytes) or _has_rows(record):
+        raise TypeError(
+            f"record must be one row of a release, not {_named(record)}; give records[0] of a dataset,"
+            " frame.iloc[0] of pandas, frame.row(0, named=True) of Polars, or table.to_pylist()[0] of Arrow"
+        )
     if name not in record:
         raise ValueError(f"the record has no {name}; give a row of a release, with that column")
     return record[name]
+
+
+def _has_rows(record: Any) -> bool:
+    """Whether it is a table, a dataset, a list or an array: records, and not one of them."""
+    return isinstance(record, Sequence) or hasattr(record, "column_names") or len(getattr(record, "shape", ())) > 1
+
+
+def _named(given: Any) -> str:
+    """What somebody gave, in few words."""
+    return repr(given) if isinstance(given, str | bytes | PathLike) else f"a {type(given).__name__}"
 
 
 def _points(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:

@@ -101,7 +101,19 @@ def test_mimic_cxr_jpg_loses_its_border(
     path = tmp_path / "image.jpg"
     cv2.imwrite(str(path), bordered(height, width, border), [cv2.IMWRITE_JPEG_QUALITY, 100])
     grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    check(read_image(str(path), source="mimic-cxr-jpg"), grey, crop(grey))
+    lossless = read_image(str(path), source="mimic-cxr-jpg", preparation="lossless")
+    check(lossless, grey, crop(grey))
+    published = read_image(str(path), source="mimic-cxr-jpg")
+    # As the published script had it: OpenCV's own default quality, and read again from the file.
+    cv2.imwrite(str(tmp_path / "prepared.jpg"), frame(crop(grey)))
+    assert (published.image == cv2.imread(str(tmp_path / "prepared.jpg"), cv2.IMREAD_GRAYSCALE)).all()
+    if height > 300 < width:
+        assert (published.image != lossless.image).any()
+    assert (published.height, published.width, published.letterbox) == (
+        grey.shape[0],
+        grey.shape[1],
+        lossless.letterbox,
+    )
 
 
 @pytest.mark.parametrize("high", [255, 4095, 65535])

@@ -23,7 +23,7 @@ from chexmask_u.errors import StoppedError
 from chexmask_u.images import sandbox
 from chexmask_u.images.preparation import read_bytes
 from chexmask_u.images.sandbox import Sandbox
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.record import ReadError
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
@@ -70,10 +70,17 @@ def reason(box: Sandbox, data: bytes) -> str | None:
 
 
 def test_an_image_is_read_as_it_is_in_process(box: Sandbox) -> None:
-    for seed, source in enumerate(("folder", "mimic-cxr-jpg", "padchest")):
+    for seed, (source, preparation) in enumerate(
+        (
+            ("folder", "published"),
+            ("mimic-cxr-jpg", "published"),
+            ("mimic-cxr-jpg", "lossless"),
+            ("padchest", "published"),
+        )
+    ):
         data = small_image(seed)
-        there = box.read(data, source=source, max_side=MAX_SIDE)
-        here = read_bytes(data, source=source, max_side=MAX_SIDE)
+        there = box.read(data, source=source, max_side=MAX_SIDE, preparation=preparation)
+        here = read_bytes(data, source=source, max_side=MAX_SIDE, preparation=preparation)
         assert (there.image == here.image).all()
         assert (there.height, there.width, there.letterbox) == (here.height, here.width, here.letterbox)
     for data in (b"no image", small_image()[:-30], cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes()):
@@ -83,6 +90,15 @@ def test_an_image_is_read_as_it_is_in_process(box: Sandbox) -> None:
             read_bytes(data, source="padchest", max_side=MAX_SIDE)
         assert there_raised.value.reason == here_raised.value.reason
         assert str(there_raised.value) == str(here_raised.value)
+
+
+def test_another_package_of_that_name_where_the_run_is_started_is_not_taken(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chexmask_u").mkdir()
+    (tmp_path / "chexmask_u" / "__init__.py").write_text("raise RuntimeError('an old checkout')")
+    monkeypatch.chdir(tmp_path)
+    assert reason(box, small_image()) is None
 
 
 def test_an_image_that_takes_too_long_is_given_up(box: Sandbox, huge_image: bytes) -> None:

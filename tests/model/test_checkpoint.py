@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,33 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from chexmask_u.model.checkpoint import CheckpointError, load_model, save_model
-from chexmask_u.model.hybridgnet import HybridGNet
-from tests.support import hub
-
-SIZE = 64
-
-
-def network(variant: str = "skip", seed: int = 0) -> HybridGNet:
-    torch.manual_seed(seed)
-    return HybridGNet(input_size=SIZE, variant=variant).eval()  # type: ignore[arg-type]
-
-
-@torch.inference_mode()
-def answers(model: HybridGNet) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    images, z = torch.rand(2, 1, SIZE, SIZE, generator=generator), torch.randn(2, 3, 64, generator=generator)
-    mean, log_var, features = model.encode(images)
-    return torch.cat([mean.ravel(), log_var.ravel(), model.decode(z, features).ravel()])
-
-
-def state_of(model: HybridGNet, folder: Path) -> dict[str, Tensor]:
-    """The weights by upstream's names."""
-    save_model(model, folder / "state.safetensors")
-    return load_file(folder / "state.safetensors")
+from chexmask_u.errors import CheckpointError
+from chexmask_u.model.checkpoint import save_model
+from chexmask_u.weight_files import find, load_model
+from tests.support.small_networks import CONFIG, SIZE, answers, network, state_of, write
 
 
 def refusal(source: str | Path, **options: Any) -> str:
@@ -73,6 +51,107 @@ def test_half_precision_halves_the_file_and_nearly_keeps_the_answers(tmp_path: P
     loaded = load_model(str(tmp_path / "half.safetensors"))
     assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
     assert (answers(loaded) - answers(model)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("pytorch_model.bin", ""),
+        ("pytorch_model.bin", "model."),
+        ("model.safetensors", "model."),
+        ("bestMSE.pt", ""),
+        ("bestMSE.pt", "module."),
+        ("last.pth", "model.module."),
+        ("model.safetensors", "net_2."),
+    ],
+)
+def test_every_form_of_the_same_weights_gives_the_same_model(
+    tmp_path: Path, variant: str, name: str, prefix: str
+) -> None:
+    model = network(variant)
+    state = {prefix + key: value for key, value in state_of(model, tmp_path).items()}
+    loaded = load_model(str(write(state, tmp_path / "weights" / name)))
+    assert loaded.variant == variant
+    assert (answers(loaded) == answers(model)).all()
+
+
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "with the epoch": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": [1e-4]}},
+    "under model": lambda state: {"model": state},
+    "beside its settings": lambda state: {"model": {"latents": 64}, "state_dict": state},
+    "prefixed, under both": lambda state: {
+        "model": {"state_dict": {f"module.{key}": value for key, value in state.items()}}
+    },
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_a_checkpoint_gives_the_state_dict_in_it(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]) -> None:
+    model = network("noskip")
+    loaded = load_model(str(write(wrap(state_of(model, tmp_path)), tmp_path / "checkpoint.pth")))
+    assert (answers(loaded) == answers(model)).all()
+
+
+def test_a_config_that_agrees_is_no_obstacle(tmp_path: Path, variant: str) -> None:
+    path = write(state_of(network(variant), tmp_path), tmp_path / "here" / "pytorch_model.bin")
+    config = CONFIG | {"use_skip": variant == "skip"}
+    for content in (config, {"unknown": {"a": [1]}}):
+        path.with_name("config.json").write_text(json.dumps(content))
+        assert load_model(str(path.parent)).variant == variant
+
+
+@pytest.mark.parametrize(
+    ("variant", "change", "words"),
+    [
+        ("noskip", {}, "use_skip is True, but the weights beside it are of use_skip False"),
+        ("skip", {"use_skip": False}, "use_skip is False, but the weights beside it are of use_skip True"),
+        ("skip", {"inputsize": 1024}, f"inputsize is 1024, but the weights beside it are of inputsize {SIZE}"),
+        ("skip", {"latents": 32}, "latents is 32, but the weights beside it are of latents 64"),
+        ("skip", {"K": 3}, "K is 3, but the weights beside it are of K 6"),
+    ],
+)
+def test_a_config_of_other_weights_is_refused(tmp_path: Path, variant: str, change: dict[str, Any], words: str) -> None:
+    path = write(state_of(network(variant), tmp_path), tmp_path / "swapped" / "pytorch_model.bin")
+    path.with_name("config.json").write_text(json.dumps(CONFIG | change))
+    for source in (path, path.parent):
+        message = refusal(source)
+        assert words in message
+        assert str(path.with_name("config.json")) in message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\xff"])
+def test_a_config_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    path = write(state_of(network(), tmp_path), tmp_path / "here" / "model.safetensors")
+    path.with_name("config.json").write_bytes(content.encode("latin-1"))
+    assert "config.json is no JSON" in refusal(path)
+
+
+def test_a_folder_gives_its_one_file_by_form_and_says_what_it_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    for name in ("a.pth", "b.pt", "c.bin", "d.safetensors"):
+        write({}, folder / name)
+        (folder / "README.md").write_text("# Weights")
+        assert find(str(folder)).file == str(folder / name)
+        said = capsys.readouterr().err
+        passed_over = ", ".join(sorted(path.name for path in folder.glob("?.*") if path.name != name))
+        assert said == (f"Weights: {folder}: takes {name}, not {passed_over}\n" if passed_over else "")
+    assert find(str(folder / "a.pth")).file == str(folder / "a.pth")
+    assert not capsys.readouterr().err
+    write({}, folder / "e.safetensors")
+    assert "several .safetensors files, name one: d.safetensors, e.safetensors" in refusal(folder)
+
+
+def test_a_folder_without_weights_tells_where_they_are(tmp_path: Path) -> None:
+    for name in ("v1_skip", "weights", "notes"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    write({}, tmp_path / "all" / "v1_skip" / "pytorch_model.bin")
+    write({}, tmp_path / "all" / "weights" / "bestMSE.pt")
+    assert "name one of its folders with weights: v1_skip, weights" in refusal(tmp_path / "all")
+    message = refusal(tmp_path / "all" / "notes")
+    assert "no .safetensors, .bin, .pt or .pth file is there" in message
+    assert "name one" not in message
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -131,10 +210,13 @@ class Intruder:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", ["weights.pt", "pytorch_model.bin"])
 @pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
-def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, save: Callable[[Any, Path], Any]) -> None:
+def test_code_in_a_file_is_refused_and_does_not_run(
+    tmp_path: Path, save: Callable[[Any, Path], Any], name: str
+) -> None:
     trace = tmp_path / "the code ran"
-    path = tmp_path / "weights.pt"
+    path = tmp_path / name
     save({**state_of(network(), tmp_path), "extra": Intruder(trace)}, path)
     message = refusal(path)
     assert not trace.exists()
@@ -144,7 +226,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, save: Callab
     assert trace.exists(), "the intruder is harmless, so this test shows nothing"
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
 def test_truncated_and_damaged_files_are_refused(tmp_path: Path, suffix: str) -> None:
     state = state_of(network(), tmp_path)
     whole = tmp_path / f"whole{suffix}"
@@ -212,9 +294,9 @@ def _with(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, 
             id="infinite",
         ),
         pytest.param(
-            lambda state: {f"module.{key}": value for key, value in state.items()},
-            ["not HybridGNet"],
-            id="other prefix",
+            lambda state: {f"model.{key}": value for key, value in state.items()} | {"loss.weight": torch.ones(1)},
+            ["model.encoder.fc_mu.weight and loss.weight share no prefix"],
+            id="no common prefix",
         ),
         pytest.param(lambda state: {"conv.weight": torch.zeros(3, 3)}, ["not HybridGNet"], id="another network"),
         pytest.param(lambda state: {}, ["not HybridGNet"], id="nothing"),
@@ -246,8 +328,8 @@ def test_many_problems_stay_one_short_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrap", "expected"),
     [
-        pytest.param(lambda state: {"epoch": 3, "state_dict": state}, "epoch, state_dict", id="with the epoch"),
-        pytest.param(lambda state: {"model": state}, "model", id="in a dict"),
+        pytest.param(lambda state: {"epoch": 3, "weights": state}, "epoch, weights", id="under another name"),
+        pytest.param(lambda state: {"model": {"student": state}}, "student", id="two of them"),
         pytest.param(lambda state: list(state.values()), "list", id="in a list"),
         pytest.param(lambda state: state["dec_lin.bias"], "Tensor", id="one tensor"),
         pytest.param(lambda state: dict(enumerate(state.values())), "0, 1, 2", id="numbered"),
@@ -272,111 +354,9 @@ def test_sources_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     assert "no such weight file" in missing
     assert "'demo'" in missing
     (tmp_path / "weights.onnx").write_bytes(b"")
-    for source in (tmp_path / "weights.onnx", tmp_path, "no-such-name", ""):
+    for source in (tmp_path / "weights.onnx", "no-such-name", "", "s3://bucket/weights.pt"):
         assert "hf://ORG/REPO" in refusal(source)
     (tmp_path / "folder.pt").mkdir()
-    assert "no such weight file" in refusal(tmp_path / "folder.pt")
+    assert "no .safetensors, .bin, .pt or .pth file is there" in refusal(tmp_path / "folder.pt")
     for source in ("hf://", "hf://org", "hf://org/", "hf://@main", "hf://org@main/repo"):
         assert "hf://ORG/REPO" in refusal(source)
-
-
-# The Hub
-
-
-LOADER = """
-import json, sys
-from chexmask_u.model.checkpoint import CheckpointError, load_model
-results = []
-for source in sys.argv[1:]:
-    try:
-        results.append(["ok", load_model(source).sha256])
-    except CheckpointError as error:
-        results.append(["refused", str(error)])
-print(json.dumps(results))
-"""
-
-
-def load_from(served: hub.Hub, cache: Path, *sources: str) -> list[list[str]]:
-    loader = subprocess.run(
-        [sys.executable, "-c", LOADER, *sources],
-        env=served.environment(cache),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert loader.returncode == 0, loader.stderr
-    return json.loads(loader.stdout.splitlines()[-1])
-
-
-def weight_file(folder: Path, seed: int) -> bytes:
-    save_model(network(seed=seed), folder / "any.safetensors")
-    return (folder / "any.safetensors").read_bytes()
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def test_weights_come_from_the_hub_by_folder_and_revision(tmp_path: Path) -> None:
-    first, second, third, fourth = (weight_file(tmp_path, seed) for seed in range(4))
-    torch.save(state_of(network(seed=4), tmp_path), tmp_path / "any.pt")
-    old_format = (tmp_path / "any.pt").read_bytes()
-    here = "hf://org/weights"
-    expected = [
-        (f"{here}/v1_skip", "ok", sha256(old_format)),
-        (f"{here}/v1_skip/", "ok", sha256(old_format)),
-        (f"{here}/v1_skip@v1.0", "ok", sha256(first)),
-        (f"{here}/v1_skip@refs/pr/1", "ok", sha256(second)),
-        (f"{here}@v1.0", "ok", sha256(first)),
-        (f"{here}/two/b.safetensors", "ok", sha256(second)),
-        (f"{here}/both", "ok", sha256(third)),
-        ("hf://org/single", "ok", sha256(third)),
-        (f"{here}/two", "refused", "name one: two/a.safetensors, two/b.safetensors"),
-        (f"{here}/two/c.safetensors", "refused", "no .safetensors or .pt"),
-        (f"{here}/notes", "refused", "no .safetensors or .pt"),
-        (f"{here}/v1", "refused", "no .safetensors or .pt"),
-        (f"{here}/v1_skip@v9.9", "refused", "no such revision"),
-        ("hf://org/unknown/v1_skip", "refused", "no such repository on the Hub"),
-        ("hf://org/gated", "refused", "access must be asked for"),
-        ("hf://o--rg/bad name/v1", "refused", "the Hub did not give it"),
-        # Two downloads go wrong, and neither is kept. Both would load: only their digest tells.
-        ("hf://org/corrupt", "refused", "differs from the Hub's sha256"),
-        ("hf://org/corrupt", "refused", "differs from the Hub's sha256"),
-        ("hf://org/corrupt", "ok", sha256(fourth)),
-    ]
-    with hub.serve() as served:
-        served.repos["org/weights"] = {
-            "main": {
-                "README.md": b"# Weights",
-                "v1_skip/bestMSE.pt": old_format,
-                "v1_skip_2/a.safetensors": second,
-                "two/a.safetensors": first,
-                "two/b.safetensors": second,
-                "both/weights.pt": old_format,
-                "both/weights.safetensors": third,
-                "notes/README.md": b"# Notes",
-            },
-            "v1.0": {"v1_skip/weights.safetensors": first},
-            "refs/pr/1": {"v1_skip/weights.safetensors": second},
-        }
-        served.repos["org/single"] = {"main": {"model.safetensors": third}}
-        served.repos["org/corrupt"] = {"main": {"model.safetensors": fourth}}
-        served.corrupt[fourth] = [first, second]
-        served.gated.add("org/gated")
-        found = load_from(served, tmp_path / "cache", *(source for source, _, _ in expected))
-    for (source, outcome, part), (found_outcome, text) in zip(expected, found, strict=True):
-        assert found_outcome == outcome, f"{source}: {text}"
-        assert part in text, f"{source}: {text}"
-        if outcome == "refused":
-            assert text.startswith(f"{source}: ")
-            assert "\n" not in text
-
-
-@pytest.mark.slow
-def test_a_hub_that_cannot_be_reached_is_refused(tmp_path: Path) -> None:
-    with hub.serve() as served:
-        pass
-    ((outcome, message),) = load_from(served, tmp_path, "hf://org/weights")
-    assert outcome == "refused"
-    assert "the Hub did not give it" in message
-    assert "check the connection" in message

@@ -10,13 +10,13 @@ import torch
 
 import chexmask_u as cu
 from chexmask_u.bench.predict import stretched
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.settings import TrainSettings
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.steps.predict import NOT_COMPILED, Predictor
 from chexmask_u.training.examples import drawn
 from chexmask_u.training.loop import Place, Training
 from chexmask_u.training.run import metrics_csv
+from chexmask_u.weight_files import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 

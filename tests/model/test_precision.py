@@ -16,7 +16,7 @@ from torch import nn
 import chexmask_u as cu
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
-from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.model import fast, hybridgnet
 from chexmask_u.model.decoder import Decoded
 from chexmask_u.model.dropout import NOISE_SIZE, build

@@ -24,7 +24,7 @@ from PIL import Image
 from chexmask_u import pipeline, record, sources
 from chexmask_u.errors import InputError
 from chexmask_u.releases import card as cards
-from chexmask_u.releases import release
+from chexmask_u.releases.release import MARKER, Release
 from chexmask_u.runs.summary import BIN_EDGES
 from chexmask_u.settings import ValidateSettings
 from tests.support import real_release as drawn
@@ -41,7 +41,7 @@ def released(tiny_weights, tmp_path_factory, local_ray) -> Path:
 
 @pytest.fixture(scope="module")
 def marker(released) -> dict:
-    return json.loads((released / release.MARKER).read_text())
+    return json.loads((released / MARKER).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_every_source_states_its_terms_in_the_card_and_in_its_license_file(relea
 def test_a_source_whose_terms_nobody_knows_is_closed_and_says_so(marker):
     """Here even one of which no image succeeded."""
     counts = marker["counts"] | {"hospital": {"ok": 0, "failed": 3}}
-    pages = cards.pages(marker | {"counts": counts})
+    pages = cards.pages(Release("", marker | {"counts": counts}))
     for page in (pages["README.md"], pages["LICENSE.md"]):
         assert b"### hospital\n\n- Terms: `chexmask_u` does not know them." in page
     assert b"I have accepted the terms of hospital" in pages["README.md"]

@@ -24,7 +24,8 @@ import pytest
 
 from chexmask_u import cli, record, sources
 from chexmask_u.releases import publish as publishing
-from chexmask_u.releases import release
+from chexmask_u.releases.release import MARKER
+from chexmask_u.releases.validate import validate
 from tests.support import hub, invented_runs
 from tests.support.invented_runs import Records
 
@@ -240,7 +241,7 @@ def test_what_stops_at_the_end_is_finished_by_the_same_command(server, publish, 
     server.fail("POST", path, **how)
     said = publish(v1)
     assert said.code == cli.INCOMPLETE
-    assert "run the same command again" in said.line
+    assert "the same command goes on" in said.line
     dataset = server.datasets[REPO]
     # Either all of it is on main or nothing, and no tag without it.
     assert list(dataset.files) == [".gitattributes"] or holds(dataset, v1)
@@ -524,7 +525,7 @@ ALLOWED = {
 
 
 def test_no_pixels_reports_labels_or_patient_attributes_are_in_a_release(v1):
-    content = release.validate(v1)
+    content = validate(v1).content
     for file in content["files"]:
         table = pq.read_table(Path(v1, file["path"]))
         assert table.schema.names == ALLOWED[file["kind"]].split()
@@ -563,11 +564,11 @@ def test_a_release_with_another_column_is_refused_and_not_sent(server, publish, 
     copy = shutil.copytree(v1, tmp_path / "v1.0.0")
     shard = copy / "chestx-ray8" / "landmarks-00000-of-00001.parquet"
     pq.write_table(pq.read_table(shard).append_column(name, values), shard)
-    marker = json.loads((copy / release.MARKER).read_text())
+    marker = json.loads((copy / MARKER).read_text())
     for file in marker["files"]:
         if file["path"].startswith("chestx-ray8/landmarks"):
             file |= {"bytes": shard.stat().st_size, "sha256": hashlib.sha256(shard.read_bytes()).hexdigest()}
-    (copy / release.MARKER).write_text(json.dumps(marker))
+    (copy / MARKER).write_text(json.dumps(marker))
     said = publish(copy)
     assert said.code == cli.BAD_INPUT
     assert "its columns are not those of schema" in said.line

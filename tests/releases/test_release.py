@@ -19,8 +19,10 @@ from fsspec.implementations.local import LocalFileSystem
 import chexmask_u as cu
 from chexmask_u import pipeline
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import list_folder
-from chexmask_u.releases import release
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.releases import plan, shards
+from chexmask_u.releases.release import ATTEMPT, MARKER
+from chexmask_u.releases.validate import validate
 from chexmask_u.runs import repair
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings, ValidateSettings
@@ -119,10 +121,10 @@ def test_masks_are_written_group_by_group_from_the_files_that_hold_them(tmp_path
         part = whole.take(pa.array(rows))
         pq.write_table(part, run / "records" / f"part_{index:06d}-0.parquet")
         pq.write_table(part.select(["record_id"]), run / "checkpoint" / f"part_{index:06d}.parquet")
-    monkeypatch.setattr(release, "MASK_ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(shards, "MASK_ROWS_PER_GROUP", 4)
     invented_runs.make_release(str(run), str(tmp_path / "out"), rows_per_shard=10)
     released = tmp_path / "out" / "v1.0.0"
-    release.validate(str(released))
+    validate(str(released))
     files = [pq.ParquetFile(path) for path in sorted((released / "a").glob("masks-*"))]
     groups = [[file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] for file in files]
     assert groups == [[4, 4, 2], [4, 4, 2], [3]]
@@ -238,19 +240,19 @@ def test_other_peoples_files_are_left_alone(run, tmp_path):
 def test_an_unfinished_attempt_is_written_over(run, tmp_path):
     settings = ReleaseSettings(run=run, output=str(tmp_path))
     pipeline.make_release(settings)
-    (tmp_path / "v1.0.0" / release.MARKER).unlink()
-    (tmp_path / "v1.0.0" / release.ATTEMPT).write_text("killed")
+    (tmp_path / "v1.0.0" / MARKER).unlink()
+    (tmp_path / "v1.0.0" / ATTEMPT).write_text("killed")
     pipeline.make_release(settings)
     pipeline.validate(ValidateSettings(release=str(tmp_path / "v1.0.0")))
 
 
 def test_of_two_releases_of_one_version_one_stops(run, tmp_path):
     settings = ReleaseSettings(run=run, output=str(tmp_path))
-    first = release.plan(Run(run), settings)
-    second = release.plan(Run(run), settings)
+    first = plan.plan(Run(run), settings)
+    second = plan.plan(Run(run), settings)
     with pytest.raises(InputError, match="another release of this version is under way"):
-        release.write_shard(Run(run), first, first.shards[0])
-    release.finish(second, [release.write_shard(Run(run), second, shard) for shard in second.shards])
+        shards.write_shard(Run(run), first, first.shards[0])
+    shards.finish(second, [shards.write_shard(Run(run), second, shard) for shard in second.shards])
     pipeline.validate(ValidateSettings(release=str(tmp_path / "v1.0.0")))
 
 
@@ -289,7 +291,7 @@ def test_a_folder_of_versions_is_told_from_one(copy):
 
 
 def test_a_release_without_its_marker_is_none(copy):
-    (copy / release.MARKER).unlink()
+    (copy / MARKER).unlink()
     with pytest.raises(InputError, match="never finished"):
         pipeline.validate(ValidateSettings(release=str(copy)))
 
@@ -319,12 +321,12 @@ def test_wrong_content_is_found_even_behind_right_checksums(copy, column, change
     field = table.schema.field(column)
     values = pa.array(change(table[column].to_pylist()), field.type)
     pq.write_table(table.set_column(table.schema.get_field_index(column), field, values), copy / name)
-    marker = json.loads((copy / release.MARKER).read_text())
+    marker = json.loads((copy / MARKER).read_text())
     for file in marker["files"]:
         if file["path"] == name:
             file["bytes"] = (copy / name).stat().st_size
             file["sha256"] = hashlib.sha256((copy / name).read_bytes()).hexdigest()
-    (copy / release.MARKER).write_text(json.dumps(marker))
+    (copy / MARKER).write_text(json.dumps(marker))
     with pytest.raises(InputError, match=words):
         pipeline.validate(ValidateSettings(release=str(copy)))
 

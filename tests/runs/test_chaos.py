@@ -30,7 +30,8 @@ import pytest
 from chexmask_u import record, storage
 from chexmask_u.anatomy import ORGANS
 from chexmask_u.images.fetch import fetch
-from chexmask_u.manifests.manifest import complete, list_folder
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.manifests.parquet import complete
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.steps.mask import mask, rle_decode

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.settings import ManifestFolderSettings
+from chexmask_u.sources.synthetic import draw
+from tests.support import hub
+from tests.support.invented_runs import make_release
 from tests.support.ray_cluster import RAY, RayCluster, ray_cluster
 from tests.support.s3 import S3Server, s3_server
 
@@ -50,9 +59,15 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
-def cluster(s3: S3Server) -> Iterator[RayCluster]:
+def model_hub() -> Iterator[hub.Hub]:
+    with hub.serve() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: S3Server, model_hub: hub.Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     # Jobs get their storage credentials from the nodes, as with an instance's role.
-    with ray_cluster(s3.env) as running:
+    with ray_cluster(s3.env | hub_env(model_hub, tmp_path_factory.mktemp("cache-of-the-nodes"))) as running:
         yield running
 
 
@@ -176,6 +191,86 @@ def test_job_with_a_relative_output_is_refused_before_ray_keeps_it_in_its_own_fo
     assert "chexmask-u: --output run: is relative" in job.log
     assert "give an absolute path that every machine sees, or a URL" in job.log
     assert "working_dir_files" not in job.log.split("chexmask-u: ")[1]
+
+
+def test_a_run_keeps_its_commit_of_the_hub_on_every_machine(
+    cluster: RayCluster, model_hub: hub.Hub, tiny_weights: Path, drawings: str, tmp_path: Path
+) -> None:
+    source, file = "hf://org/CheXmask-U/v1_skip", "v1_skip/pytorch_model.bin"
+    torch.save({f"model.{name}": value for name, value in load_file(tiny_weights).items()}, tmp_path / "weights.bin")
+    content = (tmp_path / "weights.bin").read_bytes()
+    weights = model_hub.model("org/CheXmask-U", {file: content, "v1_skip/config.json": b'{"use_skip": true}'})
+    begun = weights.main
+
+    def generate() -> subprocess.CompletedProcess[str]:
+        return drive(cluster, model_hub, tmp_path, "--manifest", drawings, "--weights", source)
+
+    ran = generate()
+    assert ran.returncode == 0, ran.stderr
+    # Once for the driver, and once for the node with the GPU: its replica finds it there.
+    assert model_hub.downloads(file) == 2
+    run = tmp_path / "run"
+    frozen = (run / "run.json").read_text()
+    kept = {"source": source, "commit": begun, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
+    assert json.loads(frozen)["weights"].items() >= kept.items()
+
+    weights.commit({file: b"others"}, "others")
+    for part in (run / "records").rglob("*.parquet"):
+        part.unlink()
+    again = generate()
+    assert again.returncode == 0, again.stderr
+    assert f"goes on with commit {begun}" in again.stderr
+    assert (run / "run.json").read_text() == frozen
+    assert model_hub.downloads(file) == 2
+
+    released = make_release(str(run), str(tmp_path / "releases"))
+    assert released["weights"].items() >= kept.items()
+    assert begun in (tmp_path / "releases" / "v1.0.0" / "README.md").read_text()
+
+
+def test_a_node_that_cannot_have_the_weights_says_so_before_an_image_is_read(
+    cluster: RayCluster, tiny_weights: Path, drawings: str, tmp_path: Path
+) -> None:
+    with hub.serve() as elsewhere:
+        elsewhere.model("org/known-to-the-driver", {"model.safetensors": tiny_weights.read_bytes()})
+        source = "hf://org/known-to-the-driver"
+        ran = drive(cluster, elsewhere, tmp_path, "--manifest", drawings, "--weights", source)
+    assert ran.returncode == 2, ran.stderr
+    *_, line = ran.stderr.splitlines()
+    assert line.startswith(f"chexmask-u: {source}: there is no such repository on the Hub")
+    assert f"on the node {platform.node()}" in line
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The manifest of three images in a folder that all nodes see."""
+    folder = tmp_path_factory.mktemp("drawings")
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(cv2.imencode(".png", draw(number, side=80).image)[1].tobytes())
+    listed = folder / "manifest.parquet"
+    list_folder(ManifestFolderSettings(uri=str(folder), output=str(listed)))
+    return str(listed)
+
+
+def hub_env(served: hub.Hub, cache: Path) -> dict[str, str]:
+    """What makes a process take a server for the Hub."""
+    wanted = served.environment(cache)
+    return {name: value for name, value in wanted.items() if name.startswith("HF_") or name == "NO_PROXY"}
+
+
+def drive(cluster: RayCluster, served: hub.Hub, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `generate` beside the cluster, with a Hub and a cache that need not be those of the nodes."""
+    command = [sys.executable, "-m", "chexmask_u.cli", "generate", "--address", cluster.gcs_address]
+    return subprocess.run(
+        [*command, *arguments, "--output", str(folder / "run"), "--samples", "2"],
+        env=cluster.client_env() | hub_env(served, folder / "cache-of-the-driver"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
 
 
 def submit(cluster: RayCluster, project: Path, *arguments: str) -> Job:

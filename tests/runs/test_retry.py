@@ -22,7 +22,7 @@ from ray.data.checkpoint.checkpoint_filter import _clean_pending_checkpoints_tas
 from chexmask_u import cli, pipeline, record, storage
 from chexmask_u.columns import landmark_array, latent_array
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.runs import repair
 from chexmask_u.runs.run import PENDING, Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings

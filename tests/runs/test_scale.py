@@ -32,7 +32,7 @@ from scipy.optimize import curve_fit
 
 from chexmask_u import cli, record, sources
 from chexmask_u.anatomy import ORGANS
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
 from chexmask_u.steps.mask import organ_mask, rle_encode
 from tests.support import drawn_run
 
@@ -237,7 +237,7 @@ def list_images(records: int, folder: Path) -> Path:
             "width": pa.nulls(count),
         }
         parts.append(folder / f"{source}.parquet")
-        manifest.write([pa.table(columns).cast(record.MANIFEST)], str(parts[-1]))
+        parquet.write([pa.table(columns).cast(record.MANIFEST)], str(parts[-1]))
     path = folder / "manifest.parquet"
     less = [] if records == total else ["--accept-less"]
     assert cli.main(["manifest", "merge", *map(str, parts), "--output", str(path), *less]) == 0

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
 from chexmask_u.images.decode import decode
-from chexmask_u.model.checkpoint import load_model
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.record import ReadError
 from chexmask_u.sources.synthetic import draw, write_demo
+from chexmask_u.weight_files import load_model
 
 # Neither the demonstration weights' training population (0) nor the one they are validated on (1).
 UNSEEN = 77

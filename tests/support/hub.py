@@ -1,8 +1,8 @@
 """A Hugging Face Hub on a free port of this machine, for the unmodified `huggingface_hub` and `datasets` clients.
 
-Model repositories are read only. Dataset repositories can be created, gated, uploaded to (small files in the commit,
-large ones as LFS objects, in one part or several), committed to, tagged, listed and read in ranges. Faults can be set,
-and every request is kept.
+Model repositories can be listed and read, at a branch, tag or commit. Dataset repositories can be created, gated,
+uploaded to (small files in the commit, large ones as LFS objects, in one part or several), committed to, tagged, listed
+and read in ranges. Faults can be set, and every request is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import huggingface_hub
 import pytest
 import yaml
+from huggingface_hub import constants
 
 WRITER = "hf_the_token_of_a_writer"
 READER = "hf_the_token_of_a_reader"
@@ -72,14 +73,14 @@ class Request:
 
 @dataclass
 class Dataset:
-    """A dataset repository.
+    """A repository, of a dataset or of a model.
 
     Attributes:
         private, gated: its settings.
         commits: files (path -> content) of every commit by its id, oldest first.
         messages: of the commits.
         main: id of the newest commit.
-        tags: tag -> commit.
+        tags: tag, or another name of a revision -> commit.
         objects: LFS objects by sha256, committed or not.
         past: what its settings have been, and how many objects and files it held, oldest first.
     """
@@ -120,9 +121,9 @@ class Hub:
     """What the server holds; tests add to it while it runs.
 
     Attributes:
-        repos: model repository -> revision -> path -> content.
+        models: model repositories by name.
         corrupt: by a file's true content, what the next downloads of it give instead, one after the other.
-        gated: model repositories that answer as those do whose terms nobody has accepted.
+        download_seconds: that a file takes at least.
         datasets: dataset repositories by name.
         tokens: what the bearer of each token may do: "read" or "write".
         organisations: where a writer may create repositories.
@@ -134,9 +135,9 @@ class Hub:
     """
 
     url: str = ""
-    repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
+    models: dict[str, Dataset] = field(default_factory=dict)
     corrupt: dict[bytes, list[bytes]] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
+    download_seconds: float = 0.0
     datasets: dict[str, Dataset] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=lambda: {WRITER: "write", READER: "read"})
     organisations: set[str] = field(default_factory=lambda: {"org"})
@@ -159,6 +160,16 @@ class Hub:
         dataset = self.datasets[name] = Dataset(private=private)
         dataset.commit({".gitattributes": ATTRIBUTES, **(files or {})}, "initial commit")
         return dataset
+
+    def model(self, name: str, files: Mapping[str, bytes]) -> Dataset:
+        """A model repository with one commit."""
+        model = self.models[name] = Dataset()
+        model.commit(dict(files), "initial commit")
+        return model
+
+    def downloads(self, path: str) -> int:
+        """How often a file was given to somebody."""
+        return sum(request.method == "GET" and request.path.endswith(f"/{path}") for request in self.requests)
 
     @property
     def requests(self) -> list[Request]:
@@ -201,7 +212,6 @@ def serve() -> Iterator[Hub]:
 @contextmanager
 def for_this_process(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     """A Hub that this process takes for the real one, as one with its `environment` does from its start."""
-    constants = huggingface_hub.constants
     with serve() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -263,6 +273,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is not None and not fault.lose_answer and self._go_wrong(fault):
                 return
             body = self._read(int(self.headers.get("Content-Length") or 0))
+            if self.command == "GET" and "/resolve/" in url.path:
+                time.sleep(self.store.download_seconds)
             self.muted = fault is not None
             with self.store.lock:
                 try:
@@ -310,13 +322,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str, body: bytes) -> None:
         parts = [unquote(part) for part in path.strip("/").split("/")]
-        if parts[:2] == ["api", "models"] and parts[4:5] == ["tree"] and len(parts) >= 6:
-            self._json(_tree(self._model("/".join(parts[2:4]), parts[5]), "", lfs=True))
+        if parts[:2] == ["api", "models"] and len(parts) >= 4:
+            self._model("/".join(parts[2:4]), parts[4:])
         elif parts[:1] == ["datasets"] and parts[3:4] == ["resolve"] and len(parts) >= 6:
-            dataset, oid = self._commit("/".join(parts[1:3]), parts[4])
-            if dataset.gated and self._role() is None:
-                raise _RefusalError(401, "GatedRepo", "Access to this dataset is restricted.")
-            self._file(dataset.commits[oid], "/".join(parts[5:]), oid)
+            self._resolve(self.store.datasets, "/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
         elif parts[:1] == ["datasets"] and parts[2:3] and parts[2].endswith(".git"):
             self._lfs_batch("/".join([parts[1], parts[2].removesuffix(".git")]), json.loads(body))
         elif parts[:1] == ["objects"]:
@@ -334,8 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _RefusalError(401, "", "Invalid credentials in Authorization header")
             self._json({"type": "user", "name": "somebody", "orgs": [{"name": "org"}]})
         elif parts[2:3] == ["resolve"] and len(parts) >= 5:
-            files = self._model("/".join(parts[:2]), parts[3])
-            self._file(files, "/".join(parts[4:]), hashlib.sha1(parts[3].encode()).hexdigest())
+            self._resolve(self.store.models, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         else:
             self._unknown()
 
@@ -352,19 +360,26 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusalError(401, "", "Invalid credentials in Authorization header")
         return self.store.tokens[token]
 
-    def _model(self, repo: str, revision: str) -> dict[str, bytes]:
-        if repo in self.store.gated:
-            raise _RefusalError(401, "GatedRepo", "Access to this model is restricted.")
-        if repo not in self.store.repos:
-            # So the Hub answers who is not logged in, lest names of private repositories leak.
-            raise _RefusalError(*_NO_REPO)
-        if revision not in self.store.repos[repo]:
-            raise _RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return self.store.repos[repo][revision]
+    def _model(self, name: str, verb: list[str]) -> None:
+        match [self.command, *verb]:
+            case ["GET"] | ["GET", "revision", _]:
+                model, oid = self._commit(name, verb[1] if verb else "main", self.store.models)
+                blobs = "blobs" in self.query
+                siblings = [_sibling(path, content, blobs) for path, content in model.commits[oid].items()]
+                facts = {"_id": oid, "id": name, "sha": oid, "private": model.private, "gated": model.gated}
+                self._json(facts | {"siblings": siblings, "tags": [], "downloads": 0, "likes": 0})
+            case _:
+                self._unknown()
 
-    def _repository(self, name: str) -> Dataset:
+    def _resolve(self, repositories: dict[str, Dataset], name: str, revision: str, path: str) -> None:
+        repository, oid = self._commit(name, revision, repositories)
+        if repository.gated and self._role() is None:
+            raise _RefusalError(401, "GatedRepo", "Access to this repository is restricted.")
+        self._file(repository.commits[oid], path, oid)
+
+    def _repository(self, name: str, repositories: dict[str, Dataset] | None = None) -> Dataset:
         role = self._role()
-        dataset = self.store.datasets.get(name)
+        dataset = (self.store.datasets if repositories is None else repositories).get(name)
         if dataset is None or (dataset.private and role is None):
             raise (
                 _RefusalError(*_NO_REPO) if role is None else _RefusalError(404, "RepoNotFound", "Repository not found")
@@ -377,8 +392,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusalError(403, "", f"You don't have the rights to write to {name}")
         return dataset
 
-    def _commit(self, name: str, revision: str) -> tuple[Dataset, str]:
-        dataset = self._repository(name)
+    def _commit(self, name: str, revision: str, repositories: dict[str, Dataset] | None = None) -> tuple[Dataset, str]:
+        dataset = self._repository(name, repositories)
         oid = dataset.revision(revision)
         if oid is None:
             raise _RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -544,7 +559,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_large(path: str) -> bool:
-    return path.endswith(".parquet")
+    return path.endswith((".parquet", ".safetensors", ".bin", ".pt", ".pth"))
 
 
 def _upload_mode(files: dict[str, bytes], path: str) -> dict[str, Any]:
@@ -559,16 +574,14 @@ def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _tree(
-    files: dict[str, bytes], folder: str, *, recursive: bool = True, lfs: bool | None = None
-) -> list[dict[str, Any]]:
+def _tree(files: dict[str, bytes], folder: str, *, recursive: bool = True) -> list[dict[str, Any]]:
     """Files and folders below a folder, as the Hub lists them."""
     prefix = f"{folder}/" if folder else ""
     below = {path: content for path, content in files.items() if path.startswith(prefix)}
     if folder and not below:
         raise _RefusalError(404, "EntryNotFound", f"{folder} does not exist")
     entries = [
-        _entry(path, content, lfs)
+        _entry(path, content)
         for path, content in sorted(below.items())
         if recursive or "/" not in path.removeprefix(prefix)
     ]
@@ -580,9 +593,20 @@ def _tree(
     ]
 
 
-def _entry(path: str, content: bytes, lfs: bool | None) -> dict[str, Any]:
+def _sibling(path: str, content: bytes, blobs: bool) -> dict[str, Any]:
+    """A file as the facts about its repository list it; its digest only where it is asked for."""
+    sibling: dict[str, Any] = {"rfilename": path}
+    if blobs:
+        entry = _entry(path, content)
+        sibling |= {"size": entry["size"], "blobId": entry["oid"]}
+        if "lfs" in entry:
+            sibling["lfs"] = {"sha256": entry["lfs"]["oid"], **entry["lfs"]}
+    return sibling
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
-    if _is_large(path) if lfs is None else lfs:
+    if _is_large(path):
         pointer = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
         entry |= {"oid": hashlib.sha256(content).hexdigest()[:40], "lfs": pointer}
     return entry

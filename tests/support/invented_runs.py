@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from chexmask_u import record
 from chexmask_u.anatomy import LANDMARKS, ORGANS
 from chexmask_u.columns import landmark_array, latent_array
-from chexmask_u.releases import release
+from chexmask_u.releases import plan, shards
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
@@ -94,11 +94,16 @@ def make_release(run: str, output: str, **settings: Any) -> dict[str, Any]:
     """As `pipeline.make_release` does, in this process."""
     to_release = ReleaseSettings(run=run, output=output, **settings)
     opened = Run(run)
-    plan = release.plan(opened, to_release)
-    if not plan.is_settled:
-        described = [release.describe_shard(opened, plan, shard) for shard in plan.shards]
-        plan = release.settle(plan, to_release, described)
-    return release.finish(plan, [release.write_shard(opened, plan, shard) for shard in plan.shards])
+    plan.check(opened, to_release)
+    planned = plan.plan(opened, to_release)
+    if not planned.is_settled:
+        described = [shards.describe_shard(opened, planned, shard) for shard in planned.shards]
+        planned = plan.settle(planned, to_release, described)
+    if planned.is_made:
+        assert planned.before is not None
+        return planned.before.made(before=True)
+    files = [shards.write_shard(opened, planned, shard) for shard in planned.shards]
+    return shards.finish(planned, files).made(before=False)
 
 
 def _row(source: str, number: int, kind: Records, seed: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from chexmask_u.training.contour import mask_landmarks
 from chexmask_u.training.distributed import _rank
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.loop import Batches, DivergedError, Place, Training
-from chexmask_u.training.loss import Objective, kl_weight, learning_rate
+from chexmask_u.training.loss import SKIP_WEIGHT, Objective, energy_score, kl_weight, learning_rate
 
 SIDE = 256
 HEART = cu.LANDMARKS["heart"]
@@ -246,6 +246,94 @@ def test_loss_of_lungs_ignores_what_the_network_says_of_the_heart(variant: str) 
     )
 
 
+def test_energy_score_is_that_of_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    drawn, target = rng.random((2, 5, 7, 2)), rng.random((2, 7, 2))
+    scored = []
+    for image in range(2):
+        for node in range(7):
+            x, y = drawn[image, :, node], target[image, node]
+            error = np.mean([np.hypot(*(one - y)) for one in x])
+            apart = np.mean([np.hypot(*(x[i] - x[j])) for i in range(5) for j in range(5) if i != j])
+            scored.append(error - apart / 2)
+    assert energy_score(torch.from_numpy(drawn), torch.from_numpy(target)).item() == pytest.approx(np.mean(scored))
+
+
+@pytest.mark.parametrize("draws", [2, 4])
+def test_energy_score_is_least_for_draws_that_are_spread_as_the_truth_is(draws: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # The second node is four times as unsure as the first, and along one axis twice as much as along the other.
+    spread = torch.tensor([[[0.01, 0.02]], [[0.04, 0.08]]]).view(1, 2, 2)
+    truth = spread * torch.randn(40_000, 2, 2, generator=generator)
+    drawn = spread.unsqueeze(1) * torch.randn(40_000, draws, 2, 2, generator=generator)
+
+    def score(factor: float | torch.Tensor, offset: float = 0.0) -> float:
+        return energy_score(factor * drawn + offset, truth).item()
+
+    assert score(1) == min(score(factor) for factor in (0.0, 0.5, 0.8, 1, 1.25, 2))
+    assert score(1) < min(score(1, offset) for offset in (-0.02, 0.02))
+    # Right on the whole, and wrong at each node.
+    assert score(1) < score(torch.tensor([2.5, 0.625]).view(2, 1))
+
+
+def test_energy_of_lungs_is_that_of_all_draws_of_one_encoding(variant: str) -> None:
+    torch.manual_seed(0)
+    model = cu.HybridGNet(64, variant)  # type: ignore[arg-type]
+    images, target, noise = torch.rand(2, 1, 64, 64), torch.rand(2, 94, 2), torch.randn(2, 3, 64)
+    terms = Objective(model, objective="energy")(images, target, noise.flatten(1))
+    mean, log_var, features = model.encode(images)
+    draws = [model.decode_all((mean + one * torch.exp(log_var / 2))[:, None], features) for one in noise.unbind(1)]
+    expected = energy_score(torch.cat([draw.landmarks[:, :, :94] for draw in draws], 1), target)
+    torch.testing.assert_close(terms.landmarks, expected)
+    total = expected + 0.1 * terms.kl / 64
+    if variant == "skip":
+        halves = torch.stack([(target[:, 2 * i] + target[:, 2 * i + 1]) / 2 for i in range(47)], dim=1)
+        skip1 = energy_score(torch.cat([draw.pos1[:, :, :47] for draw in draws], 1), halves)
+        skip2 = energy_score(torch.cat([draw.pos2[:, :, :94] for draw in draws], 1), target)
+        total = total + (skip1 + skip2) / 2
+    torch.testing.assert_close(terms.total(0.1, SKIP_WEIGHT["energy"]), total)
+
+
+def test_objectives_see_the_same_images_and_first_draws(mixed: Examples) -> None:
+    by_error, by_energy = (
+        list(Batches(settings(batches=3, batch_size=4, objective=objective), mixed, 12, HERE).of_epoch(1))
+        for objective in ("mse", "energy")
+    )
+    for one, other in zip(by_error, by_energy, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.noise, other.noise[:, :64])
+
+
+def test_training_by_energy_leaves_draws_that_are_nearer_to_the_error(mixed: Examples) -> None:
+    ratios, energies = {}, {}
+    for objective in ("mse", "energy"):
+        chosen = settings(objective=objective, batches=20, batch_size=4, learning_rate=1e-3, kl_last=1e-4, every=1)
+        training = Training(chosen, mixed, 12, mixed.take([0, 7]), HERE, lambda module: module)
+        energies[objective] = [training.run_epoch(lambda _: None).get("energy") for _ in range(2)]
+        model = training.model.eval()
+        with torch.inference_mode():
+            grey = torch.from_numpy(mixed.images[:4]).unsqueeze(1) / 255
+            mean, log_var, features = model.encode(grey)
+            noise = torch.randn(4, 50, 64, generator=torch.Generator().manual_seed(0))
+            drawn = model.decode(mean.unsqueeze(1) + noise * torch.exp(log_var / 2).unsqueeze(1), features).numpy()
+        found = scores.calibration(drawn.mean(1), drawn.std(1), mixed.landmarks[:4])
+        ratios[objective] = found["std_error_ratio"]
+    assert ratios["energy"] > 2 * ratios["mse"]
+    first, second = energies["energy"]
+    assert second < first
+    assert energies["mse"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"draws": 1}, "--draws must be at least 2, not 1"), ({"variant": "dropout"}, "needs --variant skip or noskip")],
+)
+def test_energy_score_of_what_has_no_draws_to_compare_is_refused(changes: dict[str, object], words: str) -> None:
+    settings(**changes)
+    with pytest.raises(InputError, match=words):
+        settings(objective="energy", **changes)
+
+
 def test_dropout_variant_trains_and_draws_the_same_in_any_batch(mixed: Examples, tmp_path: Path) -> None:
     chosen = settings(variant="dropout", batches=20, batch_size=4, learning_rate=1e-3)
     training = Training(chosen, mixed, 12, mixed.take([0, 1]), HERE, lambda module: module)
@@ -280,6 +368,9 @@ def test_the_best_epoch_has_the_kl_weight_that_was_asked_for_if_any_has() -> Non
     assert min(rows[:1], key=lambda row: _rank(paper, row))["epoch"] == 150
     dropout = replace(paper, variant="dropout")
     assert min(rows, key=lambda row: _rank(dropout, row))["epoch"] == 150
+    by_energy = replace(paper, objective="energy")
+    scored = [row | {"energy": energy} for row, energy in zip(rows, (4.0, 5.0, 6.0), strict=True)]
+    assert min(scored, key=lambda row: _rank(by_energy, row))["epoch"] == 210
 
 
 def test_the_learning_rate_can_fall_along_a_cosine() -> None:
@@ -433,6 +524,23 @@ def test_training_sees_an_image_as_the_network_will_when_it_predicts(side: int) 
     reduced = examples.reduced(image, side)
     assert reduced.dtype == np.uint8
     np.testing.assert_allclose(reduced, model.seen[0, 0].numpy() * 255, atol=0.5001, rtol=0)
+
+
+def test_images_that_are_linked_from_another_disk_are_read_and_dead_links_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "disk")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "images").symlink_to(tmp_path / "disk" / "images")
+    (folder / "landmarks.npz").symlink_to(tmp_path / "disk" / "landmarks.npz")
+    assert len(read(folder)[0]) == 4
+    image = tmp_path / "disk" / "images" / "person1.png"
+    image.unlink()
+    image.symlink_to(tmp_path / "gone.png")
+    found, problems = read(folder)
+    assert ([problem.name for problem in problems], len(found)) == (["person1"], 3)
+    (folder / "more").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"mine/more: is a link that leads nowhere; mend or delete it"):
+        read(folder)
 
 
 def _csv(folder: Path, landmarks: np.ndarray) -> None:

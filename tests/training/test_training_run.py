@@ -23,6 +23,7 @@ import chexmask_u as cu
 from chexmask_u import storage
 from chexmask_u.cli import main
 from chexmask_u.training.distributed import _mend
+from chexmask_u.training.run import card as model_card
 from tests.training.test_training import HEART, save_landmarks, write_folder
 
 pytestmark = pytest.mark.timeout(600)
@@ -86,6 +87,9 @@ def test_weights_load_and_their_card_says_what_they_are(trained: Path) -> None:
     assert digest in card
     assert "not for clinical use" in card.replace("\n", " ")
     assert f"{scores['scores']['mse']:.1f} px²" in card
+    assert "the lowest validation error of those" in card
+    by_energy = scores | {"settings": scores["settings"] | {"objective": "energy"}}
+    assert "the lowest validation energy score of those" in model_card(by_energy)
     assert sum(scores["datasets"]["hearts"].values()) == 7
     assert sum(scores["datasets"]["lungs"].values()) == 6
     assert scores["left_out"] == 1
@@ -186,6 +190,8 @@ def test_run_of_other_settings_or_data_is_refused(
     command = ["train", *SMALL, "--output", str(trained)]
     assert main([*command, *people, "--kl-last", "0.5"]) == 2
     assert "was begun with --kl-last 0.01, not 0.5" in capsys.readouterr().err
+    assert main([*command, *people, "--objective", "energy"]) == 2
+    assert "was begun with --objective mse, not energy" in capsys.readouterr().err
     assert main([*command, *people[2:]]) == 2
     assert "choose another --output" in capsys.readouterr().err
 
@@ -199,6 +205,8 @@ def test_a_run_can_go_on_from_weights_on_other_images(
     assert "--initial-weights demo: are of the variant skip at input size 256" in capsys.readouterr().err
     assert main([*command, "--initial-weights", weights]) == 0
     assert float(rows(output)[0]["train_landmarks"]) < 0.7 * float(rows(trained)[0]["train_landmarks"])
+    kept = {"source": weights, "commit": None, "file": "model.safetensors"}
+    assert json.loads((output / "training.json").read_text())["initial_weights_file"] == kept
     card = (output / "README.md").read_text()
     assert json.loads((trained / "scores.json").read_text())["sha256"] in card
     assert "--initial-weights WEIGHTS" in card
