@@ -21,9 +21,11 @@ from typing import Any, NoReturn, TextIO
 from chexmask_u import settings as of
 from chexmask_u import sources, storage
 from chexmask_u.errors import InputError, StoppedError, did_you_mean
-from chexmask_u.result import BAD_INPUT, INCOMPLETE, Result
+from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import Settings, flag
 from chexmask_u.version import __version__
+
+__all__ = ["BAD_INPUT", "DONE", "INCOMPLETE", "main"]
 
 
 @dataclass(frozen=True)
