@@ -15,8 +15,9 @@ from chexmask_u.errors import InputError, did_you_mean
 from chexmask_u.manifests import parquet, source_table
 from chexmask_u.manifests.chexmask_csv import MAX, MEAN, among, read_rows
 from chexmask_u.manifests.distribution import almost_images, kinds_of_files, list_distribution
-from chexmask_u.manifests.problems import ProblemLog
+from chexmask_u.manifests.problems import PROBLEMS, ProblemLog
 from chexmask_u.manifests.reach import missing
+from chexmask_u.result import Result
 from chexmask_u.settings import ManifestSourceSettings
 from chexmask_u.sources.base import Source
 
@@ -339,3 +340,21 @@ def _reachable(images: str, joined: pa.Table, log: ProblemLog) -> pa.Table:
         reason = Counter(detail for _, _, detail in faults).most_common(1)[0][0]
         raise InputError(f"--images {images}: none of {len(joined):,} images can be opened ({reason})")
     return kept
+
+
+def verb(settings: ManifestSourceSettings) -> Result:
+    """`chexmask-u manifest SOURCE`."""
+    report = build(settings)
+    expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
+    lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
+    if report.other_frontal:
+        left_out = "frontal views that the CheXmask data set left out, and so this"
+        remedy = "" if settings.chexmask else "; --all-frontal lists them"
+        lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
+    lines += [f"  {kind}: {count:,} ({PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    if report.passed_over:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.passed_over_kinds.items())
+        lines.append(
+            f"  other files, passed over (no image of the source, by their paths): {report.passed_over:,} ({kinds})"
+        )
+    return Result(report.asdict(), "\n".join([*lines, f"Problems: {report.problems}"]))

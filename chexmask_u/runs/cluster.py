@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -40,6 +41,9 @@ SPEED_SECONDS = 60.0
 
 # What ends a driver.
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+
+# Ray's core says so whenever it starts with a level that is not its own, and no level keeps it from that.
+_LOG_LEVEL_IS_SET = b"Set ray log level"
 
 NO_TF32 = "--precision tf32: only NVIDIA GPUs have it and there is none; leave the flag out"
 
@@ -76,6 +80,8 @@ def connected(address: str | None) -> Iterator[bool]:
     """
     address = _existing(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Otherwise the driver prints warnings about restarts of actors that Ray Data arranges itself.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray's core would take SIGTERM for itself, and answer with a stack of its own and an abort.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     if address is None or _on_loopback(address):
@@ -99,7 +105,7 @@ def connected(address: str | None) -> Iterator[bool]:
     # In the main thread Ray would take SIGTERM for itself; and what it starts ends with the thread that started it.
     with ThreadPoolExecutor(1) as beside:
         try:
-            with _stopped_later():
+            with _stopped_later(), _without(_LOG_LEVEL_IS_SET):
                 start = partial(ray.init, **options, log_to_driver=False, logging_level=logging.ERROR)
                 info = beside.submit(start).result()
         except ConnectionError as error:
@@ -137,6 +143,23 @@ def _stopped_later() -> Iterator[None]:
             signal.signal(number, handler)
         if noted:
             signal.raise_signal(noted[0])
+
+
+@contextmanager
+def _without(words: bytes) -> Iterator[None]:
+    """Pass on, at the end of the context, what it wrote to stderr, below Python too; but for lines with these words."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as written:
+        stderr = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if words not in line))
 
 
 def starts_here(address: str | None) -> bool:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +28,8 @@ _REWRITERS = 8
 def lost_parts(run: Run) -> dict[str, list[str]]:
     """Checkpoints whose part is gone, damaged or short, each with the files that are left of the part.
 
-    A disk or a person can lose a file that was committed; its checkpoint alone would still count it as done.
+    A disk or a person can lose a file that was committed, or write another one in its place; its checkpoint alone would
+    still count it as done.
 
     Raises:
         InputError: if the storage fails; a part is lost only where the storage answers and the part is not whole.
@@ -37,7 +39,13 @@ def lost_parts(run: Run) -> dict[str, list[str]]:
 
     def is_whole(part: tuple[str, list[str]]) -> bool:
         checkpoint, files = part
-        return 0 < _rows(checkpoint_fs, checkpoint) == sum(_rows(records_fs, file) for file in files)
+        committed, stored = _told(checkpoint_fs, checkpoint), [_told(records_fs, file) for file in files]
+        if not 0 < committed.rows == sum(one.rows for one in stored):
+            return False
+        ids = [one.ids for one in stored if one.ids is not None]
+        if committed.ids is None or len(ids) < len(stored):
+            return True
+        return committed.ids == (min(first for first, _ in ids), max(last for _, last in ids))
 
     parts = run.parts()
     try:
@@ -146,8 +154,15 @@ def _without(run: Run, reasons: pa.Array, checkpoint: str, files: list[str]) -> 
     return count
 
 
-def _rows(fs: pafs.FileSystem, file: str) -> int:
-    """Rows that a Parquet file's footer says it has; one whose footer cannot be parsed has lost them all.
+class _Told(NamedTuple):
+    """What a Parquet file's footer tells: rows, and the first and last of their ids; None where it does not."""
+
+    rows: int
+    ids: tuple[str, str] | None = None
+
+
+def _told(fs: pafs.FileSystem, file: str) -> _Told:
+    """Read a footer; a file whose footer cannot be parsed has lost all its rows.
 
     Raises:
         OSError: if the storage fails, which says nothing of the file.
@@ -155,10 +170,19 @@ def _rows(fs: pafs.FileSystem, file: str) -> int:
     damaged = (OSError, pa.ArrowInvalid)
     try:
         with fs.open_input_file(file) as stream:
-            return int(pq.read_metadata(stream).num_rows)
+            return _of_footer(pq.read_metadata(stream))
     except damaged:
         content = content_of(fs, file)
     try:
-        return int(pq.read_metadata(pa.BufferReader(content)).num_rows)
+        return _of_footer(pq.read_metadata(pa.BufferReader(content)))
     except damaged:
-        return 0
+        return _Told(0)
+
+
+def _of_footer(footer: pq.FileMetaData) -> _Told:
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    # The id is the first column of records and of checkpoints.
+    known = [group.column(0).statistics for group in groups if group.column(0).path_in_schema == "record_id"]
+    if not known or len(known) < len(groups) or not all(one is not None and one.has_min_max for one in known):
+        return _Told(footer.num_rows)
+    return _Told(footer.num_rows, (min(one.min for one in known), max(one.max for one in known)))

@@ -14,9 +14,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from chexmask_u import memory, record, storage
+from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.columns import landmark_array, latent_array, replace
+from chexmask_u.images import memory
 from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import Precision

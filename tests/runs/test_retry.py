@@ -212,6 +212,20 @@ def test_a_checkpoint_that_a_power_cut_left_empty_is_a_lost_part(run: Run) -> No
     assert not checkpoint.exists()
 
 
+@pytest.mark.parametrize("foreign", [False, True], ids=["of the same run", "of another run"])
+def test_a_part_that_another_one_was_written_over_is_done_again(run: Run, foreign: bool) -> None:
+    before = stored(run)
+    folder = Path(run.records.removeprefix("flaky://"))
+    over, other = (folder / f"{name}_000000-0.parquet" for name in ("2abc_000002", "0abc_000000"))
+    again = pq.read_table(other).slice(0, 3)
+    if foreign:
+        ids = pa.array([f"other/{number}" for number in range(3)])
+        again = again.set_column(0, again.schema.field(0), ids)
+    pq.write_table(again, over, write_page_checksum=True)
+    assert repair.redo_lost(run) == 1
+    assert stored(run) == [row for row in before if "2abc" not in row["record_id"]]
+
+
 def test_a_commit_that_was_killed_between_copy_and_deletion_keeps_its_records(run: Run) -> None:
     before = stored(run)
     folder = Path(run.url.removeprefix("flaky://")) / "checkpoint"
