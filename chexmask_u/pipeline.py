@@ -11,9 +11,10 @@ import pyarrow as pa
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
 from chexmask_u.manifests import parquet
+from chexmask_u.releases import loading, shards
 from chexmask_u.releases import plan as release_plan
-from chexmask_u.releases import shards
 from chexmask_u.releases import validate as validation
+from chexmask_u.result import Result
 from chexmask_u.runs import attempt as attempts
 from chexmask_u.runs.attempt import Attempt, Before
 from chexmask_u.runs.cluster import (
@@ -165,3 +166,8 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
 def validate(settings: ValidateSettings) -> dict[str, Any]:
     """Check every file of a release against its release.json and its own promises, without Ray."""
     return dict(validation.validate(storage.normalise(settings.release)).content)
+
+
+def release_verb(settings: ReleaseSettings) -> Result:
+    """`chexmask-u release`."""
+    return loading.told(make_release(settings))

@@ -41,8 +41,8 @@ _LOST_CONNECTION = {"ClientConnectionError", "ClientPayloadError", "ConnectionEr
 # How buckets and shares that are mounted as folders say it.
 _TRANSIENT_ERRNO = (errno.EIO, errno.ESTALE)
 
-# Of a request that finds S3 out of reach or busy; with the clients' pauses about a minute. Their own defaults are five
-# to nine seconds, after which a short outage would have failed images and ended runs.
+# Attempts of a request that finds S3 out of reach or busy; with the clients' pauses about a minute. Their own defaults
+# are five to nine seconds, after which a short outage would have failed images and ended runs.
 S3_ATTEMPTS = 10
 
 # Schemes of stores without folders, whose clients would make a bucket of a mistyped name.
@@ -56,10 +56,13 @@ _LOCAL_SCHEMES = ("file", "local")
 # In front of the path of a file: URI, where the machine itself may stand.
 _LOCAL_HOST = re.compile("^localhost/", re.IGNORECASE)
 
+# A path in which everything is encoded that RFC 3986 wants encoded.
+_URI_PATH = re.compile(r"([\w.~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*", re.ASCII)
+
 # Up to the last "@" before a slash: a password may hold another.
 _USER_INFO = re.compile(r"(://)[^/\s\"<>]*@")
 
-# Of presigned URLs (AWS, Google, Azure) and of those that web servers make up.
+# Parameters of presigned URLs (AWS, Google, Azure) and of those that web servers make up.
 _SECRET_PARAMETER = re.compile(
     r"([?&;][^=&;\s]*(?:sig|token|secret|passw|pwd|credential|key|auth|access|jwt)[^=&;\s]*=)[^&\s\"'<>)]*[^&\s\"'<>):,]",
     re.IGNORECASE,
@@ -84,9 +87,10 @@ def normalise(url: str) -> str:
     """A URL as given, or an absolute local path, so that workers in other folders mean the same place.
 
     A path is taken literally. Of a `file:` URI (RFC 8089) the host `localhost` goes, and each name in it is taken as it
-    stands where there is such a file or folder, and else with its percent signs decoded: `file:///100%.png` and
-    `file:///two%20words.png` both name what their writers meant. Of a chained URL, what follows the last "::" is
-    treated so.
+    stands where there is such a file or folder, else with its percent signs decoded where there is that. Of what is not
+    there yet they are decoded unless the URI holds what an encoded one cannot, such as a space. So `file:///100%.png`
+    and `file:///two%20words.png` name what their writers meant. Of a chained URL, what follows the last "::" is treated
+    so.
     """
     *outer, last = _chain(url)
     if outer:
@@ -150,11 +154,13 @@ def _without_host(url: str) -> str:
 
 
 def _decoded(path: str) -> str:
-    """A path with the names that are not there percent-decoded."""
+    """The path of a file: URI with its percent signs decoded, name by name, where that is what was meant."""
+    encoded = _URI_PATH.fullmatch(path) is not None
     found = ""
     for name in re.split("(/)", path):
-        decode = "%" in name and not os.path.lexists(found + name)
-        found += unquote(name, errors="surrogateescape") if decode else name
+        decoded = unquote(name, errors="surrogateescape")
+        there = os.path.lexists(found + name)
+        found += decoded if not there and (encoded or os.path.lexists(found + decoded)) else name
     return found
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(cu.__file__).parent
 
 # In the order in which data flow: a room, or a module at the top, may import what stands before it.
 ORDER = (
-    "anatomy version errors memory record columns storage folder settings",
+    "anatomy version errors result memory record columns storage folder settings",
     "sources",
     "manifests images model",
     "weight_files",

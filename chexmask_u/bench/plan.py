@@ -25,6 +25,7 @@ from chexmask_u.manifests import parquet
 from chexmask_u.manifests.check import check_access, check_columns, inspect
 from chexmask_u.model.device import choose
 from chexmask_u.record import ReadError
+from chexmask_u.result import Result
 from chexmask_u.runs import cluster
 from chexmask_u.runs.run import COMPRESSION
 from chexmask_u.settings import GenerateSettings, PlanSettings
@@ -388,3 +389,9 @@ def _duration(hours: float) -> str:
 
 def _size(gib: float) -> str:
     return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
+
+
+def verb(settings: PlanSettings) -> Result:
+    """`chexmask-u plan`."""
+    facts = run(settings)
+    return Result(facts, render(facts))

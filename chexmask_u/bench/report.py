@@ -36,6 +36,7 @@ from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import read_bytes
 from chexmask_u.manifests.folder import list_folder
 from chexmask_u.model.device import choose
+from chexmask_u.result import DONE, INCOMPLETE, Result
 from chexmask_u.runs import cluster
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings
@@ -428,3 +429,9 @@ def _code_sha256() -> str:
     for file in sorted(package.rglob("*.py")):
         digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def verb(settings: BenchSettings) -> Result:
+    """`chexmask-u bench`."""
+    facts = run(settings)
+    return Result(facts, render(facts), INCOMPLETE if settings.check and not facts["passed"] else DONE)

@@ -33,6 +33,7 @@ from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.releases import versions
 from chexmask_u.releases.release import MARKER, Release
 from chexmask_u.releases.validate import validate
+from chexmask_u.result import BAD_INPUT, DONE, Result
 from chexmask_u.runs.job import check_places
 from chexmask_u.settings import PublishSettings
 
@@ -44,6 +45,9 @@ _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 
 _CONFLICT = (409, 412)
 _PASSING = (408, 429)
+
+# How the Hub's client says that it tries again.
+_ATTEMPT = re.compile(r"\[Retry \d+/\d+\]")
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
 
@@ -381,6 +385,8 @@ def _rehearse(release: Release, files: list[File], settings: PublishSettings, re
     """What would be sent, as far as the Hub can be asked."""
     asked, repository, status = True, None, "would be published"
     try:
+        if huggingface_hub.is_offline_mode():
+            raise StoppedError("HF_HUB_OFFLINE is set")
         with _explained(settings.repo):
             api = HfApi()
             repository = _look(api, settings.repo)
@@ -417,11 +423,10 @@ def _message(release: Release) -> str:
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line with a remedy, and keep signed addresses out of its warnings."""
-    handlers = logging.getLogger("huggingface_hub").handlers
-    unsigned = _Unsigned()
-    for handler in handlers:
-        handler.addFilter(unsigned)
+    """Turn what the Hub's client raises into one line with a remedy, and keep its own warnings few and unsigned."""
+    filters = {handler: _ToldOnce() for handler in logging.getLogger("huggingface_hub").handlers}
+    for handler, told_once in filters.items():
+        handler.addFilter(told_once)
     try:
         yield
     except (InputError, StoppedError):
@@ -433,16 +438,25 @@ def _explained(repo: str) -> Iterator[None]:
         # Its cause would show the addresses that uploads went to.
         raise told from None
     finally:
-        for handler in handlers:
-            handler.removeFilter(unsigned)
+        for handler, told_once in filters.items():
+            handler.removeFilter(told_once)
 
 
-class _Unsigned(logging.Filter):
-    """Cuts the queries of addresses, where a storage's signatures stand."""
+class _ToldOnce(logging.Filter):
+    """Lets each warning through once, without the queries of addresses, where a storage's signatures stand.
+
+    The client gives two lines for each of five attempts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = _QUERY.sub(r"\1", record.getMessage()), ()
-        return True
+        is_new = record.msg not in self.said and not _ATTEMPT.search(record.msg)
+        self.said.add(record.msg)
+        return is_new
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -485,3 +499,24 @@ def _tell(repo: str, error: BaseException) -> InputError | StoppedError | None:
             f" {endpoint}/settings/tokens says what it may"
         )
     return InputError(f"{repo}: {answer}")
+
+
+def verb(settings: PublishSettings) -> Result:
+    """`chexmask-u publish`."""
+    facts = publish(settings)
+    if not settings.dry_run:
+        text = f"{facts['repo']} {facts['version']}: {facts['status']}, {facts['url']}/tree/{facts['version']}"
+        seen = ["private: only its members can load it"] if facts["private"] else []
+        seen += [f"gated: {facts['gated']}"] if facts["gated"] else []
+        return Result(facts, "\n  ".join([text, *seen]))
+    lines = [f"{facts['repo']}: {facts['status']}; commit {facts['message']!r}, tag {facts['version']}"]
+    if not facts["asked"]:
+        lines.append("  (the Hub does not answer, so what is there already is not known)")
+    lines += [f"  terms of {source}: {policy}" for source, policy in facts["terms"].items()]
+    for file in facts["files"]:
+        lines.append(f"  {'send' if file['send'] else 'is there':8}  {file['bytes']:>14,}  {file['path']}")
+    lines += [f"  {'delete':8}  {'':14}  {path}" for path in facts["delete"]]
+    sent = sum(file["bytes"] for file in facts["files"] if file["send"])
+    lines.append(f"{sent:,} of {facts['bytes']:,} bytes would be sent")
+    refused = facts["refused"]
+    return Result(facts, "\n".join(lines), BAD_INPUT if refused else DONE, problem=refused or "")

@@ -30,6 +30,7 @@ from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.dropout import build
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import without_tf32
+from chexmask_u.result import INCOMPLETE, Result
 from chexmask_u.runs import cluster, lock
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.job import check_places
@@ -516,3 +517,18 @@ def _checkpoints(filesystem: pafs.FileSystem, path: str) -> list[str]:
 
 def _epoch_of(folder: str) -> int:
     return int(_EPOCH.findall(folder)[0])
+
+
+def verb(settings: TrainSettings) -> Result:
+    """`chexmask-u train`."""
+    facts = train(settings)
+    if facts.get("diverged"):
+        return Result(facts, f"Training stopped: {facts['diverged']['message']}", INCOMPLETE)
+    folder = storage.normalise(settings.output)
+    before = " (made before)" if facts.get("already_done") else ""
+    lines = [
+        f"Weights: {storage.join(folder, facts['weights'])}, epoch {facts['epoch']} of {facts['epochs']}{before}",
+        evaluation.table(facts["scores"]),
+        f"Card: {storage.join(folder, 'README.md')}",
+    ]
+    return Result(facts, "\n".join(lines))

@@ -22,6 +22,7 @@ from chexmask_u.folder import Folder
 from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.result import Result
 from chexmask_u.runs.job import check_places
 from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
@@ -255,3 +256,9 @@ def _decode_mean(model: HybridGNet, images: NDArray[np.uint8], size: int) -> NDA
         mean, _, features = model.encode(grey)
         decoded.append(model.decode(mean.unsqueeze(1), features)[:, 0].float().cpu().numpy() * FRAME)
     return np.concatenate(decoded)
+
+
+def verb(settings: EvaluateSettings) -> Result:
+    """`chexmask-u evaluate`."""
+    found = evaluate(settings)
+    return Result(found.summary, f"{settings.weights}: {table(found.summary)}")

@@ -213,6 +213,21 @@ def test_the_address_that_a_large_file_goes_to_is_not_logged_with_its_signature(
     assert "Signature" not in log.getvalue()
 
 
+def test_a_hub_that_is_busy_for_longer_is_told_of_once(server, publish, v1):
+    """Its client has two lines for each of its attempts."""
+    server.fail("POST", "/info/lfs/objects/batch", status=429, times=3, headers={"Retry-After": "0"})
+    logger, log = logging.getLogger("huggingface_hub"), io.StringIO()
+    handler = logging.StreamHandler(log)
+    logger.addHandler(handler)
+    try:
+        said = publish(v1)
+    finally:
+        logger.removeHandler(handler)
+    assert said.code == cli.DONE
+    (line,) = log.getvalue().splitlines()
+    assert "HTTP Error 429 thrown while requesting POST" in line
+
+
 @pytest.mark.parametrize("path", ["/preupload/", "/info/lfs/objects/batch", "/tree/"])
 def test_a_busy_hub_is_asked_again(server, publish, v1, path):
     fault = server.fail("GET" if path == "/tree/" else "POST", path, status=429, headers={"Retry-After": "0"})
@@ -335,6 +350,15 @@ def test_a_dry_run_needs_no_network_and_no_token(server, publish, v1, monkeypatc
     assert said.code == cli.DONE
     assert said.result["asked"] is False
     assert len(said.result["files"]) == len(files_of(v1))
+
+
+def test_a_dry_run_is_for_people_offline_too(server, publish, v1, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    said = publish(v1, "--dry-run")
+    assert (said.code, said.result["asked"], said.result["status"]) == (cli.DONE, False, "would be published")
+    said = publish(v1)
+    assert said.code == cli.BAD_INPUT
+    assert said.line.endswith("HF_HUB_OFFLINE is set, which forbids any connection to the Hub; unset it")
 
 
 def test_a_dry_run_without_network_tells_that_a_gate_is_needed(server, publish, tmp_path, monkeypatch):

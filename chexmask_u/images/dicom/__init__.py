@@ -1,6 +1,7 @@
 """Bytes of a DICOM file -> uint8 grey at its own size; of its text, only what tells how to show it is ever parsed.
 
-`header` finds what the file says of its pixels, `pixels` decodes them, `tones` gives each value its grey.
+`header` finds what the file says of its pixels and, in `steps`, of how they are shown; `pixels` decodes them; `tones`
+gives each value its grey.
 """
 
 from __future__ import annotations
