@@ -35,6 +35,7 @@ from chexmask_u.settings import (
     PlanSettings,
     PublishSettings,
     ReleaseSettings,
+    SegmentSettings,
     Settings,
     TrainSettings,
     ValidateSettings,
@@ -210,6 +211,16 @@ def _info(settings: InfoSettings) -> tuple[dict[str, Any], str, int]:
     return facts, info.render(facts), DONE if facts.get("check", {"sane": True})["sane"] else INCOMPLETE
 
 
+def _segment(settings: SegmentSettings) -> tuple[dict[str, Any], str, int]:
+    # It draws, for which it loads what few other verbs do.
+    from chexmask_u.use.segment_folder import segment_folder
+
+    result = segment_folder(settings)
+    ok, failed = result["ok"], result["failed"]
+    text = f"{ok:,} of {ok + failed:,} images segmented: {result['table']}"
+    return result, text, BAD_INPUT if not ok else INCOMPLETE if failed else DONE
+
+
 def _run_text(output: str, summary: dict[str, Any]) -> str:
     ok, failed = summary["ok"], summary["failed"]
     lines = [f"{ok + failed:,} of {summary['manifest_rows']:,} images done: {ok:,} ok, {failed:,} failed"]
@@ -249,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         _add(manifests, name, _manifest_source, ManifestSourceSettings, required=("images",), help=about, source=name)
     _add(manifests, "merge", _manifest_merge, ManifestMergeSettings, positional=("manifests",))
     _add(verbs, "generate", _generate, GenerateSettings)
+    _add(verbs, "segment", _segment, SegmentSettings, positional=("images",), required=("output",))
     _add(verbs, "release", _release, ReleaseSettings, positional=("run",), required=("output",))
     _add(verbs, "validate", _validate, ValidateSettings, positional=("release",))
     _add(verbs, "export", _export, ExportSettings, positional=("release",), required=("output", "format"))

@@ -12,6 +12,9 @@ from chexmask_u.record import REASONS
 # Of --retry: every reason.
 ALL = "all"
 
+# Pixels of the 1024 frame: see `use.doubts.unsure`.
+UNSURE = 5.0
+
 EXPORT_FORMATS = ("chexmask-csv", "coco")
 
 
@@ -92,6 +95,38 @@ class GenerateSettings(Settings):
         if unknown := sorted(given - {ALL, *REASONS}):
             raise InputError(f"--retry {unknown[0]}: is no reason; there are {', '.join([ALL, *REASONS])}")
         return set(REASONS) if ALL in given else given
+
+
+@dataclass(frozen=True)
+class SegmentSettings(Settings):
+    """Contours, masks and measurements of single images, with a picture of each; exit code 1 if some failed."""
+
+    images: tuple[str, ...] = setting((), "PNG, JPEG or DICOM files, folders or quoted patterns (local paths or URLs)")
+    output: str = setting("", "folder for pictures, masks, measurements.csv and .json (local path or URL)")
+    weights: str = setting("demo", "'demo' (bundled), a .safetensors or .pt file, or hf://ORG/REPO/FOLDER[@REVISION]")
+    weights_sha256: str | None = setting(None, "digest that the weight file must have")
+    samples: int = setting(50, "draws N per image", numbers=True)
+    seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
+    source: str = setting(
+        "folder", "name of these images, as of manifest folder; a published one is prepared as that was", numbers=True
+    )
+    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True)
+    unsure: float = setting(
+        UNSURE, "mean std of a region, in pixels of the 1024 frame, above which a warning names it", numbers=True
+    )
+    label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
+    preview: bool = setting(False, "write preview.html, one page of all images, and open it where there is a display")
+    device: str = setting(
+        "auto", "where the network runs; auto: on a GPU if there is one", choices=("auto", "cpu", "cuda")
+    )
+
+    def __post_init__(self) -> None:
+        self._at_least(samples=1, max_side=32)
+        # Not `<= 0`, which would let NaN pass.
+        if not self.unsure > 0:
+            raise InputError(f"--unsure must be more than 0, not {self.unsure}")
+        if not self.output:
+            raise InputError("--output is needed: the folder or URL for pictures, masks and measurements")
 
 
 @dataclass(frozen=True)

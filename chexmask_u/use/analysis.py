@@ -16,6 +16,7 @@ from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.steps.mask import organ_mask, rle_decode
+from chexmask_u.use import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,7 @@ def draw_record(
     image: ReadImage | NDArray[Any] | None = None,
     ax: Axes | None = None,
     *,
-    limits: tuple[float, float] = (1.0, 50.0),
+    limits: tuple[float, float] = picture.LIMITS,
 ) -> Axes:
     """Draw contours with an ellipse of one standard deviation at each landmark, coloured by it.
 
@@ -151,10 +152,8 @@ def draw_record(
         ValueError: if the image has not the size that the record gives.
     """
     # Only who draws waits for pyplot.
-    from matplotlib import colormaps, pyplot
-    from matplotlib.cm import ScalarMappable
+    from matplotlib import pyplot
     from matplotlib.collections import EllipseCollection
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
     height, width = (int(_column(record, name)) for name in ("height", "width"))
     if image is not None:
@@ -172,9 +171,7 @@ def draw_record(
         ax.imshow(image.image, cmap="gray", extent=(left, right, bottom, top))
     elif image is not None:
         ax.imshow(image, cmap="gray", extent=(0, width, height, 0))
-    # The darkest fifth of viridis would vanish in a radiograph.
-    colours = LinearSegmentedColormap.from_list("uncertainty", colormaps["viridis"](np.linspace(0.2, 1, 256)))
-    scale = ScalarMappable(LogNorm(*limits, clip=True), colours)
+    scale = picture.std_scale(limits)
     for nodes in LANDMARKS.values():
         ring = mean[nodes]
         ax.plot(*np.vstack([ring, ring[:1]]).T, color="0.6", linewidth=0.8, zorder=1)
