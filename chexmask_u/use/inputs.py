@@ -50,6 +50,10 @@ def find(named: Sequence[str], output: str) -> list[Input]:
     found: dict[str, Input] = {}
     for name in named:
         for one in _named(name, output.rstrip("/") + "/"):
+            try:
+                one.uri.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{one.uri!a}: the name is not UTF-8; rename the file") from error
             other = found.setdefault(one.stem, one)
             if other.uri != one.uri:
                 raise InputError(
@@ -64,7 +68,6 @@ def _named(name: str, output: str) -> Iterator[Input]:
     url = storage.normalise(name)
     file_name = _file_name(url)
     try:
-        name.encode()
         fs, path = storage.filesystem(url)
         if _is_pattern(url) and not fs.exists(path):
             folder, below = _fixed_part(url), fs.glob(path)
@@ -79,8 +82,6 @@ def _named(name: str, output: str) -> Iterator[Input]:
             return
     except InputError:
         raise
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name!a}: the name is not UTF-8; rename the file") from error
     except Exception as error:
         raise InputError(f"{name}: cannot be listed ({storage.explain(error)})") from error
     images = [image for image in images if not storage.join(folder, image).startswith(output)]

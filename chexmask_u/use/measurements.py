@@ -46,8 +46,8 @@ class Measurement:
     unit: str
 
     def __str__(self) -> str:
-        digits = ".2f" if not self.unit else ".0f"
-        unit = f" {self.unit}" if self.unit else ""
+        digits = ",.0f" if self.unit else ".2f"
+        unit = f" {self.unit}".rstrip().replace("2", "²")
         return f"{self.value:{digits}}{unit} ({self.low:{digits}} to {self.high:{digits}})"
 
 

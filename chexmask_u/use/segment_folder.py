@@ -51,8 +51,8 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     """
     check_source_name(settings.source)
     output = Folder(storage.normalise(settings.output))
-    inputs = find(settings.images, output.url)
     output.check_own("segmentations", [TABLE])
+    inputs = find(settings.images, output.url)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
