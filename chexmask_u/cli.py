@@ -83,6 +83,9 @@ def _verbs() -> Iterator[Verb]:
         "demo:verb",
         "chexmask-u generate --manifest m.parquet --output RUN --weights hf://mcosarinsky/CheXmask-U/v1_skip",
     )
+    yield Verb(
+        "segment", of.SegmentSettings, "use.segment_folder:verb", "chexmask-u segment chest.dcm --output pictures"
+    )
     yield Verb("release", of.ReleaseSettings, "pipeline:release_verb", "chexmask-u release RUN --output releases")
     yield Verb("validate", of.ValidateSettings, "releases.validate:verb", "chexmask-u validate releases/v1.0.0")
     yield Verb(
