@@ -117,12 +117,15 @@ def test_every_scheme_of_a_chained_url_must_be_known() -> None:
         ("file://{folder}/s%C3%BCd/1.png", "s\u00fcd/1.png"),
         ("file://{folder}/new%20folder/m.parquet", "new folder/m.parquet"),
         ("file://{folder}/odd%20folder/new%20folder/m.parquet", "odd%20folder/new folder/m.parquet"),
+        ("file://{folder}/new folder/100%25.parquet", "new folder/100%25.parquet"),
+        ("file://{folder}/new/100%.parquet", "new/100%.parquet"),
+        ("file://{folder}/two words of %25.png", "two words of %.png"),
         ("{folder}/two%20words.png", "two%20words.png"),
         ("{folder}/100%25.png", "100%25.png"),
     ],
 )
 def test_percent_signs_of_a_file_uri_name_what_its_writer_meant(url: str, name: str, tmp_path: Path) -> None:
-    for there in ("two words.png", "100%.png", "a%20b.png"):
+    for there in ("two words.png", "100%.png", "a%20b.png", "two words of %.png"):
         (tmp_path / there).touch()
     for folder in ("s\u00fcd", "odd%20folder"):
         (tmp_path / folder).mkdir()

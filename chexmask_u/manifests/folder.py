@@ -11,6 +11,7 @@ from chexmask_u.errors import InputError
 from chexmask_u.manifests import parquet
 from chexmask_u.manifests.check import check_source_name
 from chexmask_u.manifests.listing import IMAGE_SUFFIXES, files_below, is_image
+from chexmask_u.result import Result
 from chexmask_u.settings import ManifestFolderSettings
 
 
@@ -65,3 +66,14 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
         raise InputError(f"{settings.uri}: the file name {error.object!a} is not UTF-8; rename the file") from error
     parquet.write([rows], output, overwrite=settings.overwrite)
     return Listing(output, len(images), len(files.paths) - len(images), files.lost)
+
+
+def verb(settings: ManifestFolderSettings) -> Result:
+    """`chexmask-u manifest folder`."""
+    listing = list_folder(settings)
+    text = f"{listing.manifest}: {listing.rows:,} images"
+    if listing.passed_over:
+        text += f"; other files, passed over (hidden, or not named as PNG, JPEG or DICOM): {listing.passed_over:,}"
+    if listing.lost:
+        text += f"\nNot followed: {len(listing.lost):,}"
+    return Result(vars(listing), "\n  ".join([text, *(f"{path}: {why}" for path, why in listing.lost.items())]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,13 +14,12 @@ from chexmask_u import record, sources, storage
 from chexmask_u.errors import InputError, did_you_mean
 from chexmask_u.manifests import parquet, source_table
 from chexmask_u.manifests.chexmask_csv import MAX, MEAN, among, read_rows
-from chexmask_u.manifests.listing import files_below
-from chexmask_u.manifests.problems import ProblemLog
+from chexmask_u.manifests.distribution import almost_images, kinds_of_files, list_distribution
+from chexmask_u.manifests.problems import PROBLEMS, ProblemLog
+from chexmask_u.manifests.reach import missing
+from chexmask_u.result import Result
 from chexmask_u.settings import ManifestSourceSettings
 from chexmask_u.sources.base import Source
-
-# HEAD requests that wait for the storage at the same time.
-CHECKERS = 32
 
 
 @dataclass(frozen=True)
@@ -79,14 +76,14 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
     parquet.check_name(output)
     problems_uri = storage.normalise(settings.problems or re.sub(r"\.parquet$", "", output) + ".problems.csv")
     root = storage.normalise(settings.images)
-    files = _list_images(source, settings.images)
+    files = list_distribution(source, settings.images)
     table_uri = settings.table or (storage.join(root, files.tables[0]) if files.tables else None)
     own = source_table.read(source, source.table, table_uri) if source.table and table_uri else None
     log = ProblemLog()
     lost = [(source.image_id(path) or "", f"{path}: {why}") for path, why in files.lost.items()]
     log.add("not_followed", [image_id for image_id, _ in lost], [detail for _, detail in lost])
 
-    almost = _almost(source, files.others)
+    almost = almost_images(source, files.others)
     images, repeated = _one_file_each(files.images, log)
     other = pa.chunked_array([], pa.string()) if own is None else own.filter(pc.invert(own["frontal"]))["id"]
     other_views = among(images["id"], other)
@@ -132,7 +129,7 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
         other_views=pc.sum(other_views).as_py() or 0,
         other_frontal=other_frontal,
         passed_over=len(files.others),
-        passed_over_kinds=_kinds_of_files(files.others),
+        passed_over_kinds=kinds_of_files(files.others),
         csv_rows=None if rows is None else len(rows),
         table=table_uri if own is not None else None,
         counts=log.counts(),
@@ -146,66 +143,6 @@ def _published(name: str) -> Source:
             " `chexmask-u manifest folder` lists others"
         )
     return sources.PUBLISHED[name]
-
-
-@dataclass(frozen=True)
-class _Files:
-    """What lies below the root of a distribution.
-
-    Attributes:
-        images: of the source; columns id and path below the root.
-        tables: paths of the source's own tables, the likeliest first.
-        others: paths of all other files.
-        lost: what could not be followed; see `listing.Files`.
-    """
-
-    images: pa.Table
-    tables: list[str]
-    others: list[str]
-    lost: dict[str, str]
-
-
-def _list_images(source: Source, url: str) -> _Files:
-    ids, paths, tables, others = [], [], [], []
-    files = files_below(url)
-    for below in files.paths:
-        image_id = source.image_id(below)
-        if image_id is not None:
-            ids.append(image_id)
-            paths.append(below)
-        elif source.table and re.fullmatch(source.table.pattern, below.rsplit("/", 1)[-1]):
-            tables.append(below)
-        else:
-            others.append(below)
-    if not ids:
-        found = ", ".join(f"{count:,} {kind} files" for kind, count in _kinds_of_files(others).items()) or "no file"
-        lost = f" and {len(files.lost):,} links or folders that lead nowhere" if files.lost else ""
-        raise InputError(
-            f"--images {url}: holds no {source.title} image; found {found}{lost}, expected {source.layout};"
-            " point --images at the folder that the distribution was unpacked to"
-        )
-    images = pa.table({"id": pa.array(ids, pa.string()), "path": pa.array(paths, pa.string())})
-    # Nearest first, then plain before gzipped.
-    return _Files(images, sorted(tables, key=lambda table: (table.count("/"), table)), others, files.lost)
-
-
-def _kinds_of_files(paths: Iterable[str]) -> dict[str, int]:
-    """How many files of which suffix; never their names, which are a stranger's and may say who was examined."""
-    suffixes = Counter(found[0] if (found := re.search(r"\.[A-Za-z]{1,6}$", path)) else "other" for path in paths)
-    return dict(suffixes.most_common(4))
-
-
-def _almost(source: Source, others: Iterable[str]) -> dict[str, str]:
-    """Files that would be images but for their suffix, by the id that they would have: what to do with each."""
-    found = {}
-    for path in others:
-        stem, _, suffix = path.rpartition(".")
-        if image_id := source.image_id(f"{stem}.{suffix.lower()}"):
-            found[image_id] = f"; one has the suffix .{suffix}: rename it to .{suffix.lower()}"
-        # gsutil's end in _.gstmp.
-        elif image_id := source.image_id(stem.removesuffix("_")):
-            found[image_id] = f"; one ends in .{suffix[:12]} behind its name: a download that was interrupted?"
-    return found
 
 
 def _log_without_file(
@@ -282,7 +219,7 @@ def _join(
     if nameless := pc.sum(unnamed).as_py():
         log.add("no_id", [""] * nameless, "a row whose id is empty")
     named = rows.filter(pc.invert(unnamed))
-    # Of an id of two files that has been said; its row lacks no image.
+    # An id of two files is logged as that; its row lacks no image.
     unique = _one_row_each(named, log)
     unique = unique.filter(pc.invert(pc.is_in(unique["id"], value_set=repeated)))
     at = pc.index_in(unique["id"], value_set=images["id"].combine_chunks())
@@ -391,60 +328,6 @@ def _manifest_rows(source: Source, joined: pa.Table) -> pa.Table:
     return rows.sort_by("record_id").cast(record.MANIFEST)
 
 
-def missing(uris: Sequence[str], root: str) -> list[tuple[str, str] | None]:
-    """What is wrong with each object, as the storage says now: a kind of `PROBLEMS` and a reason, or None.
-
-    One listing answers for a thousand objects where a request for each would answer for one (measured on a local S3
-    server: 185 objects/s asked one by one, 32 at a time). Only what is not listed is asked for by itself, concurrently.
-
-    Args:
-        uris: objects below `root`.
-        root: folder or URL prefix that is listed.
-
-    Raises:
-        InputError: if the storage lists objects but refuses to open them.
-    """
-    # Without its cached listings, or it would answer from what it has seen before.
-    fs, base = storage.filesystem(root)
-    try:
-        listed = {path: info["size"] for path, info in fs.find(base, detail=True).items()}
-    except Exception:  # a storage may allow reading and not listing; then every object is asked for
-        listed = {}
-    paths = [storage.resolve(uri)[1] for uri in uris]
-
-    def size(path: str) -> int | Exception:
-        if path in listed:
-            return int(listed[path])
-        try:
-            return int(fs.info(path)["size"])
-        except Exception as error:  # one image's trouble must not end the others' check
-            return error
-
-    with ThreadPoolExecutor(CHECKERS) as pool:
-        sizes = list(pool.map(size, paths))
-    _check_readable(fs, root, [path for path, found in zip(paths, sizes, strict=True) if isinstance(found, int)])
-    return [_fault(found) for found in sizes]
-
-
-def _fault(size: int | Exception) -> tuple[str, str] | None:
-    if isinstance(size, int):
-        return None if size else ("empty_file", "0 bytes")
-    if storage.is_missing(size):
-        return "unreachable", "no such object"
-    # Not the error's text, which names the object and so, in some sources, a patient's folder.
-    return "unreachable", "access refused" if storage.is_forbidden(size) else type(size).__name__
-
-
-def _check_readable(fs: Any, root: str, paths: Sequence[str]) -> None:
-    """Listing needs another right than reading, so one byte of one object is read."""
-    try:
-        if paths:
-            fs.cat_file(paths[0], start=0, end=1)
-    except Exception as error:
-        if storage.is_forbidden(error):
-            raise InputError(f"{root}: can be listed but not read; set the credentials of its storage") from error
-
-
 def _reachable(images: str, joined: pa.Table, log: ProblemLog) -> pa.Table:
     """`joined` without the images that the storage does not give."""
     found = missing(joined["uri"].to_pylist(), images)
@@ -457,3 +340,21 @@ def _reachable(images: str, joined: pa.Table, log: ProblemLog) -> pa.Table:
         reason = Counter(detail for _, _, detail in faults).most_common(1)[0][0]
         raise InputError(f"--images {images}: none of {len(joined):,} images can be opened ({reason})")
     return kept
+
+
+def verb(settings: ManifestSourceSettings) -> Result:
+    """`chexmask-u manifest SOURCE`."""
+    report = build(settings)
+    expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
+    lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
+    if report.other_frontal:
+        left_out = "frontal views that the CheXmask data set left out, and so this"
+        remedy = "" if settings.chexmask else "; --all-frontal lists them"
+        lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
+    lines += [f"  {kind}: {count:,} ({PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    if report.passed_over:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.passed_over_kinds.items())
+        lines.append(
+            f"  other files, passed over (no image of the source, by their paths): {report.passed_over:,} ({kinds})"
+        )
+    return Result(report.asdict(), "\n".join([*lines, f"Problems: {report.problems}"]))

@@ -13,6 +13,7 @@ from chexmask_u import sources, storage
 from chexmask_u.errors import InputError, did_you_mean
 from chexmask_u.manifests import parquet
 from chexmask_u.manifests.check import check_columns, inspect_all
+from chexmask_u.result import Result
 from chexmask_u.settings import ManifestMergeSettings
 
 
@@ -96,3 +97,14 @@ def _check_totals(counts: Mapping[str, int], settings: ManifestMergeSettings) ->
 
 def _source_rows(uris: Sequence[str], source: str) -> pa.Table:
     return pa.concat_tables([parquet.read_source(uri, source) for uri in uris]).sort_by("record_id")
+
+
+def verb(settings: ManifestMergeSettings) -> Result:
+    """`chexmask-u manifest merge`."""
+    report = merge(settings)
+    lines = [f"{report.manifest}: {report.rows:,} rows"]
+    for source, rows in report.sources.items():
+        expected = sources.get(source).expected_rows
+        accepted = f" (accepted; {expected:,} expected)" if source in report.accepted and expected is not None else ""
+        lines.append(f"  {source}: {rows:,}{accepted}")
+    return Result(report.asdict(), "\n".join(lines))

@@ -18,7 +18,8 @@ from chexmask_u import record, sources
 from chexmask_u.anatomy import LANDMARKS, REGIONS
 from chexmask_u.releases import croissant
 from chexmask_u.releases.release import Release, config
-from chexmask_u.runs.report import BIN_EDGES, Palette, draw_histograms
+from chexmask_u.runs.figures import Palette, draw_histograms
+from chexmask_u.runs.summary import BIN_EDGES
 
 CHART = "uncertainty.png"
 
@@ -167,7 +168,11 @@ def _type(field: pa.Field) -> str:
 
 
 def _uncertainty(release: Release) -> dict[str, Any]:
-    """The shards' histograms summed by source and the run's own quantiles, as `report.draw_histograms` takes them."""
+    """The shards' histograms summed by source, as `figures.draw_histograms` takes them.
+
+    Quantiles are the run's own. An older release does not hold them: they are interpolated within a bin, 6% wide.
+    """
+    told = release.content.get("uncertainty", {})
     counts = {source: np.zeros(len(BIN_EDGES) - 1, int) for source in release.sources}
     for file in release.files:
         for index, images in (file.uncertainty or {}).items():
@@ -178,7 +183,7 @@ def _uncertainty(release: Release) -> dict[str, Any]:
             source: {
                 "images": int(histogram.sum()),
                 "histogram": histogram.tolist(),
-                "quantiles": release.content["uncertainty_quantiles"][source],
+                "quantiles": told.get(source) or {str(q): _quantile(histogram, q) for q in (0.05, 0.5, 0.95)},
             }
             for source, histogram in counts.items()
         },

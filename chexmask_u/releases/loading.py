@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from chexmask_u import storage
+from chexmask_u.result import Result
 
 
 def line(folder: str, source: str) -> str:
@@ -29,3 +32,15 @@ def line(folder: str, source: str) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def told(content: Mapping[str, Any]) -> Result:
+    """What a release tells that was made: where it is, and how to load it."""
+    records = sum(counts["ok"] for counts in content["counts"].values())
+    source = next(source for source, counts in content["counts"].items() if counts["ok"])
+    before = ", made before" if content["made_before"] else ""
+    return Result(
+        content,
+        f"Release: {content['folder']} ({records:,} records in {len(content['files'])} files{before})\n"
+        f"  {line(content['folder'], source)}",
+    )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -21,8 +20,10 @@ from chexmask_u.folder import Folder
 from chexmask_u.manifests import parquet
 from chexmask_u.releases import card, versions
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release, config
-from chexmask_u.runs.report import distribution
-from chexmask_u.runs.write import Run, comparable_numbers, told_preparation
+from chexmask_u.runs.identity import comparable_numbers, told_preparation
+from chexmask_u.runs.repair import lost_parts
+from chexmask_u.runs.run import Run
+from chexmask_u.runs.summary import quantiles
 from chexmask_u.settings import ReleaseSettings
 
 # Arrow's own name for the file that a row comes from.
@@ -118,7 +119,7 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
             failed than allowed, or the version exists or is not the one that follows.
     """
     frozen = _frozen(run)
-    if lost := run.lost_parts():
+    if lost := lost_parts(run):
         raise InputError(
             f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
             " run the same `generate` command again, which makes them anew"
@@ -131,13 +132,13 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
     counts = {name: {"ok": len(rows) - _failures(rows), "failed": _failures(rows)} for name, rows in by_source.items()}
     counts = _check_counts(run, counts, settings)
     shards: list[Shard] = []
-    uncertainty = {}
+    spread: dict[str, dict[str, float]] = {}
     for source in counts:
         ok = by_source[source].filter(pc.equal(by_source[source]["status"], record.OK))
-        if len(ok):
-            uncertainty[source] = distribution(np.sort(ok["uncertainty"].to_numpy()))["quantiles"]
         for kind in ("landmarks", "masks"):
             shards += _cut(kind, source, ok, settings.rows_per_shard)
+        if len(ok):
+            spread[source] = quantiles(ok["uncertainty"].to_numpy())
     table = table.filter(pc.invert(pc.is_in(table["source"], value_set=pa.array(settings.exclude, pa.string()))))
     failed = table.filter(pc.equal(table["status"], record.FAILED))
     shards += _cut("failures", None, failed, settings.rows_per_shard)
@@ -154,8 +155,8 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         "versions": frozen["versions"],
         "counts": counts,
         "failures": _value_counts(failed["reason"]),
-        # As the run's report has them; shards keep histograms alone.
-        "uncertainty_quantiles": uncertainty,
+        # As the run's report has them; a shard's histogram tells them to a bin's width only.
+        "uncertainty": spread,
         # Rows of the manifest whose sources are left out; which ones they are is nobody's business.
         "excluded_rows": manifest_rows - len(table),
     }

@@ -33,6 +33,8 @@ from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.releases import versions
 from chexmask_u.releases.release import MARKER, Release
 from chexmask_u.releases.validate import validate
+from chexmask_u.result import BAD_INPUT, DONE, Result
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import PublishSettings
 
 # Files of a release on other storage lie here for a while before they are sent; one shard may be larger than this.
@@ -92,6 +94,7 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
         InputError: if it may not be published so, or the Hub refuses it.
         StoppedError: if the Hub failed, could not be reached, or somebody else changed the repository meanwhile.
     """
+    check_places({"the release": settings.release})
     release = validate(storage.normalise(settings.release))
     files = _list(release)
     plan = {
@@ -496,3 +499,24 @@ def _tell(repo: str, error: BaseException) -> InputError | StoppedError | None:
             f" {endpoint}/settings/tokens says what it may"
         )
     return InputError(f"{repo}: {answer}")
+
+
+def verb(settings: PublishSettings) -> Result:
+    """`chexmask-u publish`."""
+    facts = publish(settings)
+    if not settings.dry_run:
+        text = f"{facts['repo']} {facts['version']}: {facts['status']}, {facts['url']}/tree/{facts['version']}"
+        seen = ["private: only its members can load it"] if facts["private"] else []
+        seen += [f"gated: {facts['gated']}"] if facts["gated"] else []
+        return Result(facts, "\n  ".join([text, *seen]))
+    lines = [f"{facts['repo']}: {facts['status']}; commit {facts['message']!r}, tag {facts['version']}"]
+    if not facts["asked"]:
+        lines.append("  (the Hub does not answer, so what is there already is not known)")
+    lines += [f"  terms of {source}: {policy}" for source, policy in facts["terms"].items()]
+    for file in facts["files"]:
+        lines.append(f"  {'send' if file['send'] else 'is there':8}  {file['bytes']:>14,}  {file['path']}")
+    lines += [f"  {'delete':8}  {'':14}  {path}" for path in facts["delete"]]
+    sent = sum(file["bytes"] for file in facts["files"] if file["send"])
+    lines.append(f"{sent:,} of {facts['bytes']:,} bytes would be sent")
+    refused = facts["refused"]
+    return Result(facts, "\n".join(lines), BAD_INPUT if refused else DONE, problem=refused or "")

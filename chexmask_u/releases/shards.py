@@ -17,8 +17,8 @@ from chexmask_u.folder import Folder
 from chexmask_u.releases import card, validate
 from chexmask_u.releases.plan import Plan, Shard, described, read
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release
-from chexmask_u.runs.report import distribution
-from chexmask_u.runs.write import Run
+from chexmask_u.runs.run import Run
+from chexmask_u.runs.summary import distribution
 
 # Run-length strings are long: smaller groups keep a group far below the 100 MB that the Hub's viewer can read.
 MASK_ROWS_PER_GROUP = 5_000

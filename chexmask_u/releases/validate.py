@@ -10,6 +10,8 @@ import pyarrow as pa
 from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.releases.release import ATTEMPT, MARKER, Release, config
+from chexmask_u.result import Result
+from chexmask_u.settings import ValidateSettings
 
 _REMEDY = "make it again from its run, with another --output"
 
@@ -94,3 +96,10 @@ def _check_numbers(where: str, group: pa.Table) -> None:
             raise InputError(f"{where}: {name} holds values that are not finite; {_REMEDY}")
         if name.endswith("_std") and numbers.min() < 0:
             raise InputError(f"{where}: {name} holds negative values; {_REMEDY}")
+
+
+def verb(settings: ValidateSettings) -> Result:
+    """`chexmask-u validate`."""
+    release = validate(storage.normalise(settings.release))
+    text = f"{settings.release}: valid, {release.records:,} records in {len(release.files)} files"
+    return Result(release.content, text)

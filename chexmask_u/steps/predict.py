@@ -14,9 +14,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from chexmask_u import memory, record, storage
+from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.columns import landmark_array, latent_array, replace
+from chexmask_u.images import memory
+from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import Precision
 from chexmask_u.model.predict import Prediction, predict
@@ -58,6 +60,7 @@ class Predictor:
         precision: arithmetic of the encoder, see `model.precision`.
 
     Raises:
+        InputError: if there is no such device.
         ValueError: if the device does not have the precision.
     """
 
@@ -74,8 +77,7 @@ class Predictor:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose(device)
         if device == "cpu":
             memory.keep_freed()
         self.model = load_model(weights, device=device, sha256=sha256)

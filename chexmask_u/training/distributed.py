@@ -30,13 +30,15 @@ from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.dropout import build
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import without_tf32
+from chexmask_u.result import INCOMPLETE, Result
 from chexmask_u.runs import cluster, lock
-from chexmask_u.runs.progress import progress
-from chexmask_u.runs.write import versions
+from chexmask_u.runs.identity import library_versions
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import evaluate as evaluation
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import figures
+from chexmask_u.training.datasets import datasets
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.loop import DivergedError, Place, Training
 from chexmask_u.training.run import (
@@ -84,15 +86,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         raise InputError('training needs TensorBoard: pip install "chexmask-u[train]"')
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
+    check_early(settings)
     initial = None if settings.initial_weights is None else _find_initial(settings, run)
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
-        gpus = cluster.gpus()
-        if settings.device == "cuda" and not gpus and started_here:
-            raise InputError("--device cuda: Ray sees no GPU on this machine; leave the flag out")
-        use_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
-        # As many of the GPUs as can share a batch.
-        sharing = max(n for n in range(1, max(1, gpus) + 1) if settings.batch_size % n == 0)
-        workers = settings.workers or (sharing if use_gpu else 1)
+        cluster.check_device(settings.device, "float32", started_here)
+        use_gpu = cluster.on_gpus(settings.device)
+        workers = settings.workers or (sharing(settings.batch_size, cluster.gpus()) if use_gpu else 1)
         train_ref, validation_ref, facts = _prepared(settings, run, initial)
         print(
             f"{facts['train']:,} images to train on, {facts['validation']:,} held out, {facts['left_out']:,} left out",
@@ -113,6 +112,25 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             return outcome
         result: dict[str, Any] = cluster.on_worker(finish, settings, run.url, outcome["best"], facts)
         return result
+
+
+def check_early(settings: TrainSettings) -> None:
+    """Check what can be known before a Ray is started on this machine; on a cluster, its workers see the data.
+
+    Raises:
+        InputError: if there is no GPU where one is asked for, or no such data.
+    """
+    check_places({"--output": settings.output})
+    cluster.check_here(settings.device, "float32", settings.address)
+    if cluster.starts_here(settings.address):
+        datasets(settings)
+        if settings.split is not None:
+            annotated.read_split(settings.split)
+
+
+def sharing(batch_size: int, gpus: int) -> int:
+    """As many of the GPUs as can share a batch evenly; at least one, which may not be up yet."""
+    return max(n for n in range(1, max(1, gpus) + 1) if batch_size % n == 0)
 
 
 def _prepared(settings: TrainSettings, run: TrainingRun, initial: WeightFile | None) -> tuple[Any, Any, dict[str, Any]]:
@@ -215,7 +233,7 @@ def _fit(
     forgotten = _mend(filesystem, path)
     before = run.read("metrics.csv")
     done = max(0, len((before or b"").splitlines()) - 1)
-    with progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as tally:
+    with cluster.progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as tally:
         trainer = trainer_type(
             _worker,
             train_loop_config={
@@ -479,7 +497,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
         "scores": evaluated.summary,
         "settings": settings.numbers() | {"half": settings.half},
         "command": command(settings),
-        "versions": versions(),
+        "versions": library_versions(),
         "organs": ORGANS,
     }
     run.write("curves.png", figures.curves(last["history"]))
@@ -499,3 +517,18 @@ def _checkpoints(filesystem: pafs.FileSystem, path: str) -> list[str]:
 
 def _epoch_of(folder: str) -> int:
     return int(_EPOCH.findall(folder)[0])
+
+
+def verb(settings: TrainSettings) -> Result:
+    """`chexmask-u train`."""
+    facts = train(settings)
+    if facts.get("diverged"):
+        return Result(facts, f"Training stopped: {facts['diverged']['message']}", INCOMPLETE)
+    folder = storage.normalise(settings.output)
+    before = " (made before)" if facts.get("already_done") else ""
+    lines = [
+        f"Weights: {storage.join(folder, facts['weights'])}, epoch {facts['epoch']} of {facts['epochs']}{before}",
+        evaluation.table(facts["scores"]),
+        f"Card: {storage.join(folder, 'README.md')}",
+    ]
+    return Result(facts, "\n".join(lines))

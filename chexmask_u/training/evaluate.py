@@ -19,8 +19,11 @@ from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
+from chexmask_u.model.device import choose
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.result import Result
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.examples import Examples
@@ -80,15 +83,11 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         InputError: if there is no GPU where one is asked for.
         InputError: if the output holds something else than an earlier evaluation.
     """
+    check_places({"--output": settings.output})
     if settings.output is not None:
         _check_own(Folder(storage.normalise(settings.output)))
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
     weights = weight_files.find(settings.weights)
-    model = weight_files.load_model(weights, device=device)
+    model = weight_files.load_model(weights, device=choose(settings.device))
     examples, problems = read(settings)
     weight_files.say_if_demonstration(settings.weights)
     if settings.data and settings.split is None:
@@ -257,3 +256,9 @@ def _decode_mean(model: HybridGNet, images: NDArray[np.uint8], size: int) -> NDA
         mean, _, features = model.encode(grey)
         decoded.append(model.decode(mean.unsqueeze(1), features)[:, 0].float().cpu().numpy() * FRAME)
     return np.concatenate(decoded)
+
+
+def verb(settings: EvaluateSettings) -> Result:
+    """`chexmask-u evaluate`."""
+    found = evaluate(settings)
+    return Result(found.summary, f"{settings.weights}: {table(found.summary)}")

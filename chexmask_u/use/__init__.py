@@ -1,4 +1,4 @@
-"""What researchers call on released records and on their own images.
+"""What researchers call: landmarks to trust, pictures, pairs of records and images; and what a bug report asks for.
 
-It may import `steps` and what stands before it.
+This room imports `steps` and the rooms before it.
 """

@@ -23,7 +23,7 @@ from chexmask_u.manifests.listing import files_below
 from chexmask_u.model.predict import predict
 from chexmask_u.record import ReadError
 from chexmask_u.releases.release import Release
-from chexmask_u.runs.write import Run
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.read import read_image
 from chexmask_u.use import pairing

@@ -25,7 +25,7 @@ from chexmask_u.images.preparation import read_bytes
 from chexmask_u.images.sandbox import Sandbox
 from chexmask_u.manifests.folder import list_folder
 from chexmask_u.record import ReadError
-from chexmask_u.runs import write
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from chexmask_u.steps.read import read
 from tests.support.ray_cluster import _descendants
@@ -279,7 +279,7 @@ def test_a_poison_image_of_a_run_costs_itself_alone(
     with Killer(times=50):
         summary = pipeline.generate(settings)
     assert (summary["ok"], summary["failed"], summary["complete"]) == (20, 1, True)
-    table = write.Run(settings.output).dataset().to_table()
+    table = Run(settings.output).dataset().to_table()
     failed = {row["image_id"]: row["reason"] for row in table.to_pylist() if row["status"] == "failed"}
     assert failed == {"10-poison.png": "crashed"}
 

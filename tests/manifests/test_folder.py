@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from chexmask_u import cli, record
 from chexmask_u.images.fetch import fetch
 from chexmask_u.manifests.check import inspect
 from chexmask_u.manifests.folder import Listing, list_folder
+from chexmask_u.manifests.listing import files_below
 from chexmask_u.settings import ManifestFolderSettings
 from tests.support.manifest_files import fill, refusal
 
@@ -172,15 +174,26 @@ def test_links_that_lead_nowhere_are_counted_and_named(tmp_path: Path, capsys: p
     assert "images_007 is a link that leads nowhere" in refusal(list_images, root, tmp_path / "m.parquet")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root opens every folder")
-def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    root = fill(tmp_path / "images", "1.png", "closed/2.png")
-    (root / "closed").chmod(0)
-    try:
-        listing = list_images(root, tmp_path / "m.parquet")
-    finally:
-        (root / "closed").chmod(0o700)
-    assert listing.lost == {"closed": "a folder that cannot be opened (Permission denied)"}
+def test_a_folder_that_cannot_be_opened_is_named() -> None:
+    # Root opens every folder, so it becomes somebody else here, who cannot come to pytest's own folders.
+    with tempfile.TemporaryDirectory() as name:
+        root = fill(Path(name), "1.png", "closed/2.png")
+        root.chmod(0o755)
+        (root / "closed").chmod(0)
+        (root / "link.png").symlink_to("closed/2.png")
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            files = files_below(str(root))
+        finally:
+            os.seteuid(user)
+            (root / "closed").chmod(0o700)
+    assert files.paths == ["1.png"]
+    assert files.lost == {
+        "closed": "a folder that cannot be opened (Permission denied)",
+        "link.png": "a link that cannot be followed (Permission denied)",
+    }
 
 
 # Archives

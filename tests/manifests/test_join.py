@@ -22,7 +22,7 @@ import chexmask_u as cu
 from chexmask_u import cli, record, sources, storage
 from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
-from chexmask_u.manifests import join, parquet
+from chexmask_u.manifests import join, parquet, reach
 from chexmask_u.manifests.check import check_columns, inspect
 from chexmask_u.manifests.folder import list_folder
 from chexmask_u.manifests.join import build
@@ -549,9 +549,9 @@ def test_check_leaves_out_what_is_gone_or_empty(tmp_path, monkeypatch):
     layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)["vindr-cxr"]
     images = sorted(layout.root.rglob("*.dicom"))
     images[0].write_bytes(b"")
-    listed = join._list_images
+    listed = join.list_distribution
     # Another process removes an image between the listing and the check.
-    monkeypatch.setattr(join, "_list_images", lambda *a: (listed(*a), images[1].unlink())[0])
+    monkeypatch.setattr(join, "list_distribution", lambda *a: (listed(*a), images[1].unlink())[0])
     report = build(settings_of(layout, tmp_path, check=True))
     assert report.rows == ROWS - 2
     assert nonzero(report.counts) == {"unreachable": 1, "empty_file": 1}
@@ -616,7 +616,7 @@ def test_check_asks_at_least_200_objects_a_second(server: S3Server):
     uris = [f"{server.url}/speed/{index:04d}.dicom" for index in range(count)]
     gone = f"{server.url}/speed/gone.dicom"
     start = time.perf_counter()
-    found = join.missing([*uris, gone], f"{server.url}/speed")
+    found = reach.missing([*uris, gone], f"{server.url}/speed")
     rate = (count + 1) / (time.perf_counter() - start)
     print(f"--check: {rate:.0f} objects/s")
     assert found == [*[None] * count, ("unreachable", "no such object")]

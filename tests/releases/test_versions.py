@@ -16,7 +16,7 @@ from chexmask_u.errors import InputError
 from chexmask_u.releases import plan, versions
 from chexmask_u.releases.release import MARKER
 from chexmask_u.releases.validate import validate
-from chexmask_u.runs import write
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
 from tests.support import invented_runs
 from tests.support.invented_runs import Records
@@ -145,7 +145,7 @@ def test_what_needs_no_records_is_refused_before_any_is_read(output, run, tmp_pa
     (Path(run) / "report.json").write_text(json.dumps(report))
 
     def check(folder: str = run, **settings) -> None:
-        plan.check(write.Run(folder), ReleaseSettings(run=folder, output=str(output), **settings))
+        plan.check(Run(folder), ReleaseSettings(run=folder, output=str(output), **settings))
 
     check()
     check(version="v1.0.0")

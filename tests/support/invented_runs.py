@@ -17,7 +17,8 @@ from chexmask_u import record
 from chexmask_u.anatomy import LANDMARKS, ORGANS
 from chexmask_u.columns import landmark_array, latent_array
 from chexmask_u.releases import plan, shards
-from chexmask_u.runs import write
+from chexmask_u.runs.identity import library_versions
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
 from chexmask_u.steps import mask
 
@@ -73,7 +74,7 @@ def make_run(folder: Path, sources: Mapping[str, Records], seed: int = 0, weight
             "input_size": 256,
             "sha256": hashlib.sha256(weights.encode()).hexdigest(),
         },
-        "versions": write.versions(),
+        "versions": library_versions(),
     }
     (folder / "run.json").write_text(json.dumps(run))
     return str(folder)
@@ -92,7 +93,7 @@ def flip_a_bit(part: Path) -> None:
 def make_release(run: str, output: str, **settings: Any) -> dict[str, Any]:
     """As `pipeline.make_release` does, in this process."""
     to_release = ReleaseSettings(run=run, output=output, **settings)
-    opened = write.Run(run)
+    opened = Run(run)
     plan.check(opened, to_release)
     planned = plan.plan(opened, to_release)
     if not planned.is_settled:

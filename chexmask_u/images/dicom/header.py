@@ -15,16 +15,16 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
 from chexmask_u.images.bounds import cut, max_bytes
-from chexmask_u.images.dicom import tones
+from chexmask_u.images.dicom import steps
+from chexmask_u.images.dicom.elements import integer, text
 from chexmask_u.images.dicom.forms import NATIVE, PLUGINS, UNUSED_BITS
-from chexmask_u.images.dicom.tones import Step, integer, padding, steps, text
 from chexmask_u.record import ReadError
 
 # The only elements that are parsed; the rest, every name and id among it, is skipped by its length.
 _ELEMENTS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *tones.ELEMENTS,
+    *steps.ELEMENTS,
 )
 _TAGS: list[BaseTag | int] = [tag_for_keyword(name) or 0 for name in _ELEMENTS]
 _PIXEL_DATA = 0x7FE00010
@@ -66,7 +66,7 @@ class Header:
     signed: bool
     inverted: bool
     padding: tuple[int, int] | None
-    steps: tuple[Step, ...]
+    steps: tuple[steps.Step, ...]
 
     @property
     def unused_bits(self) -> bool:
@@ -214,8 +214,8 @@ def _header(dataset: Dataset, syntax: uid.UID, standard: bool, implicit: bool, l
         bits_stored=stored,
         signed=signed,
         inverted=photometric == "MONOCHROME1",
-        padding=padding(dataset, allocated, signed) if standard else None,
-        steps=steps(dataset, standard, little),
+        padding=steps.padding(dataset, allocated, signed) if standard else None,
+        steps=steps.of_values(dataset, standard, little),
     )
 
 

@@ -1,227 +1,21 @@
-"""What a DICOM file's values pass on the way to grey: modality LUT, VOI LUT or window, padding, and the stretch."""
+"""Stored values -> grey: the steps that a header asks for, applied once to each value that occurs, and the stretch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.pixels.processing import apply_windowing
 
 from chexmask_u.images import span
+from chexmask_u.images.dicom.header import Header
+from chexmask_u.images.dicom.steps import Step
 from chexmask_u.record import ReadError
-
-if TYPE_CHECKING:
-    from chexmask_u.images.dicom.header import Header
-
-_RESCALE = ("RescaleSlope", "RescaleIntercept")
-_WINDOW = ("WindowCenter", "WindowWidth", "VOILUTFunction")
-_TABLES = {"ModalityLUTSequence": "Modality LUT (0028,3000)", "VOILUTSequence": "VOI LUT (0028,3010)"}
-_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-ELEMENTS = (*_TABLES, *_WINDOW, *_RESCALE, *_PADDING)
-"""The elements that tell how values are shown, by keyword."""
 
 # A step that leaves less than this share of the pixels that were between black and white leaves no radiograph: a window
 # for lungs alone leaves a third, one meant for 8 bits less than a tenth of 12, and most placeholders leave nothing.
 _LEAST = 1 / 10
-
-
-@dataclass(frozen=True)
-class Step:
-    """What values float64 or int64 [V] pass, and the elements that ask for it, in words."""
-
-    name: str
-    apply: Callable[[NDArray[Any]], NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A lookup table int64 [N]: entry i is for first + i; the first entry for all below, the last for all above."""
-
-    first: int
-    entries: NDArray[np.int64]
-
-    def __call__(self, values: NDArray[Any]) -> NDArray[np.int64]:
-        # Whole numbers index a table, and a rescaled value may not be one.
-        index = np.rint(values).astype(np.int64) - self.first
-        return self.entries[np.clip(index, 0, len(self.entries) - 1)]
-
-
-@dataclass(frozen=True)
-class _Rescale:
-    slope: float
-    intercept: float
-
-    def __call__(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        return values * self.slope + self.intercept
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A window in the elements that pydicom's function takes it from."""
-
-    elements: Dataset
-
-    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        with np.errstate(over="ignore"):  # a steep sigmoid
-            return apply_windowing(values, self.elements)
-
-
-def steps(dataset: Dataset, standard: bool, little: bool) -> tuple[Step, ...]:
-    """What the values of a file pass, in order; see `decode` for `standard`.
-
-    Args:
-        dataset: with `ELEMENTS`, as far as the file has them.
-        standard: whether the modality LUT is one of them.
-        little: whether the file's words are little endian.
-    """
-    signed = integer(dataset, "PixelRepresentation", 0) == 1
-    modality = _table(dataset, "ModalityLUTSequence", little, signed) or _rescale(dataset) if standard else None
-    voi = _table(dataset, "VOILUTSequence", little, signed and not modality) or _window(dataset, standard)
-    return tuple(step for step in (modality, voi) if step)
-
-
-def _rescale(dataset: Dataset) -> Step | None:
-    slope, intercept = (number(dataset, name) for name in _RESCALE)
-    if slope is None or intercept is None:
-        return None
-    return Step("Rescale Slope and Intercept (0028,1053 and 1052)", _Rescale(slope, intercept))
-
-
-def _table(dataset: Dataset, name: str, little: bool, signed: bool) -> Step | None:
-    """The table of the first item that has one, for stored values that may be `signed`."""
-    # Empty items are placeholders.
-    item = next((item for item in dataset.get(name) or () if "LUTDescriptor" in item or "LUTData" in item), None)
-    if item is None:
-        return None
-    descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
-    if not isinstance(descriptor, MultiValue | list) or len(descriptor) < 3:
-        raise ReadError("damaged", f"the {_TABLES[name]} of the DICOM header does not say how many entries it has")
-    # 65,536 entries do not fit 16 bits and are written as 0; more than 32,767 are negative where the VR is signed.
-    count = descriptor[0] % 2**16 or 2**16
-    entries = _entries(data, count, descriptor[2], little)
-    if len(entries) < count:
-        raise ReadError("damaged", f"the {_TABLES[name]} of the DICOM header holds {len(entries)} of {count} entries")
-    first = int(descriptor[1])
-    # The descriptor's own VR is often wrong; the pixels' is meant.
-    first -= 2**16 if signed and first >= 2**15 else 0
-    return Step(_TABLES[name], _Table(first, entries[:count]))
-
-
-def _entries(data: Any, count: int, bits: int, little: bool) -> NDArray[np.int64]:
-    """The entries int64 [N] of a table's data, which are whole numbers or the bytes of 16-bit words.
-
-    Entries of 8 bits may be packed, two to a word: then there are no more bytes than there should be entries, and some
-    word is larger than an entry can be.
-    """
-    order = "<" if little else ">"
-    if isinstance(data, bytes):
-        words = np.frombuffer(data[: len(data) // 2 * 2], f"{order}u2").astype(np.int64)
-    else:
-        # Entries are never negative, whatever their VR says.
-        words = np.atleast_1d(np.asarray([] if data is None else data, np.int64)) % 2**16
-    if bits <= 8 and len(words) <= (count + 1) // 2 < count and words.max(initial=0) > 255:
-        return np.frombuffer(words.astype(f"{order}u2").tobytes(), np.uint8).astype(np.int64)
-    return words
-
-
-def _window(dataset: Dataset, standard: bool) -> Step | None:
-    function = text(dataset, "VOILUTFunction") or "LINEAR"
-    windows = list(zip(values(dataset, "WindowCenter"), values(dataset, "WindowWidth"), strict=False))
-    # A width of 0 is no window but a placeholder; the first that is one counts.
-    chosen = next((pair for pair in windows if None not in pair and _float(pair[1], "WindowWidth") != 0), None)
-    if chosen is None:
-        return None
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise ReadError("unsupported", "an unknown VOI LUT Function (0028,1056)")
-    _, width = (_float(value, name) for value, name in zip(chosen, _WINDOW, strict=False))
-    if width < 0 or (width < 1 and function == "LINEAR"):
-        least = "1" if function == "LINEAR" else "more than 0"
-        raise ReadError(
-            "damaged",
-            f"the Window Width (0028,1051) is too small; {function} needs {least}. Correct it, or remove the window to"
-            " show the pixels by their own range",
-        )
-    elements = Dataset()
-    # pydicom derives the window's output range from these. As the range is stretched later, it only matters for the
-    # last bit, and for a negative slope, which turns the window upside down; the standard does not ask for that.
-    range_from = () if standard else ("ModalityLUTSequence", *_RESCALE)
-    for name in ("BitsStored", *range_from):
-        if name in dataset:
-            elements[name] = dataset[name]
-    elements.WindowCenter, elements.WindowWidth = chosen
-    elements.VOILUTFunction = function
-    elements.PhotometricInterpretation = "MONOCHROME2"
-    elements.PixelRepresentation = integer(dataset, "PixelRepresentation", 0)
-    return Step("Window Center and Width (0028,1050 and 1051)", _Window(elements))
-
-
-def padding(dataset: Dataset, allocated: int, signed: bool) -> tuple[int, int] | None:
-    """The lowest and highest value that is padding, of pixels of so many bits."""
-    if first_value(dataset, "PixelPaddingValue") is None:
-        return None
-    first = integer(dataset, "PixelPaddingValue", 0)
-    ends = np.array([first, integer(dataset, "PixelPaddingRangeLimit", first)]) % 2**allocated
-    # The value's own VR is often wrong; the pixels' is meant.
-    ends = np.where(signed & (ends >= 2 ** (allocated - 1)), ends - 2**allocated, ends)
-    return int(ends.min()), int(ends.max())
-
-
-# An element's value
-
-
-def values(dataset: Dataset, name: str) -> list[Any]:
-    """All values of an element; None for those that are empty."""
-    try:
-        value = dataset.get(name)
-    except Exception:
-        raise ReadError("damaged", f"the value of {name} in the DICOM header cannot be read") from None
-    several = list(value) if isinstance(value, MultiValue | list) else [value]
-    return [None if one == "" else one for one in several]
-
-
-def first_value(dataset: Dataset, name: str) -> Any:
-    """The first value of an element; None if it is absent or empty."""
-    return next(iter(values(dataset, name)), None)
-
-
-def integer(dataset: Dataset, name: str, default: int) -> int:
-    """The first value as a whole number."""
-    value = first_value(dataset, name)
-    try:
-        return default if value is None else int(value)
-    except Exception:
-        raise ReadError("damaged", f"the value of {name} in the DICOM header is no whole number") from None
-
-
-def number(dataset: Dataset, name: str) -> float | None:
-    """The first value as a finite number."""
-    value = first_value(dataset, name)
-    return None if value is None else _float(value, name)
-
-
-def text(dataset: Dataset, name: str) -> str:
-    """The first value in upper case; "" for what is no text."""
-    value = first_value(dataset, name)
-    return value.strip().upper() if isinstance(value, str) else ""
-
-
-def _float(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except Exception:
-        number = np.nan
-    if not np.isfinite(number):
-        raise ReadError("damaged", f"the value of {name} in the DICOM header is no number")
-    return number
-
-
-# Grey
 
 
 def grey(stored: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uint8]:
@@ -246,22 +40,22 @@ def grey(stored: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uin
 
 def _shown(stored: NDArray[np.int64], counts: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uint8]:
     """The grey uint8 [V] of each stored value [V], of which there are so many pixels [V]."""
-    everything = np.ones(len(stored), bool)
     if stored.min() == stored.max():
         return np.zeros(len(stored), np.uint8)
     sign = -1 if header.inverted else 1
-    shown: NDArray[Any] = stored
-    result = _stretched(sign * shown, counts, everything, standard)
+    counting = np.ones(len(stored), bool)
+    shown: NDArray[Any] = _without_strays(stored, counts, counting) if standard else stored
+    result = _stretched(sign * shown, counting)
     most = _between(result, counts)
-    counting = everything
     todo = header.steps
     if header.padding:
         low, high = header.padding
         counting = (stored < low) | (stored > high)
+        shown = _without_strays(stored, counts, counting)
         todo = (Step("Pixel Padding Value (0028,0120)", lambda values: values), *todo)
     for step in todo:
         shown = _applied(step, shown)
-        result = _stretched(sign * shown, counts, counting, standard)
+        result = _stretched(sign * shown, counting)
         left = _between(result, counts)
         if not result.any() or (standard and left < _LEAST * most):
             raise ReadError(
@@ -271,6 +65,14 @@ def _shown(stored: NDArray[np.int64], counts: NDArray[Any], header: Header, stan
             )
         most = max(most, left)
     return result
+
+
+def _without_strays(stored: NDArray[np.int64], counts: NDArray[Any], counting: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The stored values [V], of which the strays have the lowest or highest of the others; only what counts changes."""
+    if not counting.any():
+        return stored
+    low, high = span.robust(stored[counting], counts[counting])
+    return np.where(counting, np.clip(stored, low, high), stored)
 
 
 def _applied(step: Step, values: NDArray[Any]) -> NDArray[Any]:
@@ -285,17 +87,12 @@ def _applied(step: Step, values: NDArray[Any]) -> NDArray[Any]:
     return shown
 
 
-def _stretched(
-    shown: NDArray[Any], counts: NDArray[Any], counting: NDArray[np.bool_], standard: bool
-) -> NDArray[np.uint8]:
+def _stretched(shown: NDArray[Any], counting: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Values [V] from the lowest to the highest that counts [V] -> uint8 [V]; all 0 where no two of those differ."""
-    order = np.argsort(shown, kind="stable")
-    order = order[counting[order]]
-    kept = shown[order]
-    if not len(kept) or kept[0] == kept[-1]:
+    kept = shown[counting]
+    if not len(kept) or kept.min() == kept.max():
         return np.zeros(len(shown), np.uint8)
-    low, high = span.robust(kept, counts[order]) if standard else (kept[0], kept[-1])
-    raised = np.clip(shown, low, high).astype(np.float64) - low
+    raised = np.clip(shown, kept.min(), kept.max()).astype(np.float64) - kept.min()
     return (raised / raised.max() * 255).astype(np.uint8)
 
 

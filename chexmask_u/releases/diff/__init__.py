@@ -15,7 +15,8 @@ from chexmask_u.releases.diff import picture
 from chexmask_u.releases.diff.compare import Comparison, Mover, failures
 from chexmask_u.releases.diff.words import changelog, text
 from chexmask_u.releases.release import Release
-from chexmask_u.runs.write import comparable_numbers, told_preparation
+from chexmask_u.result import Result
+from chexmask_u.runs.identity import comparable_numbers, told_preparation
 from chexmask_u.settings import DiffSettings
 
 __all__ = ["diff", "text"]
@@ -126,3 +127,9 @@ def _write(folder: Folder, report: dict[str, Any], movers: Sequence[Mover]) -> N
         folder.remove("diff.png")
     folder.write_json(_REPORT, report)
     folder.remove(_UNFINISHED)
+
+
+def verb(settings: DiffSettings) -> Result:
+    """`chexmask-u diff`."""
+    report = diff(settings)
+    return Result(report, text(report))

@@ -13,6 +13,7 @@ from chexmask_u.releases.export import formats
 from chexmask_u.releases.export.output import Journal, whole_files
 from chexmask_u.releases.export.rows import SourceRows
 from chexmask_u.releases.release import Release
+from chexmask_u.result import Result
 from chexmask_u.settings import ExportSettings
 
 __all__ = ["ExportReport", "InputError", "export"]
@@ -81,3 +82,13 @@ def export(settings: ExportSettings) -> ExportReport:
 
 def _format(name: str) -> Format:
     return cast("Format", importlib.import_module(f"{formats.__name__}.{name.replace('-', '_')}"))
+
+
+def verb(settings: ExportSettings) -> Result:
+    """`chexmask-u export`."""
+    report = export(settings)
+    lines = [f"{report.output}: {sum(report.rows.values()):,} records"]
+    for source, files in report.files.items():
+        before = " (made before)" if source in report.made_before else ""
+        lines += [f"  {file}: {report.rows[source]:,}{before}" for file in files]
+    return Result(report.asdict(), "\n".join(lines))
