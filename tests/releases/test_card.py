@@ -170,16 +170,6 @@ def test_histogram_and_quantiles_are_those_of_the_records(released, card, marker
         assert found == tuple(f"{value:#.3g}" for value in np.quantile(values, (0.05, 0.5, 0.95)))
 
 
-def test_a_run_has_one_median_in_its_report_and_on_its_card(released, card):
-    run = released.parents[1] / "run"
-    report = json.loads((run / "report.json").read_text())["uncertainty"]["sources"]
-    page = (run / "report.html").read_text()
-    for source in drawn.SOURCES:
-        (_, median, _) = re.search(rf"\| {source} \| 8 \| (\S+) \| (\S+) \| (\S+) \|", card.content).groups()
-        assert median == f"{report[source]['quantiles']['0.5']:#.3g}"
-        assert f"median {float(median):.3g}" in page
-
-
 def test_quantiles_of_an_older_release_are_within_a_bin_of_the_value(released, marker):
     older = Release(str(released), {name: content for name, content in marker.items() if name != "uncertainty"})
     for source in drawn.SOURCES:
