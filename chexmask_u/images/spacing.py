@@ -9,7 +9,7 @@ from io import BytesIO
 from pydicom import dcmread
 
 from chexmask_u import storage
-from chexmask_u.images.dicom import _unheard, recognised
+from chexmask_u.images.dicom import recognised, unheard
 
 # Ends far behind both elements, which come before the pixels, and spares a storage the rest.
 _HEAD_BYTES = 2**20
@@ -65,7 +65,7 @@ def find_spacing(head: bytes) -> Spacing | None:
 def _told(head: bytes) -> dict[str, tuple[float, float]]:
     """Millimetres between rows and between columns, by element; what is no pair of lengths is left out."""
     found = {}
-    with _unheard():
+    with unheard():
         try:
             dataset = dcmread(
                 BytesIO(head), stop_before_pixels=True, force=True, specific_tags=["PixelSpacing", "ImagerPixelSpacing"]

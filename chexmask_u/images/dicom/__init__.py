@@ -48,14 +48,14 @@ def decode(data: bytes, *, max_side: int, standard: bool = True) -> NDArray[np.u
         ReadError: "unsupported", "no_pixels", "not_radiograph", "damaged" or "too_large". Messages are in our own
             words and quote counts and sizes only.
     """
-    with _unheard():
+    with unheard():
         header, rest = parse(data, max_side, standard)
         stored = stored_values(header, *pixel_data(rest, header))
         return grey(stored, header, standard)
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def unheard() -> Iterator[None]:
     """Keep what pydicom logs and warns; one file at a time, since filters of warnings belong to all threads."""
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
