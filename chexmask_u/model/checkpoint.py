@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ from chexmask_u.model.hybridgnet import HybridGNet, Variant
 _WRAPPERS = ("state_dict", "model", "state_dict")
 
 _LATENT = "encoder.fc_mu.weight"
+
+# What failed downloads leave under a weight file's name, by its first bytes.
+_OTHERS = {
+    b"<": "a web page or XML, as failed downloads leave it",
+    b"version https://git-lfs": "a pointer of Git LFS (`git lfs pull`)",
+}
+_LONGEST_START = max(map(len, _OTHERS))
 
 
 def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: str) -> HybridGNet:
@@ -59,15 +67,24 @@ def save_model(model: HybridGNet, path: str | Path, *, dtype: torch.dtype = torc
 
 
 def _read_state(path: Path, source: str) -> dict[str, Tensor]:
+    with path.open("rb") as content:
+        start = content.read(_LONGEST_START)
+    if not start or (other := next((name for mark, name in _OTHERS.items() if start.startswith(mark)), None)):
+        raise CheckpointError(f"{source}: is {other if start else 'empty'}; fetch the file again")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch's, of a file by another program's pickle, which is refused or read like any other.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message recommends to switch the protection off.
         raise CheckpointError(
             f"{source}: is damaged, or holds more than tensors and might run code; save the model's state_dict() alone"
         ) from error
     except Exception as error:  # a damaged file makes torch's unpickler raise whatever it stumbles over
-        raise CheckpointError(f"{source}: not readable as {path.suffix} weights ({_one_line(error)})") from error
+        raise CheckpointError(
+            f"{source}: not readable as {path.suffix} weights ({_one_line(error)}); if it was cut short, fetch it again"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -149,4 +166,6 @@ def _check_config(config: Mapping[str, Any], model: HybridGNet, name: str) -> No
 
 
 def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """Its first sentence: torch adds advice of a paragraph."""
+    line = str(error).strip().partition("\n")[0]
+    return line.partition(". ")[0] or type(error).__name__
