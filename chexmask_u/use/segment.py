@@ -120,7 +120,7 @@ def segment(
         ReadError: with the file and the reason, if it gives no record.
         CheckpointError: if the weights cannot be loaded.
     """
-    uri = storage.normalise(str(path))
+    uri = storage.normalise(storage.as_text(path, "path"))
     image_id = PurePosixPath(uri).name
     row = manifest_row(uri, source, image_id) | ({} if record_id is None else {"record_id": record_id})
     network = model if isinstance(model, HybridGNet) else _loaded(model)
