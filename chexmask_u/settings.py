@@ -451,7 +451,9 @@ class VerifySettings(Settings):
         super().__post_init__()
         if sum(given is not None for given in (self.run, self.release, self.images)) != 1:
             raise InputError("give one of --run, --release and --images: what is to be compared")
-        if (self.images is None) != (self.weights is None):
+        if self.images is not None and self.weights is None:
+            raise InputError("--images needs --weights: which ones predict them, for instance hf://...")
+        if self.images is None and self.weights is not None:
             raise InputError("--weights goes with --images: a run or a release has been made with its own")
 
 

@@ -85,11 +85,14 @@ def check(run: Run, settings: ReleaseSettings) -> None:
 
     Raises:
         InputError: if there is no such run, it ended incomplete, more images failed than allowed, it lacks a source
-            that is to be left out, or the version is none or exists with other numbers.
+            that is to be left out, the output is a file, or the version is none or exists with other numbers.
     """
     if settings.version is not None and not versions.is_version(settings.version):
         raise InputError(f"--version {settings.version}: must be vX.Y.Z, for instance {versions.FIRST}")
     frozen = _frozen(run)
+    output = storage.local_folder(settings.output)
+    if output is not None and output.is_file():
+        raise InputError(f"--output {settings.output}: is a file; give the folder that holds the versions")
     if settings.version is not None:
         before = _before(settings)
         if before is not None and before.version == settings.version and not _may_be_of(before, frozen):

@@ -379,7 +379,9 @@ def test_bad_input_is_one_line_with_its_remedy(predicted, run, tmp_path, capsys)
         (["--published", csv, "--run", str(tmp_path / "empty")], "holds no run (no run.json)"),
         (["--published", csv, "--release", str(tmp_path / "empty")], "is no release"),
         (["--published", csv], "give one of --run, --release and --images"),
-        (["--published", csv, "--images", str(tmp_path)], "--weights goes with --images"),
+        (["--published", csv, "--images", str(tmp_path)], "--images needs --weights"),
+        (["--published", csv, "--run", run, "--weights", "demo"], "--weights goes with --images"),
+        (["--published", str(tmp_path), "--run", run], "is a folder; expected a CheXmask CSV"),
         (["--published", csv, "--images", str(tmp_path / "empty"), "--weights", "demo"], "holds no image of CheXpert"),
         (["--published", csv, "--run", run, "--output", str(tmp_path)], "holds no verification"),
     ):
