@@ -12,7 +12,7 @@ from fsspec.core import split_protocol
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.listing import IMAGE_SUFFIXES, files_below, is_image
+from chexmask_u.manifests.listing import DEAD_LINK, IMAGE_SUFFIXES, files_below, is_image
 
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -75,7 +75,10 @@ def _named(name: str, output: str) -> Iterator[Input]:
             images = [one.removeprefix(prefix) for one in sorted(below) if is_image(one.removeprefix(prefix))]
             missing = f"matches no {', '.join(IMAGE_SUFFIXES)} file"
         elif not is_image(file_name) and fs.isdir(path):
-            folder, images = url, sorted(filter(is_image, files_below(url).paths))
+            files = files_below(url)
+            # Each gets a row that says so.
+            dead = [path for path, why in files.lost.items() if why == DEAD_LINK]
+            folder, images = url, sorted(filter(is_image, [*files.paths, *dead]))
             missing = f"holds no {', '.join(IMAGE_SUFFIXES)} file"
         else:
             yield Input(url, file_name)

@@ -129,6 +129,10 @@ def test_files_folders_and_patterns_name_images_as_a_manifest_does(images, monke
     assert names(images, images / "a.png", images / "a*") == ["a.png", "ward/b <i>.jpg", "ward/cut.png"]
     monkeypatch.chdir(images)
     assert names("ward") == ["b <i>.jpg", "cut.png"]
+    # It is not left out in silence.
+    Path("ward", "lost.png").symlink_to("nowhere.png")
+    assert names("ward") == ["b <i>.jpg", "cut.png", "lost.png"]
+    Path("ward", "lost.png").unlink()
 
 
 def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(tmp_path):
