@@ -7,7 +7,6 @@ nothing was done.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import json
 import os
@@ -21,10 +20,12 @@ from typing import Any, NoReturn, TextIO
 
 from chexmask_u import settings as of
 from chexmask_u import sources, storage
-from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.result import BAD_INPUT, INCOMPLETE, Result
+from chexmask_u.errors import InputError, StoppedError, did_you_mean
+from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import Settings, flag
 from chexmask_u.version import __version__
+
+__all__ = ["BAD_INPUT", "DONE", "INCOMPLETE", "main"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ def _verbs() -> Iterator[Verb]:
         "demo:verb",
         "chexmask-u generate --manifest m.parquet --output RUN --weights hf://mcosarinsky/CheXmask-U/v1_skip",
     )
+    yield Verb(
+        "segment", of.SegmentSettings, "use.segment_folder:verb", "chexmask-u segment chest.dcm --output pictures"
+    )
     yield Verb("release", of.ReleaseSettings, "pipeline:release_verb", "chexmask-u release RUN --output releases")
     yield Verb("validate", of.ValidateSettings, "releases.validate:verb", "chexmask-u validate releases/v1.0.0")
     yield Verb(
@@ -123,7 +127,10 @@ def _verbs() -> Iterator[Verb]:
         "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16",
     )
     yield Verb(
-        "info", of.InfoSettings, "info:verb", "chexmask-u info --weights hf://mcosarinsky/CheXmask-U/v1_skip --check"
+        "info",
+        of.InfoSettings,
+        "use.info:verb",
+        "chexmask-u info --weights hf://mcosarinsky/CheXmask-U/v1_skip --check",
     )
 
 
@@ -137,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(chosen)
     as_json, verb, own = options.pop("json", False), options.pop("verb"), options.pop("parser")
     if unknown:
-        own.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0], own.flags)}")
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], own.flags)}")
     # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -189,14 +196,8 @@ class _Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += _meant(value, [str(choice) for choice in action.choices or ()])
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise
-
-
-def _meant(word: str, known: Sequence[str]) -> str:
-    """What an unknown word may have been meant to be, as the end of a message."""
-    close = difflib.get_close_matches(word.partition("=")[0], known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _parser() -> _Parser:

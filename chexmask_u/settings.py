@@ -18,6 +18,8 @@ WEIGHTS_HELP = (
     "'demo' (bundled), a .safetensors, .bin, .pt or .pth file or the folder that holds it,"
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
+# Pixels of the 1024 frame: see `use.doubts.unsure`.
+UNSURE = 5.0
 
 
 def _export_formats() -> dict[str, str]:
@@ -185,6 +187,38 @@ class GenerateSettings(Settings):
         if unknown := sorted(given - {ALL, *REASONS}):
             raise InputError(f"--retry {unknown[0]}: is no reason; there are {', '.join([ALL, *REASONS])}")
         return set(REASONS) if ALL in given else given
+
+
+@dataclass(frozen=True)
+class SegmentSettings(Settings):
+    """Contours, masks and measurements of single images, with a picture of each; exit code 1 if some failed."""
+
+    images: tuple[str, ...] = setting(
+        (),
+        "PNG, JPEG or DICOM files, folders or quoted patterns (local paths or URLs)",
+        positional=True,
+        required=True,
+    )
+    output: str = setting(
+        "", "folder for pictures, masks, measurements.csv and .json (local path or URL)", required=True
+    )
+    weights: str = _weights()
+    weights_sha256: str | None = setting(None, "digest that the weight file must have")
+    samples: int = _samples()
+    seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
+    source: str = setting(
+        "folder", "name of these images, as of manifest folder; a published one is prepared as that was", numbers=True
+    )
+    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True, least=32)
+    unsure: float = setting(
+        UNSURE,
+        "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
+        numbers=True,
+        least=0,
+    )
+    label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
+    preview: bool = setting(False, "write preview.html, one page of all images, and open it where there is a display")
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
 
 
 @dataclass(frozen=True)

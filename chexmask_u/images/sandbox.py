@@ -19,7 +19,8 @@ from typing import IO, Any, BinaryIO
 import cv2
 import numpy as np
 
-from chexmask_u import memory, storage
+from chexmask_u import storage
+from chexmask_u.images import memory
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError

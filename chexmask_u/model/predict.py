@@ -73,6 +73,29 @@ def predict(
         TypeError: if the model, the images or the names are something else, such as a path or one name for all.
         ValueError: if the shapes, the dtype or the number of names do not fit, or n_samples < 1.
     """
+    return _predict(model, images, record_ids, n_samples, seed, with_draws=False)[0]
+
+
+def predict_draws(
+    model: HybridGNet,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int = 50,
+    seed: int = 0,
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """What `predict` gives, and the draws that it is of: float32 [B, N, 120, 2], pixels of the 1024 frame."""
+    return _predict(model, images, record_ids, n_samples, seed, with_draws=True)
+
+
+def _predict(
+    model: HybridGNet,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int,
+    seed: int,
+    with_draws: bool,
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """The prediction and its draws, which are none (float32 [0, N, 120, 2]) unless asked for."""
     if not isinstance(model, HybridGNet):
         raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
     if not isinstance(images, np.ndarray):
@@ -90,12 +113,13 @@ def predict(
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
     if not len(images):
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
-        return Prediction(landmarks, landmarks, latents, latents)
+        return Prediction(landmarks, landmarks, latents, latents), np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
     if model.device.type != "cpu" and len(images) == 1:
         # What was compiled for batches would be compiled once more for one image.
-        twice = predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed)
-        return Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
+        twice, draws = _predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed, with_draws)
+        once = Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
+        return once, draws[:1]
 
     def flat_of(part: slice) -> NDArray[np.float32]:
         size = noise_size(model.variant)
@@ -103,7 +127,7 @@ def predict(
         def noise() -> NDArray[np.float32]:
             return np.stack([latent_noise(record_id, n_samples, seed, size) for record_id in record_ids[part]])
 
-        return _reduce(model, images[part], noise)
+        return _reduce(model, images[part], noise, with_draws)
 
     if model.device.type == "cpu":
         # One by one where a GPU takes all at once: beyond an image, more of them only take more memory.
@@ -111,13 +135,15 @@ def predict(
         flat = np.concatenate(_side_by_side(flat_of, each))
     else:
         flat = flat_of(slice(None))
-    nodes = 2 * N_LANDMARKS
-    return Prediction(
-        landmarks_mean=flat[:, :nodes].reshape(-1, N_LANDMARKS, 2),
-        landmarks_std=flat[:, nodes : 2 * nodes].reshape(-1, N_LANDMARKS, 2),
-        latent_mean=flat[:, 2 * nodes : -LATENT_SIZE],
-        latent_std=flat[:, -LATENT_SIZE:],
+    sizes = (2 * N_LANDMARKS, 2 * N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
+    mean, std, latent_mean, latent_std, draws = np.split(flat, np.cumsum(sizes), axis=1)
+    prediction = Prediction(
+        landmarks_mean=mean.reshape(-1, N_LANDMARKS, 2),
+        landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
+        latent_mean=latent_mean,
+        latent_std=latent_std,
     )
+    return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
 
 
 def _named(record_ids: Any) -> str:
@@ -157,9 +183,11 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _reduce(
-    model: HybridGNet, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]]
+    model: HybridGNet, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]], with_draws: bool
 ) -> NDArray[np.float32]:
     """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2].
+
+    The draws come behind, N * 120 * 2 more, where they are asked for.
 
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
@@ -178,8 +206,9 @@ def _reduce(
             drawn = model.decode(z, features)
         drawn = drawn * FRAME
         std, centre = torch.std_mean(drawn, dim=1, correction=0)
-        # One copy from the device for all four results.
-        flat: NDArray[np.float32] = torch.cat([centre.flatten(1), std.flatten(1), mean, sigma], dim=1).cpu().numpy()
+        results = [centre.flatten(1), std.flatten(1), mean, sigma] + ([drawn.flatten(1)] if with_draws else [])
+        # One copy from the device for all results.
+        flat: NDArray[np.float32] = torch.cat(results, dim=1).cpu().numpy()
     return flat
 
 

@@ -169,11 +169,7 @@ def _type(field: pa.Field) -> str:
 
 
 def _uncertainty(release: Release) -> dict[str, Any]:
-    """The shards' histograms summed by source, as `figures.draw_histograms` takes them.
-
-    Quantiles are the run's own. An older release does not hold them: they are interpolated within a bin, 6% wide.
-    """
-    told = release.content.get("uncertainty", {})
+    """The shards' histograms summed by source and the run's own quantiles, as `figures.draw_histograms` takes them."""
     counts = {source: np.zeros(len(BIN_EDGES) - 1, int) for source in release.sources}
     for file in release.files:
         for index, images in (file.uncertainty or {}).items():
@@ -184,7 +180,7 @@ def _uncertainty(release: Release) -> dict[str, Any]:
             source: {
                 "images": int(histogram.sum()),
                 "histogram": histogram.tolist(),
-                "quantiles": told.get(source) or {str(q): _quantile(histogram, q) for q in (0.05, 0.5, 0.95)},
+                "quantiles": release.content["uncertainty"][source],
             }
             for source, histogram in counts.items()
         },

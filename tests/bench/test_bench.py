@@ -14,13 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import chexmask_u as cu
-from chexmask_u import cli, memory
+from chexmask_u import cli
 from chexmask_u.bench import report
 from chexmask_u.bench.apart import Task, apart
 from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
 from chexmask_u.bench.pipeline import Sustained, TimedRun, pair_images
 from chexmask_u.bench.predict import stretched
 from chexmask_u.bench.reference import Reference, window_mean
+from chexmask_u.images import memory
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import Encoder

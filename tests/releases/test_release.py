@@ -142,7 +142,7 @@ def test_counts_add_up_and_validate_agrees(released):
 
 def test_a_version_never_changes(released, run):
     settings = ReleaseSettings(run=run, output=str(released.parent), version="v1.0.0")
-    with pytest.raises(InputError, match="exists and a release never changes"):
+    with pytest.raises(InputError, match="exists with other content, and a release never changes"):
         pipeline.make_release(settings)
     with pytest.raises(InputError, match=r"vX\.Y\.Z"):
         pipeline.make_release(replace(settings, version="1.0"))
@@ -283,6 +283,7 @@ def test_a_lost_cut_or_edited_file_is_named(copy, name, damage, words):
     with pytest.raises(InputError, match=words) as caught:
         pipeline.validate(ValidateSettings(release=str(copy)))
     assert name in str(caught.value)
+    assert str(caught.value).endswith("copy the release anew, or make it again from its run")
 
 
 def test_a_folder_of_versions_is_told_from_one(copy):

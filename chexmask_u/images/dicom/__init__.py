@@ -38,8 +38,8 @@ def decode(data: bytes, *, max_side: int, standard: bool = True) -> NDArray[np.u
         data: the whole file.
         max_side: longest side in pixels that is decoded.
         standard: as PS3.3 C.11.1 and C.7.5.1.1.2 ask, the modality LUT comes first, and what has the pixel padding
-            value counts neither for low nor for high, which are those of `span.robust`. The published preparation of
-            VinDr-CXR does neither, and takes the minimum and maximum; it fails only where no two pixels differ.
+            value counts neither for low nor for high; stray values pass as the nearest that is none (`span.robust`).
+            The published preparation of VinDr-CXR does nothing of that; it fails only where no two pixels differ.
 
     Returns:
         uint8 [H, W].
