@@ -12,7 +12,6 @@ import jinja2
 import matplotlib.style
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from chexmask_u import record, sources
@@ -185,16 +184,6 @@ def _uncertainty(release: Release) -> dict[str, Any]:
             for source, histogram in counts.items()
         },
     }
-
-
-def _quantile(histogram: NDArray[np.int_], q: float) -> float:
-    """In pixels of the 1024 frame, from counts in the bins of `BIN_EDGES`."""
-    (occupied,) = np.nonzero(histogram)
-    share = np.cumsum(histogram[occupied]) / histogram.sum()
-    at = int(np.searchsorted(share, q))
-    before = share[at - 1] if at else 0.0
-    low, high = np.log2(BIN_EDGES[occupied[at] : occupied[at] + 2])
-    return float(2 ** (low + (high - low) * (q - before) / (share[at] - before)))
 
 
 def _chart(uncertainty: Mapping[str, Any]) -> bytes:

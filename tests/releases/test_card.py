@@ -170,16 +170,6 @@ def test_histogram_and_quantiles_are_those_of_the_records(released, card, marker
         assert found == tuple(f"{value:#.3g}" for value in np.quantile(values, (0.05, 0.5, 0.95)))
 
 
-def test_quantiles_of_an_older_release_are_within_a_bin_of_the_value(released, marker):
-    older = Release(str(released), {name: content for name, content in marker.items() if name != "uncertainty"})
-    for source in drawn.SOURCES:
-        parts = sorted((released / source).glob("landmarks-*"))
-        values = np.concatenate([pq.read_table(part)["uncertainty"].to_numpy() for part in parts])
-        exact = np.quantile(values, (0.05, 0.5, 0.95), method="inverted_cdf").clip(BIN_EDGES[0], BIN_EDGES[-1])
-        found = cards._uncertainty(older)["sources"][source]["quantiles"].values()
-        np.testing.assert_allclose(list(found), exact, rtol=0.065)
-
-
 def test_the_chart_shows_on_dark_and_light_pages_and_says_nothing_of_when_and_where(released):
     with Image.open(released / "uncertainty.png") as chart:
         chart.load()
