@@ -151,7 +151,7 @@ class WeightFile:
 
 
 def load_model(
-    source: str | WeightFile = DEMO, *, device: str | torch.device = "cpu", sha256: str | None = None
+    source: str | Path | WeightFile = DEMO, *, device: str | torch.device = "cpu", sha256: str | None = None
 ) -> HybridGNet:
     """Load HybridGNet in evaluation mode; input size and variant are read from the weights.
 
@@ -172,7 +172,7 @@ def load_model(
     """
     from chexmask_u.model.checkpoint import read_model
 
-    found = find(source) if isinstance(source, str) else source
+    found = source if isinstance(source, WeightFile) else find(str(source))
     path, digest = found.fetch()
     if sha256 is not None and digest != sha256.lower():
         raise CheckpointError(f"{found.source}: sha256 is {digest}, expected {sha256}; fetch the weights again")
