@@ -29,7 +29,7 @@ from chexmask_u.bench import predict as network
 from chexmask_u.bench import read as reading
 from chexmask_u.bench.apart import apart
 from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
-from chexmask_u.bench.reference import UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
+from chexmask_u.bench.reference import PUBLISHED_VARIANTS, UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
 from chexmask_u.bench.timing import Row
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
@@ -112,10 +112,10 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         model = weight_files.load_model(found)
         # Every process and run after this takes the very same file.
         weights = found.uri
-        if model.variant == "dropout":
+        if model.variant not in PUBLISHED_VARIANTS:
             raise InputError(
-                f"--weights {found.source}: are of the variant dropout, which the published algorithm, that it is"
-                " compared with, does not have; take those of the variant skip or noskip"
+                f"--weights {found.source}: are of the variant {model.variant}, which the published algorithm, that it"
+                f" is compared with, does not have; take those of the variant {' or '.join(PUBLISHED_VARIANTS)}"
             )
         rows: dict[str, list[Row]] = {}
         rows["predict"], machine = _network(weights, kind, scale)

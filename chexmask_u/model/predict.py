@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
-from chexmask_u.model.dropout import DropoutNet, noise_size
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,11 @@ class Prediction:
     landmarks_std: NDArray[np.float32]
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
+
+    @classmethod
+    def join(cls, parts: Sequence[Prediction]) -> Prediction:
+        """The predictions of several batches, at least one, as one."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def latent_noise(record_id: str, n_samples: int, seed: int, size: int = LATENT_SIZE) -> NDArray[np.float32]:
@@ -50,7 +53,7 @@ def latent_noise(record_id: str, n_samples: int, seed: int, size: int = LATENT_S
 
 
 def predict(
-    model: HybridGNet,
+    model: Network,
     images: NDArray[np.uint8],
     record_ids: Sequence[str],
     n_samples: int = 50,
@@ -84,10 +87,10 @@ def predict(
         return Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
 
     def flat_of(part: slice) -> NDArray[np.float32]:
-        size = noise_size(model.variant)
-
         def noise() -> NDArray[np.float32]:
-            return np.stack([latent_noise(record_id, n_samples, seed, size) for record_id in record_ids[part]])
+            return np.stack(
+                [latent_noise(record_id, n_samples, seed, model.noise_size) for record_id in record_ids[part]]
+            )
 
         return _reduce(model, images[part], noise)
 
@@ -135,28 +138,15 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _reduce(
-    model: HybridGNet, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]]
-) -> NDArray[np.float32]:
+def _reduce(model: Network, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
     """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2].
 
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
     with torch.inference_mode():
-        grey = _on_device(images, model.device).unsqueeze(1).float().div_(255)
-        if model.input_size != FRAME:
-            size = (model.input_size, model.input_size)
-            grey = F.interpolate(grey, size, mode="area")
-        if isinstance(model, DropoutNet):
-            drawn, latents = model.sample(grey, _on_device(noise(), model.device))
-            sigma, mean = torch.std_mean(latents, dim=1, correction=0)
-        else:
-            mean, log_var, features = model.encode(grey)
-            sigma = torch.exp(log_var / 2)
-            z = mean.unsqueeze(1) + _on_device(noise(), model.device) * sigma.unsqueeze(1)
-            drawn = model.decode(z, features)
-        drawn = drawn * FRAME
-        std, centre = torch.std_mean(drawn, dim=1, correction=0)
+        grey = model.grey(_on_device(images, model.device))
+        drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
+        std, centre = torch.std_mean(drawn * FRAME, dim=1, correction=0)
         # One copy from the device for all four results.
         flat: NDArray[np.float32] = torch.cat([centre.flatten(1), std.flatten(1), mean, sigma], dim=1).cpu().numpy()
     return flat

@@ -27,9 +27,9 @@ from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.model.checkpoint import save_model
-from chexmask_u.model.dropout import build
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.model.precision import without_tf32
+from chexmask_u.model.variants import VARIANTS, build
 from chexmask_u.runs import cluster, lock
 from chexmask_u.runs.progress import progress
 from chexmask_u.runs.write import versions
@@ -101,7 +101,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         finished = run.read_json(SCORES)
         if finished is not None and finished["epochs"] >= settings.epochs:
             return finished | {"already_done": True}
-        if settings.epochs <= settings.kl_epochs and settings.variant != "dropout":
+        if settings.epochs <= settings.kl_epochs and VARIANTS[settings.variant].has_posterior:
             print(
                 f"the KL weight grows until epoch {settings.kl_epochs + 1}, so {settings.epochs} do not reach "
                 f"--kl-last {settings.kl_last:g}; set --kl-epochs below --epochs",
@@ -183,7 +183,7 @@ def _find_initial(settings: TrainSettings, run: TrainingRun) -> WeightFile:
     return found.known(str(_initial(settings, found).sha256))
 
 
-def _initial(settings: TrainSettings, found: WeightFile) -> HybridGNet:
+def _initial(settings: TrainSettings, found: WeightFile) -> Network:
     model = load_model(found)
     if (model.variant, model.input_size) != (settings.variant, settings.input_size):
         raise InputError(
@@ -380,7 +380,7 @@ def _rank(settings: TrainSettings, row: dict[str, float]) -> float:
     An epoch with the KL weight that was asked for goes before all that still had a smaller one: their posterior is
     another.
     """
-    weight_reached = row["epoch"] > settings.kl_epochs or settings.variant == "dropout"
+    weight_reached = row["epoch"] > settings.kl_epochs or not VARIANTS[settings.variant].has_posterior
     return row["energy" if settings.objective == "energy" else "mse"] + (0 if weight_reached else _NOT_YET)
 
 

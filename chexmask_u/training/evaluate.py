@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.device import choose
+from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
@@ -82,11 +82,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """
     if settings.output is not None:
         _check_own(Folder(storage.normalise(settings.output)))
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
+    device = choose(settings.device)
     weights = weight_files.find(settings.weights)
     model = weight_files.load_model(weights, device=device)
     examples, problems = read(settings)
@@ -121,7 +117,7 @@ def _check_own(folder: Folder) -> None:
         raise InputError(f"{folder.url}: holds a training run; choose another --output or a new folder in it")
 
 
-def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, batch_size: int) -> Evaluation:
+def score(model: Network, examples: Examples, *, samples: int, seed: int, batch_size: int) -> Evaluation:
     """Score a model on annotated images.
 
     ``summary`` has, over all images and in pixels of the 1024 frame: what `scores.mean_scores` gives, of the landmarks
@@ -155,7 +151,7 @@ def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, bat
         "mse_of_mean": float(np.nanmean(np.nanmean(np.square(offset), axis=(1, 2)))),
         **calibration(clear.landmarks_mean, clear.landmarks_std, truth),
         # Without a variational layer there is no posterior.
-        **({} if model.variant == "dropout" else posterior(clear.latent_mean, clear.latent_std)),
+        **(posterior(clear.latent_mean, clear.latent_std) if model.has_posterior else {}),
         "covered": mean_scores(covered_rows)
         | calibration(covered.landmarks_mean, covered.landmarks_std, truth)
         | _occlusion(clear, covered, truth),
@@ -230,30 +226,23 @@ def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32
     }
 
 
-def _batches(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
 def _predict(
-    model: HybridGNet, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
+    model: Network, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
 ) -> Prediction:
-    parts = [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
-    return Prediction(
-        *(
-            np.concatenate([getattr(part, field) for part in parts])
-            for field in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std")
-        )
+    return Prediction.join(
+        [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
     )
 
 
 @torch.inference_mode()
-def _decode_mean(model: HybridGNet, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+def _decode_mean(model: Network, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """Landmarks [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
     decoded = []
     for rows in _batches(len(images), size):
-        grey = torch.from_numpy(images[rows]).to(model.device).unsqueeze(1).float() / 255
-        if model.input_size != FRAME:
-            grey = F.interpolate(grey, (model.input_size, model.input_size), mode="area")
-        mean, _, features = model.encode(grey)
-        decoded.append(model.decode(mean.unsqueeze(1), features)[:, 0].float().cpu().numpy() * FRAME)
+        grey = model.grey(torch.from_numpy(images[rows]).to(model.device))
+        decoded.append(model.centre(grey).landmarks[:, 0].cpu().numpy() * FRAME)
     return np.concatenate(decoded)
+
+
+def _batches(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
