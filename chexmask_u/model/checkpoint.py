@@ -38,8 +38,7 @@ def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: 
     """
     state = _without_prefix(_read_state(path, source), source)
     named = {_module_key(key): value for key, value in state.items()}
-    size = _input_size(state, source)
-    model = build(size, called(named, size))
+    model = build(_input_size(state, source), called(named))
     _check_fit(state, model, source)
     _check_config(config, model, f"{source}: {config_name}")
     model.load_state_dict({key: value.float() for key, value in named.items()})

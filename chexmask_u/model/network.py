@@ -15,6 +15,9 @@ from chexmask_u.model.decoder import Decoded
 from chexmask_u.model.encoder import DOWNSAMPLING
 from chexmask_u.model.precision import Precision
 
+# Side in pixels of the smallest images: at a single cell conv6 would have no variance to be normalised by.
+LEAST_SIZE = 2 * DOWNSAMPLING
+
 
 class Draws(NamedTuple):
     """Draws of a batch: landmarks float32 [B, N, 120, 2], x then y, unit square; and what they were drawn of.
@@ -63,9 +66,8 @@ class Network(nn.Module, ABC):
 
     def __init__(self, input_size: int, variant: str) -> None:
         super().__init__()
-        # At a single cell conv6 has no variance to be normalised by.
-        if input_size < 2 * DOWNSAMPLING or input_size % DOWNSAMPLING:
-            raise ValueError(f"input_size must be a multiple of {DOWNSAMPLING} from 64 on, not {input_size}")
+        if input_size < LEAST_SIZE or input_size % DOWNSAMPLING:
+            raise ValueError(f"input_size must be a multiple of {DOWNSAMPLING} from {LEAST_SIZE} on, not {input_size}")
         self.input_size = input_size
         self.variant = variant
 
