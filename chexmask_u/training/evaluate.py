@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,8 +60,8 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
         return [given.get(name.partition("/")[2], part) == part for name in names]
 
     found, problems = annotated.read_examples(settings, FRAME, only=wanted)
-    if settings.output is not None:
-        Folder(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
+    if (folder := _output(settings)) is not None:
+        folder.write(PROBLEMS, annotated.problems_csv(problems))
     annotated.refuse(problems, settings.on_bad)
     if given:
         annotated.split(found.names, 0.0, settings.split)
@@ -76,12 +75,13 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Score the weights that the settings name on the images that they name.
 
     Raises:
-        CheckpointError, InputError, and as `read`.
-        InputError: if there is no GPU where one is asked for.
-        InputError: if the output holds something else than an earlier evaluation.
+        CheckpointError: as `load_model`.
+        InputError: as `read`; or if there is no GPU where one is asked for, or the output holds something else than an
+            earlier evaluation.
     """
-    if settings.output is not None:
-        _check_own(Folder(storage.normalise(settings.output)))
+    folder = _output(settings)
+    if folder is not None:
+        _check_own(folder)
     device = choose(settings.device)
     weights = weight_files.find(settings.weights)
     model = weight_files.load_model(weights, device=device)
@@ -102,12 +102,15 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         "left_out": len(problems),
     }
     evaluation = Evaluation(head | result.summary, result.images)
-    if settings.output is not None:
-        folder = Folder(storage.normalise(settings.output))
+    if folder is not None:
         folder.write("images.csv", images_csv(evaluation.images))
         folder.write("uncertainty.png", uncertainty(evaluation.summary))
-        folder.write(SCORES, json.dumps(evaluation.summary, indent=2) + "\n")
+        folder.write_json(SCORES, evaluation.summary)
     return evaluation
+
+
+def _output(settings: EvaluateSettings) -> Folder | None:
+    return None if settings.output is None else Folder(storage.normalise(settings.output))
 
 
 def _check_own(folder: Folder) -> None:
