@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Input that cannot be used; the message is one line that names the file, field or flag, and the remedy."""
@@ -13,3 +16,9 @@ class StoppedError(RuntimeError):
 
 class CheckpointError(InputError):
     """Weights that cannot be found, read or fitted to the network; the message is one line that names the remedy."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: "; did you mean 'chexpert'?", or nothing where no name is near."""
+    near = difflib.get_close_matches(given.lower(), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

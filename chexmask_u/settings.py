@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from chexmask_u.errors import InputError
@@ -16,22 +18,110 @@ WEIGHTS_HELP = (
     "'demo' (bundled), a .safetensors, .bin, .pt or .pth file or the folder that holds it,"
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
+# Pixels of the 1024 frame: see `use.doubts.unsure`.
+UNSURE = 5.0
 
-EXPORT_FORMATS = ("chexmask-csv", "coco")
+
+def _export_formats() -> dict[str, str]:
+    """What each format of an export says of itself, by its name; none is imported, since they import much."""
+    modules = sorted((Path(__file__).parent / "releases" / "export" / "formats").glob("[!_]*.py"))
+    said = {}
+    for module in modules:
+        name = module.stem.replace("_", "-")
+        line = (ast.get_docstring(ast.parse(module.read_text("utf-8"))) or name).splitlines()[0].rstrip(".")
+        said[name] = line[0].lower() + line[1:]
+    return said
 
 
-def setting(default: Any, help: str, *, numbers: bool = False, choices: tuple[str, ...] | None = None) -> Any:
-    """A field with its help text; `numbers` marks what the results depend on, which a resumed run may not change."""
-    return field(default=default, metadata={"help": help, "numbers": numbers, "choices": choices})
+EXPORT_FORMATS = _export_formats()
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    numbers: bool = False,
+    choices: tuple[str, ...] | None = None,
+    positional: bool = False,
+    required: bool = False,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A setting, which a verb's command line and its Python class take and refuse alike.
+
+    Args:
+        default: its value where none is given.
+        help: what it is, for users.
+        numbers: whether results depend on it, so that a resumed run may not change it.
+        choices: the only values that it may have.
+        positional: whether it is given by its place and not by a flag.
+        required: whether it must be given.
+        least, most: the range that a number must lie in.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "numbers": numbers,
+            "choices": choices,
+            "positional": positional,
+            "required": required,
+            "least": least,
+            "most": most,
+        },
+    )
+
+
+def _weights(default: str | None = "demo", help: str = WEIGHTS_HELP) -> Any:
+    return setting(default, help)
+
+
+def _device(help: str = "where the network runs; auto: on GPUs that are up") -> Any:
+    return setting("auto", help, choices=("auto", "cpu", "cuda"))
+
+
+def _precision(help: str, choices: tuple[str, ...] = ("float32", "tf32", "bfloat16"), numbers: bool = True) -> Any:
+    return setting("float32", help, choices=choices, numbers=numbers)
+
+
+def _samples(help: str = "draws N per image", *, least: int = 1, numbers: bool = True) -> Any:
+    return setting(50, help, least=least, numbers=numbers)
+
+
+def _address() -> Any:
+    return setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all verbs share: settings know what they are called, and which of them fix the numbers."""
+    """What all verbs share: settings know what they are called, which values they take, and which fix the numbers.
+
+    Raises:
+        InputError: naming the first setting that is missing or cannot be.
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            self._check(one)
+
+    def _check(self, one: Field[Any]) -> None:
+        value, said = getattr(self, one.name), one.metadata
+        name = one.name if said["positional"] else flag(one.name)
+        if said["required"] and value in ("", (), None):
+            raise InputError(f"{name} is needed: {said['help']}")
+        if value is None:
+            return
+        if said["choices"] and value not in said["choices"]:
+            raise InputError(f"{name} must be one of {', '.join(said['choices'])}, not {value!r}")
+        low, high = said["least"], said["most"]
+        # Not a comparison that NaN would pass.
+        if not ((low is None or value >= low) and (high is None or value <= high)):
+            bounds = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+            raise InputError(f"{name} must be {bounds}, not {value}")
 
     def numbers(self) -> dict[str, Any]:
         """The settings that the results depend on."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("numbers")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["numbers"]}
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
@@ -42,11 +132,10 @@ class Settings:
         # argparse collects repeated values in lists.
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
-    def _at_least(self, **minima: int) -> None:
-        for name, minimum in minima.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {minimum}, not {value}")
+
+def flag(name: str) -> str:
+    """A setting's flag on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -59,34 +148,35 @@ class GenerateSettings(Settings):
     output: str | None = setting(
         None, "folder of the run (local path or URL); the same one resumes it (default, of the demo: ./chexmask-u-demo)"
     )
-    weights: str = setting("demo", WEIGHTS_HELP)
+    weights: str = _weights()
     weights_sha256: str | None = setting(None, "digest that the weight file must have")
-    samples: int = setting(50, "draws N per image", numbers=True)
+    samples: int = _samples()
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
-    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True)
+    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True, least=32)
     preparation: str = setting(
         "published",
         "of images, by source; lossless: without the JPEG compression that MIMIC-CXR-JPG's passed through as published",
         numbers=True,
         choices=("published", "lossless"),
     )
-    precision: str = setting(
-        "float32",
-        "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs",
-        numbers=True,
-        choices=("float32", "tf32", "bfloat16"),
+    precision: str = _precision(
+        "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
-    device: str = setting("auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda"))
-    batch_size: int = setting(16, "images a replica of the network takes at once")
-    replicas: int | None = setting(None, "replicas of the network (default: one per GPU that is up, or per 8 cores)")
-    rows_per_file: int = setting(256, "records in one Parquet part, or up to 32 more: the work that a kill can undo")
+    device: str = _device()
+    batch_size: int = setting(16, "images a replica of the network takes at once", least=1)
+    replicas: int | None = setting(
+        None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1
+    )
+    rows_per_file: int = setting(
+        256, "records in one Parquet part, or up to 32 more: the work that a kill can undo", least=1
+    )
     retry: tuple[str, ...] = setting(
         (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated"
     )
-    address: str | None = setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
+    address: str | None = _address()
 
     def __post_init__(self) -> None:
-        self._at_least(samples=1, max_side=32, batch_size=1, replicas=1, rows_per_file=1)
+        super().__post_init__()
         self.retried_reasons()
         if self.manifest is not None and self.output is None:
             raise InputError("--output is needed with --manifest: the folder or URL where the run is kept")
@@ -100,12 +190,45 @@ class GenerateSettings(Settings):
 
 
 @dataclass(frozen=True)
+class SegmentSettings(Settings):
+    """Contours, masks and measurements of single images, with a picture of each; exit code 1 if some failed."""
+
+    images: tuple[str, ...] = setting(
+        (),
+        "PNG, JPEG or DICOM files, folders or quoted patterns (local paths or URLs)",
+        positional=True,
+        required=True,
+    )
+    output: str = setting(
+        "", "folder for pictures, masks, measurements.csv and .json (local path or URL)", required=True
+    )
+    weights: str = _weights()
+    weights_sha256: str | None = setting(None, "digest that the weight file must have")
+    samples: int = _samples()
+    seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
+    source: str = setting(
+        "folder", "name of these images, as of manifest folder; a published one is prepared as that was", numbers=True
+    )
+    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True, least=32)
+    unsure: float = setting(
+        UNSURE,
+        "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
+        numbers=True,
+        least=0,
+    )
+    label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
+    preview: bool = setting(False, "write preview.html, one page of all images, and open it where there is a display")
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
+
+
+@dataclass(frozen=True)
 class ManifestFolderSettings(Settings):
     """List the images below a folder or bucket prefix as a manifest."""
 
-    uri: str = setting("", "folder or URL prefix to list")
+    uri: str = setting("", "folder or URL prefix to list", positional=True, required=True)
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     source: str = setting("folder", "name of these images: their dataset config; lower case, digits and dashes")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
 
 @dataclass(frozen=True)
@@ -113,7 +236,7 @@ class ManifestSourceSettings(Settings):
     """List one published source's images, joined with their rows in a CheXmask CSV."""
 
     source: str = setting("", "name of the source")
-    images: str = setting("", "folder or URL prefix of the distribution as downloaded")
+    images: str = setting("", "folder or URL prefix of the distribution as downloaded", required=True)
     chexmask: str | None = setting(
         None,
         "CheXmask CSV of the source, with scores and sizes (default: every frontal image that CheXmask took, without "
@@ -130,10 +253,10 @@ class ManifestSourceSettings(Settings):
         "without --chexmask, list the frontal views too that the CheXmask data set left out: CheXpert's second ones",
     )
     check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
-        if not self.images:
-            raise InputError("--images is needed: the folder or URL prefix of the distribution")
+        super().__post_init__()
         if self.preprocessed and self.chexmask is None:
             raise InputError("--preprocessed says what --chexmask is, which is not given")
         if self.all_frontal and self.chexmask is not None:
@@ -144,14 +267,16 @@ class ManifestSourceSettings(Settings):
 class ManifestMergeSettings(Settings):
     """Join manifests into one and check its totals against those of the CheXmask data set."""
 
-    manifests: tuple[str, ...] = setting((), "manifests to join (local paths or URLs)")
+    manifests: tuple[str, ...] = setting((), "manifests to join (local paths or URLs)", positional=True, required=True)
     output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
     accept_rows: tuple[str, ...] = setting(
         (), "SOURCE=N: accept N rows of a source instead of what is expected; may be repeated"
     )
     accept_less: bool = setting(False, "accept fewer rows than expected, of any source")
+    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.accepted_rows()
 
     def accepted_rows(self) -> dict[str, int]:
@@ -173,9 +298,7 @@ class BenchSettings(Settings):
     weights: str | None = setting(
         None, "as for generate (default: those of the package, stretched to 1024 x 1024; their numbers mean nothing)"
     )
-    device: str = setting(
-        "auto", "where the network runs; auto: on a GPU if there is one", choices=("auto", "cpu", "cuda")
-    )
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
     images: str | None = setting(None, "folder or URL of images (default: drawn ones, on the local disk)")
     output: str | None = setting(None, "local folder to keep the result in, as JSON")
     check: bool = setting(False, "end with exit code 1 if a target is missed")
@@ -185,86 +308,77 @@ class BenchSettings(Settings):
 class InfoSettings(Settings):
     """Say what a bug report asks for: versions, devices, weights, and the sources with their terms."""
 
-    weights: str = setting("demo", WEIGHTS_HELP)
+    weights: str = _weights()
     check: bool = setting(
         False, "predict drawings with the weights: whether the numbers are sane (exit code 1 if not), and how fast"
     )
-    device: str = setting(
-        "auto", "where --check predicts; auto: on a GPU if there is one", choices=("auto", "cpu", "cuda")
-    )
+    device: str = _device("where --check predicts; auto: on a GPU if there is one")
 
 
 @dataclass(frozen=True)
 class PlanSettings(Settings):
     """Forecast a run from a short probe on your own images and hardware."""
 
-    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample")
-    weights: str = setting("demo", WEIGHTS_HELP)
-    samples: int = setting(50, "draws N per image")
-    precision: str = setting(
-        "float32", "arithmetic of the encoder, as for generate", choices=("float32", "tf32", "bfloat16")
-    )
-    device: str = setting("auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda"))
-    probe: int = setting(200, "images to sample")
+    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample", required=True)
+    weights: str = _weights()
+    samples: int = _samples(numbers=False)
+    precision: str = _precision("arithmetic of the encoder, as for generate", numbers=False)
+    device: str = _device()
+    probe: int = setting(200, "images to sample", least=1)
     seed: int = setting(0, "fixes the sample")
-    rows: int | None = setting(None, "images to forecast (default: the manifest's; all of CheXmask are 657566)")
-    cpus: int | None = setting(None, "cores of all machines together (default: those that the probe saw)")
-    gpus: int | None = setting(None, "GPUs of all machines together (default: those that the probe saw)")
-    price_per_hour: float | None = setting(None, "price of all machines together for an hour")
+    rows: int | None = setting(
+        None, "images to forecast (default: the manifest's; all of CheXmask are 657566)", least=1
+    )
+    cpus: int | None = setting(None, "cores of all machines together (default: those that the probe saw)", least=1)
+    gpus: int | None = setting(None, "GPUs of all machines together (default: those that the probe saw)", least=1)
+    price_per_hour: float | None = setting(None, "price of all machines together for an hour", least=0)
     scratch: str | None = setting(
         None, "folder or URL, seen by every machine, for the probe's own run (default: a temporary local folder)"
     )
-    address: str | None = setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
-
-    def __post_init__(self) -> None:
-        self._at_least(samples=1, probe=1, rows=1, cpus=1, gpus=1)
-        if self.price_per_hour is not None and self.price_per_hour < 0:
-            raise InputError(f"--price-per-hour must not be negative, not {self.price_per_hour}")
+    address: str | None = _address()
 
 
 @dataclass(frozen=True)
 class ReleaseSettings(Settings):
     """Turn a complete run into one immutable, validated dataset version."""
 
-    run: str = setting("", "folder of the run (local path or URL)")
-    output: str = setting("", "folder that holds the releases (local path or URL); the version becomes a folder in it")
+    run: str = setting("", "folder of the run (local path or URL)", positional=True, required=True)
+    output: str = setting(
+        "", "folder that holds the releases (local path or URL); the version becomes a folder in it", required=True
+    )
     version: str | None = setting(
         None, "version vX.Y.Z (default: the one that follows the newest in --output, v1.0.0 where there is none)"
     )
     exclude: tuple[str, ...] = setting((), "source of the run that is left out of the release; may be repeated")
-    allow_failed: int | None = setting(None, "go on only if at most so many images failed (default: any number)")
-    rows_per_shard: int = setting(25_000, "records in one Parquet file and row group")
-    address: str | None = setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
-
-    def __post_init__(self) -> None:
-        self._at_least(allow_failed=0, rows_per_shard=1)
+    allow_failed: int | None = setting(
+        None, "go on only if at most so many images failed (default: any number)", least=0
+    )
+    rows_per_shard: int = setting(25_000, "records in one Parquet file and row group", least=1)
+    address: str | None = _address()
 
 
 @dataclass(frozen=True)
 class ExportSettings(Settings):
     """Write a release as CheXmask's CSVs or as COCO."""
 
-    release: str = setting("", "folder of one version (local path or URL)")
-    output: str = setting("", "folder for the files (local path or URL); the same one goes on after an interruption")
-    format: str = setting(
-        "chexmask-csv",
-        "chexmask-csv: the published CSVs, OriginalResolution and Preprocessed; coco: polygons and keypoints",
-        choices=EXPORT_FORMATS,
+    release: str = setting("", "folder of one version (local path or URL)", positional=True, required=True)
+    output: str = setting(
+        "", "folder for the files (local path or URL); the same one goes on after an interruption", required=True
     )
-
-    def __post_init__(self) -> None:
-        if self.format not in EXPORT_FORMATS:
-            raise InputError(f"--format must be one of {', '.join(EXPORT_FORMATS)}, not {self.format!r}")
-        if not (self.release and self.output):
-            raise InputError("--output and the release are needed: folders or URLs")
+    format: str = setting(
+        "",
+        "; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()),
+        choices=tuple(EXPORT_FORMATS),
+        required=True,
+    )
 
 
 @dataclass(frozen=True)
 class PublishSettings(Settings):
     """Publish a release on the Hugging Face Hub: one commit and the version's tag, under each source's terms."""
 
-    release: str = setting("", "folder of one version (local path or URL)")
-    repo: str = setting("", "dataset repository ORG/NAME; it is made if there is none")
+    release: str = setting("", "folder of one version (local path or URL)", positional=True, required=True)
+    repo: str = setting("", "dataset repository ORG/NAME; it is made if there is none", required=True)
     private: bool = setting(False, "make a new repository private")
     gated: str | None = setting(
         None,
@@ -277,6 +391,7 @@ class PublishSettings(Settings):
     dry_run: bool = setting(False, "send nothing, and show what would be sent")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo, re.ASCII):
             raise InputError(f"--repo must be ORG/NAME, in letters, digits, '-', '_' and '.', not {self.repo!r}")
         self.accepted_terms()
@@ -296,15 +411,14 @@ class PublishSettings(Settings):
 class DiffSettings(Settings):
     """Say what changed from one release to another: records, pixels, failures; and draft the changelog's entry."""
 
-    before: str = setting("", "folder or URL of one version, or ORG/NAME@vX.Y.Z on the Hugging Face Hub")
-    after: str = setting("", "the version to compare it with, given likewise")
+    before: str = setting(
+        "", "folder or URL of one version, or ORG/NAME@vX.Y.Z on the Hugging Face Hub", positional=True, required=True
+    )
+    after: str = setting("", "the version to compare it with, given likewise", positional=True, required=True)
     output: str | None = setting(
         None, "folder (local path or URL) for diff.json, diff.png and CHANGELOG.md (default: none is written)"
     )
-    movers: int = setting(12, "how many of the records that moved most are listed and drawn")
-
-    def __post_init__(self) -> None:
-        self._at_least(movers=1)
+    movers: int = setting(12, "how many of the records that moved most are listed and drawn", least=1)
 
 
 @dataclass(frozen=True)
@@ -315,6 +429,7 @@ class VerifySettings(Settings):
         (),
         "published CSV (local path or URL), of OriginalResolution or Preprocessed; or SOURCE=CSV, where its id column"
         " does not tell the source; may be repeated, once for each source",
+        required=True,
     )
     run: str | None = setting(None, "folder of the run to compare (local path or URL); it need not be complete")
     release: str | None = setting(None, "folder of one version to compare instead (local path or URL)")
@@ -322,22 +437,18 @@ class VerifySettings(Settings):
         None, "folder or URL prefix of the images instead: a sample of them is predicted first, in this process"
     )
     weights: str | None = setting(None, "of --images: as for generate")
-    probe: int = setting(200, "of --images: how many images of each source to predict")
-    samples: int = setting(50, "of --images: draws N per image")
+    probe: int = setting(200, "of --images: how many images of each source to predict", least=1)
+    samples: int = _samples("of --images: draws N per image", numbers=False)
     seed: int = setting(0, "of --images: fixes which of them, and the draws")
-    device: str = setting(
-        "auto", "of --images: where the network runs; auto: CUDA where there is a GPU", choices=("auto", "cpu", "cuda")
-    )
-    published_samples: int = setting(50, "draws N per image that the published numbers are of")
+    device: str = _device("of --images: where the network runs; auto: CUDA where there is a GPU")
+    published_samples: int = setting(50, "draws N per image that the published numbers are of", least=2)
     output: str | None = setting(
         None, "folder (local path or URL) for verify.json, movers.csv and movers.png (default: none is written)"
     )
-    movers: int = setting(12, "how many of the images that differ most are listed and drawn")
+    movers: int = setting(12, "how many of the images that differ most are listed and drawn", least=1)
 
     def __post_init__(self) -> None:
-        self._at_least(probe=1, samples=1, published_samples=2, movers=1)
-        if not self.published:
-            raise InputError("--published is needed: the CSV of a source as published")
+        super().__post_init__()
         if sum(given is not None for given in (self.run, self.release, self.images)) != 1:
             raise InputError("give one of --run, --release and --images: what is to be compared")
         if (self.images is None) != (self.weights is None):
@@ -348,7 +459,7 @@ class VerifySettings(Settings):
 class ValidateSettings(Settings):
     """Check a release: files, checksums, ids, counts and numbers."""
 
-    release: str = setting("", "folder of one version (local path or URL)")
+    release: str = setting("", "folder of one version (local path or URL)", positional=True, required=True)
 
 
 @dataclass(frozen=True)
@@ -372,7 +483,7 @@ class AnnotatedSettings(Settings):
         choices=("auto", "original", "frame"),
         numbers=True,
     )
-    drawings: int = setting(0, "drawn radiographs to add", numbers=True)
+    drawings: int = setting(0, "drawn radiographs to add", numbers=True, least=0)
     on_bad: str = setting(
         "refuse",
         "images or annotations that cannot be used; refuse: stop and name them, skip: leave them out",
@@ -383,10 +494,10 @@ class AnnotatedSettings(Settings):
         "CSV with columns name and part (train or validation): who is held out (without it, train holds out "
         "--validation of them by a hash of their names, and evaluate scores all)",
     )
-    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded")
+    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", least=32)
 
     def __post_init__(self) -> None:
-        self._at_least(drawings=0, max_side=32)
+        super().__post_init__()
         if not self.data and not self.drawings:
             raise InputError("--data is needed: a folder of annotated images (or --drawings N alone)")
 
@@ -395,7 +506,7 @@ class AnnotatedSettings(Settings):
 class TrainSettings(AnnotatedSettings):
     """Train HybridGNet on annotated radiographs; defaults are the paper's, wherever it gives a value."""
 
-    output: str = setting("", "folder of the run (local path or URL); the same one resumes it")
+    output: str = setting("", "folder of the run (local path or URL); the same one resumes it", required=True)
     variant: str = setting(
         "skip",
         "network: with or without image-to-graph skip connections; dropout: with them, dropout in the encoder, and no "
@@ -408,11 +519,11 @@ class TrainSettings(AnnotatedSettings):
         None,
         "weights to begin with, as --weights of generate, of the same variant and input size (default: random ones)",
     )
-    epochs: int = setting(1000, "epochs in all; a finished run goes on if there are to be more")
-    batches: int = setting(100, "batches in an epoch", numbers=True)
-    batch_size: int = setting(4, "images in a batch, over all workers", numbers=True)
-    learning_rate: float = setting(1e-4, "Adam's learning rate at the start", numbers=True)
-    weight_decay: float = setting(1e-5, "Adam's weight decay", numbers=True)
+    epochs: int = setting(1000, "epochs in all; a finished run goes on if there are to be more", least=1)
+    batches: int = setting(100, "batches in an epoch", numbers=True, least=1)
+    batch_size: int = setting(4, "images in a batch, over all workers", numbers=True, least=1)
+    learning_rate: float = setting(1e-4, "Adam's learning rate at the start", numbers=True, least=0, most=10)
+    weight_decay: float = setting(1e-5, "Adam's weight decay", numbers=True, least=0, most=10)
     schedule: str = setting(
         "step",
         "how the learning rate falls; step: by --decay every --decay-epochs; cosine: to zero over --decay-epochs, "
@@ -420,11 +531,13 @@ class TrainSettings(AnnotatedSettings):
         choices=("step", "cosine"),
         numbers=True,
     )
-    decay: float = setting(0.9, "factor of the learning rate at each of its steps", numbers=True)
+    decay: float = setting(0.9, "factor of the learning rate at each of its steps", numbers=True, least=0, most=1)
     decay_epochs: int = setting(
-        50, "epochs between two steps of the learning rate, or until the cosine's end", numbers=True
+        50, "epochs between two steps of the learning rate, or until the cosine's end", numbers=True, least=1
     )
-    clip: float | None = setting(None, "largest norm of the gradient (default: no limit)", numbers=True)
+    clip: float | None = setting(
+        None, "largest norm of the gradient (default: no limit)", numbers=True, least=0, most=1e9
+    )
     objective: str = setting(
         "mse",
         "what landmarks and skip positions are trained to; mse: the paper's squared error of one draw; energy: the "
@@ -434,53 +547,61 @@ class TrainSettings(AnnotatedSettings):
         numbers=True,
     )
     draws: int = setting(4, "draws of an image that --objective energy compares; mse takes one", numbers=True)
-    kl_first: float = setting(1e-5, "weight of the KL divergence (mean over latents) in the first epoch", numbers=True)
-    kl_last: float = setting(1e-2, "weight of the KL divergence once it has grown", numbers=True)
-    kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True)
-    rotation: float = setting(3.0, "augmentation: largest rotation in degrees", numbers=True)
-    scale: float = setting(0.2, "augmentation: largest change of size, as a fraction", numbers=True)
-    contrast: float = setting(0.4, "augmentation: grey ** g with g from 1 - this to 1 + this", numbers=True)
-    shift: float = setting(0.0, "augmentation: largest shift, as a fraction of the side", numbers=True)
+    kl_first: float = setting(
+        1e-5, "weight of the KL divergence (mean over latents) in the first epoch", numbers=True, least=0, most=1000
+    )
+    kl_last: float = setting(1e-2, "weight of the KL divergence once it has grown", numbers=True, least=0, most=1000)
+    kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True, least=1)
+    rotation: float = setting(3.0, "augmentation: largest rotation in degrees", numbers=True, least=0, most=180)
+    scale: float = setting(0.2, "augmentation: largest change of size, as a fraction", numbers=True, least=0, most=0.9)
+    contrast: float = setting(
+        0.4, "augmentation: grey ** g with g from 1 - this to 1 + this", numbers=True, least=0, most=0.95
+    )
+    shift: float = setting(
+        0.0, "augmentation: largest shift, as a fraction of the side", numbers=True, least=0, most=0.5
+    )
     degrade: float = setting(
-        0.0, "augmentation: chance of each of a clipped grey range, blur, noise and covered parts", numbers=True
+        0.0,
+        "augmentation: chance of each of a clipped grey range, blur, noise and covered parts",
+        numbers=True,
+        least=0,
+        most=1,
     )
     drawings_share: float = setting(
         0.5,
         "chance of a drawing in a batch of images with hearts; where no image has one, half the batches are drawings",
         numbers=True,
+        least=0,
+        most=1,
     )
-    validation: float = setting(0.1, "share of the images that is held out, by a hash of their names", numbers=True)
-    seed: int = setting(0, "fixes first weights, batches, augmentation and draws", numbers=True)
-    precision: str = setting(
-        "float32", "arithmetic of the encoder's convolutions", choices=("float32", "bfloat16"), numbers=True
+    validation: float = setting(
+        0.1, "share of the images that is held out, by a hash of their names", numbers=True, least=0, most=0.9
     )
+    seed: int = setting(0, "fixes first weights, batches, augmentation and draws", numbers=True, least=0)
+    precision: str = _precision("arithmetic of the encoder's convolutions", ("float32", "bfloat16"))
     half: bool = setting(False, "save the weights as float16")
-    every: int = setting(10, "epochs between two checkpoints, each with a validation: the most work a kill can undo")
-    device: str = setting("auto", "where the network runs; auto: on GPUs that are up", choices=("auto", "cpu", "cuda"))
-    workers: int | None = setting(None, "training processes (default: one per GPU that is up, else one)")
-    threads: int | None = setting(None, "CPU threads of each worker (default: the machine's cores, shared out)")
-    address: str | None = setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
+    every: int = setting(
+        10, "epochs between two checkpoints, each with a validation: the most work a kill can undo", least=1
+    )
+    device: str = _device()
+    workers: int | None = setting(None, "training processes (default: one per GPU that is up, else one)", least=1)
+    threads: int | None = setting(
+        None, "CPU threads of each worker (default: the machine's cores, shared out)", least=1
+    )
+    address: str | None = _address()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(
-            epochs=1, batches=1, batch_size=1, decay_epochs=1, kl_epochs=1, every=1, workers=1, threads=1, seed=0
-        )
-        self._within(decay=(0, 1), scale=(0, 0.9), contrast=(0, 0.95), shift=(0, 0.5), rotation=(0, 180))
-        self._within(degrade=(0, 1), drawings_share=(0, 1), validation=(0, 0.9))
-        self._within(learning_rate=(0, 10), weight_decay=(0, 10), kl_first=(0, 1e3), kl_last=(0, 1e3), clip=(0, 1e9))
-        if not self.output:
-            raise InputError("--output is needed: the folder or URL where the run is kept")
         if self.input_size < 64 or self.input_size % 32:
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
-        if self.objective == "energy":
-            self._at_least(draws=2)
-            if self.variant == "dropout":
-                raise InputError(
-                    "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
-                )
+        if self.objective == "energy" and self.draws < 2:
+            raise InputError(f"--draws must be at least 2 with --objective energy, not {self.draws}")
+        if self.objective == "energy" and self.variant == "dropout":
+            raise InputError(
+                "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
+            )
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
@@ -491,35 +612,28 @@ class TrainSettings(AnnotatedSettings):
         """Draws of an image in a batch."""
         return self.draws if self.objective == "energy" else 1
 
-    def _within(self, **ranges: tuple[float, float]) -> None:
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            # Not a chained comparison, which would let NaN pass.
-            if value is not None and not low <= value <= high:
-                raise InputError(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {value}")
-
 
 @dataclass(frozen=True)
 class EvaluateSettings(AnnotatedSettings):
     """Score weights on annotated radiographs: errors, overlap, and whether the uncertainty means anything."""
 
-    weights: str = setting("demo", WEIGHTS_HELP)
+    weights: str = _weights()
     drawings: int = setting(
-        0, "drawn radiographs to add: others than those a training with the same --seed was shown", numbers=True
+        0,
+        "drawn radiographs to add: others than those a training with the same --seed was shown",
+        numbers=True,
+        least=0,
     )
     part: str = setting(
         "validation", "which images of the --split to score", choices=("validation", "train", "all"), numbers=True
     )
-    samples: int = setting(50, "draws N per image", numbers=True)
+    samples: int = _samples(least=2)
     seed: int = setting(
         0, "fixes the draws, together with each image's folder and name, and the drawings", numbers=True
     )
-    batch_size: int = setting(8, "images the network takes at once")
-    device: str = setting(
-        "auto", "where the network runs; auto: CUDA where there is a GPU", choices=("auto", "cpu", "cuda")
-    )
+    batch_size: int = setting(8, "images the network takes at once", least=1)
+    device: str = _device("where the network runs; auto: CUDA where there is a GPU")
     output: str | None = setting(None, "folder for scores.json, images.csv and a figure (default: print only)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(samples=2, batch_size=1)

@@ -43,7 +43,7 @@ def test_manifest_lists_images_and_says_what_it_left_out(tmp_path, manifest, cap
     text, line = capsys.readouterr().out.strip().splitlines()[-2:]
     assert "1 images" in text
     assert "passed over (hidden, or not named as PNG, JPEG or DICOM): 1" in text
-    assert json.loads(line) == {"manifest": str(manifest), "rows": 1, "passed_over": 1}
+    assert json.loads(line) == {"manifest": str(manifest), "rows": 1, "passed_over": 1, "lost": {}}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ PACKAGE = Path(cu.__file__).parent
 
 # In the order in which data flow: a room, or a module at the top, may import what stands before it.
 ORDER = (
-    "anatomy version errors memory record columns storage folder settings",
+    "anatomy version errors result record columns storage folder settings",
     "sources",
     "manifests images model",
     "weight_files",
@@ -24,7 +24,7 @@ ORDER = (
     "runs",
     "releases use",
     "pipeline demo",
-    "training experiments bench verify info",
+    "training experiments bench verify",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

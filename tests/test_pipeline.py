@@ -19,9 +19,10 @@ import pytest
 import chexmask_u as cu
 from chexmask_u import cli, pipeline, record
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import list_folder
-from chexmask_u.runs import write
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
+from tests.support import apart
 
 DAMAGED = ("empty.png", "text.png", "cut.jpg")
 
@@ -66,7 +67,7 @@ def finished(settings, local_ray):
 
 
 def records(output: str | Path) -> dict[str, dict]:
-    table = write.Run(str(output)).dataset().to_table()
+    table = Run(str(output)).dataset().to_table()
     rows = table.to_pylist()
     assert len({row["record_id"] for row in rows}) == len(rows), "a record is there twice"
     return {row["record_id"]: row for row in rows}
@@ -122,12 +123,21 @@ def test_more_replicas_and_other_batches_give_the_same_records(finished, setting
             np.testing.assert_allclose(row["landmarks_std"], second[record_id]["landmarks_std"], atol=0.01)
 
 
-def test_a_finished_run_is_not_run_again(finished, settings):
-    before = sorted(Path(settings.output, "records").iterdir())
-    summary = pipeline.generate(settings)
-    assert summary["already_done"] == 43
-    assert summary["complete"]
-    assert sorted(Path(settings.output, "records").iterdir()) == before
+def test_a_finished_run_says_so_without_ray_and_is_not_run_again(finished, settings, tmp_path):
+    before = sorted(Path(settings.output).rglob("*"))
+    options = {"manifest": settings.manifest, "output": settings.output, "weights": settings.weights}
+    again = [
+        *("generate", "--samples", "5", "--rows-per-file", "10", "--json"),
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
+    plain, retried = apart.run([again, [*again, "--retry", "timeout,storage"]], tmp_path)
+    for outcome in (plain, retried):
+        assert (outcome.code, outcome.with_ray) == (0, False), outcome.stderr
+        summary = json.loads(outcome.stdout.splitlines()[-1])
+        assert (summary["already_done"], summary["complete"]) == (43, True)
+        assert "is finished, and nothing is done again" in outcome.stderr
+    assert "no image failed for a reason that --retry names (storage, timeout)" in retried.stderr
+    assert sorted(Path(settings.output).rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -175,7 +185,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(signal
     count = 60 * (len(signals) + 1)
     draw_images(tmp_path / "images", count, np.random.default_rng(1))
     list_folder(ManifestFolderSettings(uri=str(tmp_path / "images"), output=str(tmp_path / "m.parquet")))
-    run = write.Run(str(tmp_path / "run"))
+    run = Run(str(tmp_path / "run"))
     command = [sys.executable, "-m", "chexmask_u.cli", "generate"]
     command += ["--manifest", str(tmp_path / "m.parquet"), "--output", run.url, "--weights", str(tiny_weights)]
     # Many draws make the run long enough to be stopped in the middle.
@@ -213,7 +223,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(signal
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["one part more", "as many rows as there should be"])
-def test_parts_that_a_cut_off_machine_wrote_again_are_not_counted_twice(finished, settings, tmp_path, lost):
+def test_parts_that_a_cut_off_machine_wrote_again_are_not_counted_twice(finished, settings, tmp_path, lost, capsys):
     from dataclasses import replace
 
     output = tmp_path / "run"
@@ -230,3 +240,11 @@ def test_parts_that_a_cut_off_machine_wrote_again_are_not_counted_twice(finished
     summary = pipeline.generate(replace(settings, output=str(output)))
     assert (summary["complete"], summary["left"]) == (True, 0)
     assert records(output).keys() == records(settings.output).keys()
+    already = summary["already_done"]
+    if already < 43:
+        told = capsys.readouterr().err
+        assert f"{already} of 43 images are done already, {43 - already} are left" in told
+        # Those of the attempt before this one, too.
+        assert "3 failed" in told.splitlines()[-1]
+        page = (output / "report.html").read_text()
+        assert f"for the {43 - already} of the last attempt" in page

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from chexmask_u import cli, record, storage
-from chexmask_u.manifests.manifest import ManifestFacts
-from chexmask_u.runs import write
+from chexmask_u.manifests.check import ManifestFacts
+from chexmask_u.runs.identity import freeze
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.steps.read import read
 from tests.steps.test_read import manifest
@@ -96,12 +97,12 @@ def test_no_error_message_echoes_a_secret(
 
 
 def test_run_json_holds_no_secret(tmp_path: Path) -> None:
-    run = write.Run(str(tmp_path / "run"))
+    run = Run(str(tmp_path / "run"))
     settings = GenerateSettings(
         manifest="https://user:s3cr3t@host/m.parquet", output=run.url, weights="https://host/w.pt?token=s3cr3t"
     )
     facts = ManifestFacts(uri=str(settings.manifest), sha256="0" * 64, rows=1, sources={"folder": 1})
-    write.freeze(run, settings, facts, {"source": settings.weights, "sha256": "1"})
+    freeze(run, settings, facts, {"source": settings.weights, "sha256": "1"})
     text = (tmp_path / "run" / "run.json").read_text()
     assert "s3cr3t" not in text
     assert json.loads(text)["settings"]["samples"] == 50

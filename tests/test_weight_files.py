@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chexmask_u.errors import CheckpointError, InputError
-from chexmask_u.manifests.manifest import ManifestFacts
-from chexmask_u.runs import write
+from chexmask_u.manifests.check import ManifestFacts
+from chexmask_u.runs.identity import check_same, freeze
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.weight_files import find, find_again, load_model
 from tests.support import hub, small_networks
@@ -317,12 +318,12 @@ def test_a_local_file_that_is_another_one_elsewhere_is_refused(tmp_path: Path) -
 
 
 def test_a_run_that_was_begun_before_commits_were_kept_goes_on(tmp_path: Path) -> None:
-    run = write.Run(str(tmp_path / "run"))
+    run = Run(str(tmp_path / "run"))
     settings = GenerateSettings(manifest="m.parquet", output=run.url, weights=f"{HERE}/v1_skip")
     facts = ManifestFacts(uri="m.parquet", sha256="0" * 64, rows=1, sources={"folder": 1})
     old = {"source": settings.weights, "sha256": "1" * 64, "variant": "skip", "input_size": 64}
-    write.freeze(run, settings, facts, old)
+    freeze(run, settings, facts, old)
     now = old | {"commit": "2" * 40, "file": "v1_skip/pytorch_model.bin"}
-    assert write.check_same(run, settings, now, facts.sha256)
+    assert check_same(run, settings, now, facts.sha256)
     with pytest.raises(InputError, match="weights sha256 was"):
-        write.check_same(run, settings, now | {"sha256": "3" * 64}, facts.sha256)
+        check_same(run, settings, now | {"sha256": "3" * 64}, facts.sha256)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from chexmask_u import pipeline, record, storage
 from chexmask_u.bench.timing import Row
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
 from chexmask_u.runs import cluster
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.steps.predict import Predictor
@@ -24,7 +24,7 @@ LEAST_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One run of `generate`: its images, the seconds of the whole call, and the most MiB its object store held."""
 
     images: int
@@ -45,11 +45,11 @@ class Sustained:
 
     images_per_second: float
     start_seconds: float
-    short: tuple[Run, ...]
-    long: tuple[Run, ...]
+    short: tuple[TimedRun, ...]
+    long: tuple[TimedRun, ...]
 
     @classmethod
-    def of(cls, short: list[Run], long: list[Run]) -> Sustained:
+    def of(cls, short: list[TimedRun], long: list[TimedRun]) -> Sustained:
         """Medians over the pairs."""
         more = long[0].images - short[0].images
         longer = statistics.median(b.seconds - a.seconds for a, b in zip(short, long, strict=True))
@@ -85,7 +85,7 @@ def pair_images(images_per_second: float, flow_seconds: float, cores: int) -> tu
     return short, short + a_round * max(1, math.ceil(images_per_second * flow_seconds / a_round))
 
 
-def timed_run(settings: GenerateSettings, rows: pa.Table, count: int, folder: str) -> Run:
+def timed_run(settings: GenerateSettings, rows: pa.Table, count: int, folder: str) -> TimedRun:
     """Time `generate` over `count` images, in a folder that is removed afterwards; the cluster is up before.
 
     Args:
@@ -98,13 +98,13 @@ def timed_run(settings: GenerateSettings, rows: pa.Table, count: int, folder: st
     fs, path = storage.filesystem(folder)
     fs.makedirs(path, exist_ok=True)
     try:
-        manifest.write([manifest.complete(repeated(rows, count))], listed)
+        parquet.write([parquet.complete(repeated(rows, count))], listed)
         start = time.perf_counter()
         summary = pipeline.generate(replace(settings, manifest=listed, output=output))
         seconds = time.perf_counter() - start
     finally:
         fs.rm(path, recursive=True)
-    return Run(count, summary["ok"], seconds, summary["object_store_peak_mib"], summary["object_store_limit_mib"])
+    return TimedRun(count, summary["ok"], seconds, summary["object_store_peak_mib"], summary["object_store_limit_mib"])
 
 
 def predictor(settings: GenerateSettings, threads: int | None) -> Predictor:

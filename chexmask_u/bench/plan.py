@@ -21,9 +21,13 @@ from chexmask_u import pipeline, record, storage, weight_files
 from chexmask_u.bench import pipeline as measured
 from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
+from chexmask_u.manifests.check import check_access, check_columns, inspect
+from chexmask_u.model.device import choose
 from chexmask_u.record import ReadError
-from chexmask_u.runs import cluster, write
+from chexmask_u.result import Result
+from chexmask_u.runs import cluster
+from chexmask_u.runs.run import COMPRESSION
 from chexmask_u.settings import GenerateSettings, PlanSettings
 from chexmask_u.steps.mask import mask
 from chexmask_u.steps.read import FETCHERS, read
@@ -41,6 +45,8 @@ FETCHED = 32
 KEPT_IMAGES = 64
 
 GIB = 2**30
+
+_NO_GPU_PROBED = "--gpus: no GPU was probed, so nothing is known of one; run plan on a machine that has one"
 
 
 @dataclass(frozen=True)
@@ -194,15 +200,18 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         InputError: on bad input.
     """
     manifest_uri = storage.normalise(settings.manifest)
-    manifest.check_columns(manifest_uri)
+    check_columns(manifest_uri)
     # A bad manifest and bad weights are to be known now, not after a minute.
-    total = manifest.inspect(manifest_uri).rows
+    total = inspect(manifest_uri).rows
     if settings.probe < LEAST_IMAGES:
         raise InputError(f"--probe {settings.probe}: a probe needs at least {LEAST_IMAGES} images")
     if total < LEAST_IMAGES:
         raise InputError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
     weights = weight_files.find(settings.weights)
     weight_files.load_model(weights)
+    cluster.check_here(settings.device, settings.precision, settings.address)
+    if settings.gpus is not None and cluster.starts_here(settings.address) and choose(settings.device) == "cpu":
+        raise InputError(_NO_GPU_PROBED)
     run_settings = GenerateSettings(
         weights=weights.uri,
         samples=settings.samples,
@@ -216,11 +225,9 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         if settings.device == "cuda" and not share.gpus:
             raise InputError("--device cuda: Ray sees no GPU; probe on a machine that has one, or leave the flag out")
         if settings.gpus is not None and not share.gpus:
-            raise InputError(
-                "--gpus: no GPU was probed, so nothing is known of one; run plan on a machine that has one"
-            )
+            raise InputError(_NO_GPU_PROBED)
         if settings.precision == "tf32" and not share.on_gpus:
-            raise InputError("--precision tf32: only NVIDIA GPUs have it and Ray sees none; leave the flag out")
+            raise InputError(cluster.NO_TF32)
         if share.machines > 1 and settings.scratch is None:
             raise InputError("--scratch is needed on a cluster: a folder or URL that every machine sees")
         rows = cluster.on_worker(_sample, manifest_uri, total, settings.probe, settings.seed)
@@ -281,10 +288,10 @@ def render(result: dict[str, Any]) -> str:
 
 def _sample(manifest_uri: str, total: int, count: int, seed: int) -> pa.Table:
     """So many of a manifest's `total` rows, completed; in random order, since parts of them are measured, too."""
-    manifest.check_access(manifest_uri)
+    check_access(manifest_uri)
     fs, path = storage.arrow_filesystem(manifest_uri)
     chosen = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
-    return manifest.complete(pq.read_table(path, filesystem=fs).take(chosen))
+    return parquet.complete(pq.read_table(path, filesystem=fs).take(chosen))
 
 
 def _measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | None, step_seconds: float) -> Steps:
@@ -359,7 +366,7 @@ def _seconds_per_image(step: Callable[[pa.Table], pa.Table], batches: list[pa.Ta
 def _stored_bytes(records: pa.Table) -> float:
     """Bytes a row that a table takes as Parquet, without the file's footer."""
     sink = pa.BufferOutputStream()
-    pq.write_table(records, sink, compression=write.COMPRESSION)
+    pq.write_table(records, sink, compression=COMPRESSION)
     group = pq.read_metadata(pa.BufferReader(sink.getvalue())).row_group(0)
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns)) / len(records)
 
@@ -382,3 +389,9 @@ def _duration(hours: float) -> str:
 
 def _size(gib: float) -> str:
     return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
+
+
+def verb(settings: PlanSettings) -> Result:
+    """`chexmask-u plan`."""
+    facts = run(settings)
+    return Result(facts, render(facts))

@@ -34,8 +34,11 @@ from chexmask_u.bench.timing import Row
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import read_bytes
-from chexmask_u.manifests import manifest
-from chexmask_u.runs import cluster, write
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.model.device import choose
+from chexmask_u.result import DONE, INCOMPLETE, Result
+from chexmask_u.runs import cluster
+from chexmask_u.runs.identity import library_versions
 from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderSettings
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.steps.read import read
@@ -96,9 +99,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             such variant of the network.
         InputError: on other bad input.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
-    kind = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    kind = choose(settings.device)
     scale = _scale(settings.quick, kind)
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="chexmask-u-bench-") as name:
@@ -122,8 +123,8 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "format": FORMAT,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "code": {"version": write.versions()["chexmask_u"], "sha256": _code_sha256()},
-            "versions": write.versions(),
+            "code": {"version": library_versions()["chexmask_u"], "sha256": _code_sha256()},
+            "versions": library_versions(),
             "device": {
                 "kind": kind,
                 "name": torch.cuda.get_device_name() if kind == "cuda" else _processor(),
@@ -377,7 +378,7 @@ def reading_workloads(listed: pa.Table | None, size: tuple[int, int], folder: Pa
 def _listed(images: str, folder: Path) -> pa.Table:
     """Manifest rows of the images below a folder or URL, evenly chosen."""
     listed = str(folder / "listed.parquet")
-    manifest.list_folder(ManifestFolderSettings(uri=images, output=listed))
+    list_folder(ManifestFolderSettings(uri=images, output=listed))
     rows = pq.read_table(listed)
     rows = rows.take(np.unique(np.linspace(0, len(rows) - 1, LISTED_IMAGES).astype(int)))
     first = read(rows.slice(0, pipeline.ROWS_PER_BLOCK))
@@ -395,7 +396,7 @@ def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Tab
         name, image = (f"{index}.png", reading.twelve_bit(grey)) if deep else (f"{index}.jpg", grey)
         cv2.imwrite(str(folder / "images" / name), image)
     listed = str(folder / "manifest.parquet")
-    manifest.list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
+    list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=listed))
     return pq.read_table(listed)
 
 
@@ -428,3 +429,9 @@ def _code_sha256() -> str:
     for file in sorted(package.rglob("*.py")):
         digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def verb(settings: BenchSettings) -> Result:
+    """`chexmask-u bench`."""
+    facts = run(settings)
+    return Result(facts, render(facts), INCOMPLETE if settings.check and not facts["passed"] else DONE)

@@ -32,7 +32,7 @@ def read_bytes(data: bytes, *, source: str, max_side: int, preparation: Preparat
         ReadError: with the reason why not.
     """
     recipe = sources.get(source)
-    image = decode(data, max_side=max_side, dicom_standard=recipe.dicom_standard)
+    image = decode(data, max_side=max_side, dicom_standard=recipe.dicom_standard, full_range=recipe.full_range)
     try:
         prepared, letterbox = prepare(image, crop_border=recipe.crop_border)
     except BlankImageError as error:

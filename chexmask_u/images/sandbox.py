@@ -19,7 +19,8 @@ from typing import IO, Any, BinaryIO
 import cv2
 import numpy as np
 
-from chexmask_u import memory, storage
+from chexmask_u import storage
+from chexmask_u.images import memory
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
@@ -36,15 +37,7 @@ SPARE_BYTES = 512 * 2**20
 ATTEMPTS = 2
 PAUSE_SECONDS = 1.0
 
-# The package's own __init__ would import torch: two seconds and 300 MB for each child.
-_START = """
-import sys, types
-package = types.ModuleType("chexmask_u")
-package.__path__ = [sys.argv[1]]
-sys.modules["chexmask_u"] = package
-from chexmask_u.images.sandbox import serve
-serve()
-"""
+_START = "from chexmask_u.images.sandbox import serve; serve()"
 
 _READY = b"ready\n"
 
@@ -136,13 +129,14 @@ class Sandbox:
         for _ in range(ATTEMPTS):
             try:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(Path(__file__).parents[1])],
+                    # Without -P the folder that this runs in, and a package of that name there, would go first.
+                    [sys.executable, "-P", "-c", _START],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     # Ray finds this code by sys.path, which a child does not inherit.
                     env={
                         **os.environ,
-                        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
                         "OPENBLAS_NUM_THREADS": "1",
                     },
                     # Ctrl-C is for the parent, which then ends the child.
@@ -232,6 +226,7 @@ def serve() -> None:
 
 
 def _failure(error: BaseException, memory: int) -> dict[str, Any]:
+    """What the parent is told of an image that gave none, within so many bytes of address space."""
     if _is_out_of_memory(error):
         text = f"more than {memory // 2**20} MiB would be needed to decode it (--max-side allows for more)"
         return {"reason": "out_of_memory", "error": text}
@@ -250,6 +245,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _receive(stdout: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    """A header and the pixels uint8, row-major, that follow it; EOFError if the child dies on the way."""
     line = stdout.readline()
     if not line.endswith(b"\n"):
         raise EOFError

@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
 from chexmask_u import record, sources, storage
-from chexmask_u.errors import InputError
-from chexmask_u.manifests import manifest
-from chexmask_u.manifests.chexmask_csv import MAX, MEAN, among, read_own_table, read_rows
+from chexmask_u.errors import InputError, did_you_mean
+from chexmask_u.manifests import parquet, source_table
+from chexmask_u.manifests.chexmask_csv import MAX, MEAN, among, read_rows
+from chexmask_u.manifests.distribution import almost_images, kinds_of_files, list_distribution
+from chexmask_u.manifests.problems import PROBLEMS, ProblemLog
+from chexmask_u.manifests.reach import missing
+from chexmask_u.result import Result
 from chexmask_u.settings import ManifestSourceSettings
 from chexmask_u.sources.base import Source
-
-# HEAD requests that wait for the storage at the same time.
-CHECKERS = 32
-
-PROBLEMS: dict[str, str] = {
-    "missing_image": "the CSV has a row, but there is no image",
-    "missing_row": "there is an image, but the CSV has no row",
-    "two_files": "several files have the same image id",
-    "conflicting_rows": "the CSV has several rows of the same id, with other values",
-    "no_id": "a row of the CSV names no image",
-    "other_view": "the CSV has a row, but the source's table says that the view is neither PA nor AP",
-    "not_in_table": "the source's table does not list the image, so its view is unknown",
-    "unreachable": "--check could not find or open the image",
-    "empty_file": "--check found an image file without a byte",
-    "duplicate_row": "the CSV has several rows of the same id, all alike: they count once",
-    "no_scores": "the CSV's row lacks a Dice RCA score",
-    "max_below_mean": "the CSV's Dice RCA (Max) is below its Dice RCA (Mean)",
-    "no_size": "the CSV's row lacks Height or Width",
-    "size_mismatch": "the CSV's size is not the one that the source gives, which is used",
-}
-"""Every way in which images, rows and tables can disagree. The last five leave an image in the manifest."""
-
-_PROBLEM_ROW = pa.schema([("problem", pa.string()), ("image_id", pa.string()), ("detail", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -56,10 +34,11 @@ class JoinReport:
         images: image files of the source below --images.
         other_views: of those, the ones that the source's table says are neither PA nor AP.
         other_frontal: frontal views that the CheXmask data set left out, and so the manifest.
-        passed_over: files that are no images of the source.
+        passed_over: files that are no images of the source, as far as their path tells.
+        passed_over_kinds: how many of those have each of the commonest suffixes.
         csv_rows: rows of the CSV; None without one.
         table: the source's own table that was used, or None.
-        counts: problems by kind; all of `PROBLEMS`, also where there are none.
+        counts: problems by kind; all of `problems.PROBLEMS`, also where there are none.
     """
 
     manifest: str
@@ -71,6 +50,7 @@ class JoinReport:
     other_views: int
     other_frontal: int
     passed_over: int
+    passed_over_kinds: dict[str, int]
     csv_rows: int | None
     table: str | None
     counts: dict[str, int]
@@ -84,7 +64,8 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
 
     With a CSV, an image needs a row in it, since the CheXmask data set is what is regenerated. What is ambiguous (an id
     of two files, or of rows that differ) is left out and listed, never chosen. Without a CSV, every frontal image that
-    the CheXmask data set took is a row without scores, and with `all_frontal` the others are, too.
+    the CheXmask data set took is a row without scores, and with `all_frontal` the others are, too. What the source's
+    table lists and nobody downloaded is listed, too.
 
     Raises:
         InputError: if the images, the CSV or the table cannot be read or are not this source's, or nothing matches.
@@ -92,13 +73,17 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
     """
     source = _published(settings.source)
     output = storage.normalise(settings.output)
+    parquet.check_name(output)
     problems_uri = storage.normalise(settings.problems or re.sub(r"\.parquet$", "", output) + ".problems.csv")
     root = storage.normalise(settings.images)
-    files = _list_images(source, settings.images)
+    files = list_distribution(source, settings.images)
     table_uri = settings.table or (storage.join(root, files.tables[0]) if files.tables else None)
-    own = read_own_table(source, source.table, table_uri) if source.table and table_uri else None
-    log = _ProblemLog()
+    own = source_table.read(source, source.table, table_uri) if source.table and table_uri else None
+    log = ProblemLog()
+    lost = [(source.image_id(path) or "", f"{path}: {why}") for path, why in files.lost.items()]
+    log.add("not_followed", [image_id for image_id, _ in lost], [detail for _, detail in lost])
 
+    almost = almost_images(source, files.others)
     images, repeated = _one_file_each(files.images, log)
     other = pa.chunked_array([], pa.string()) if own is None else own.filter(pc.invert(own["frontal"]))["id"]
     other_views = among(images["id"], other)
@@ -113,17 +98,27 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
         rows = read_rows(source, settings.chexmask, own, settings.preprocessed)
         images, other_frontal = _taken_images(settings, images, rows)
         joined = _join(
-            settings, rows, images, repeated, other, log, views_known=own is not None or not _needs_table(source)
+            settings,
+            rows,
+            images,
+            repeated,
+            other,
+            log,
+            almost,
+            views_known=own is not None or not source_table.is_needed(source),
         )
+    if own is not None:
+        _log_without_file(own, files.images, rows, almost, log)
     joined = _with_sizes(source, joined, own, log, flag=rows is not None and not settings.preprocessed)
     uris = pa.array([storage.join(root, path) for path in joined["path"].to_pylist()], pa.string())
     joined = joined.append_column("uri", uris)
     if settings.check:
         joined = _reachable(settings.images, joined, log)
     table = _manifest_rows(source, joined)
+    draft = parquet.draft([table], output, overwrite=settings.overwrite)
     # The manifest comes last: where it is, its list of problems is too.
-    _write_csv(log.table(table), problems_uri)
-    manifest.write(iter([table]), output)
+    log.write(table, problems_uri)
+    draft.write()
     return JoinReport(
         manifest=output,
         problems=problems_uri,
@@ -133,7 +128,8 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
         images=len(files.images),
         other_views=pc.sum(other_views).as_py() or 0,
         other_frontal=other_frontal,
-        passed_over=files.passed_over,
+        passed_over=len(files.others),
+        passed_over_kinds=kinds_of_files(files.others),
         csv_rows=None if rows is None else len(rows),
         table=table_uri if own is not None else None,
         counts=log.counts(),
@@ -143,79 +139,27 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
 def _published(name: str) -> Source:
     if name not in sources.PUBLISHED:
         raise InputError(
-            f"source {name!r} is not one of {', '.join(sources.PUBLISHED)}; `chexmask-u manifest folder` lists others"
+            f"source {name!r} is not one of {', '.join(sources.PUBLISHED)}{did_you_mean(name, sources.PUBLISHED)};"
+            " `chexmask-u manifest folder` lists others"
         )
     return sources.PUBLISHED[name]
 
 
-class _ProblemLog:
-    """Problems in the order they were found; only public image ids and our own words, nothing else of an image."""
-
-    def __init__(self) -> None:
-        self._parts: list[pa.Table] = []
-
-    def add(self, kind: str, ids: pa.ChunkedArray | Sequence[str], details: Sequence[str] | str) -> None:
-        ids = ids.to_pylist() if isinstance(ids, pa.ChunkedArray) else list(ids)
-        details = [details] * len(ids) if isinstance(details, str) else list(details)
-        columns = {
-            "problem": [kind] * len(ids),
-            "image_id": ids,
-            "detail": details,
-        }
-        self._parts.append(pa.table(columns, schema=_PROBLEM_ROW))
-
-    def counts(self) -> dict[str, int]:
-        """Problems by kind, 0 for those that did not occur."""
-        found = Counter(kind for part in self._parts for kind in part["problem"].to_pylist())
-        return {kind: found[kind] for kind in PROBLEMS}
-
-    def table(self, rows: pa.Table) -> pa.Table:
-        """One row per problem, and whether its image is in the manifest's `rows` all the same.
-
-        Sorted by kind and id, so that the same input gives the same file.
-        """
-        table = pa.concat_tables([_PROBLEM_ROW.empty_table(), *self._parts])
-        table = table.append_column("in_manifest", among(table["image_id"], rows["image_id"]))
-        return table.sort_by([(name, "ascending") for name in _PROBLEM_ROW.names])
+def _log_without_file(
+    own: pa.Table, images: pa.Table, rows: pa.Table | None, almost: dict[str, str], log: ProblemLog
+) -> None:
+    """Log the frontal views of the source's table that have no image; of rows of the CSV, that is said already."""
+    listed = pc.unique(own.filter(own["frontal"])["id"])
+    known = images["id"] if rows is None else pa.chunked_array([*images["id"].chunks, *rows["id"].chunks])
+    absent = listed.filter(pc.invert(pc.is_in(listed, value_set=known.combine_chunks()))).to_pylist()
+    log.add("no_file", absent, [_no_file(image_id, almost) for image_id in absent])
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Images of a source (columns id, path below the root), its tables' paths, and how many files are neither."""
-
-    images: pa.Table
-    tables: list[str]
-    passed_over: int
+def _no_file(image_id: str, almost: dict[str, str]) -> str:
+    return f"no file of this id below --images{almost.get(image_id, '')}"
 
 
-def _list_images(source: Source, url: str) -> _Files:
-    ids, paths, tables, others = [], [], [], []
-    for below in manifest.files_below(url):
-        image_id = source.image_id(below)
-        if image_id is not None:
-            ids.append(image_id)
-            paths.append(below)
-        elif source.table and re.fullmatch(source.table.pattern, below.rsplit("/", 1)[-1]):
-            tables.append(below)
-        else:
-            others.append(below)
-    if not ids:
-        raise InputError(
-            f"--images {url}: holds no {source.title} image; found {_kinds_of_files(others)}, expected {source.layout};"
-            " point --images at the folder that the distribution was unpacked to"
-        )
-    images = pa.table({"id": pa.array(ids, pa.string()), "path": pa.array(paths, pa.string())})
-    # Nearest first, then plain before gzipped.
-    return _Files(images, sorted(tables, key=lambda table: (table.count("/"), table)), len(others))
-
-
-def _kinds_of_files(paths: Iterable[str]) -> str:
-    """How many files of which suffix; never their names, which are a stranger's and may say who was examined."""
-    suffixes = Counter(found[0] if (found := re.search(r"\.[a-z]{1,6}$", path)) else "other" for path in paths)
-    return ", ".join(f"{count:,} {suffix} files" for suffix, count in suffixes.most_common(4)) or "no file"
-
-
-def _one_file_each(images: pa.Table, log: _ProblemLog) -> tuple[pa.Table, pa.Array]:
+def _one_file_each(images: pa.Table, log: ProblemLog) -> tuple[pa.Table, pa.Array]:
     """Images without those whose id several files have, and the ids of those."""
     counted = pc.value_counts(images["id"])
     repeated = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
@@ -234,13 +178,13 @@ def _one_file_each(images: pa.Table, log: _ProblemLog) -> tuple[pa.Table, pa.Arr
     return images.filter(pc.invert(pc.is_in(images["id"], repeated))), repeated
 
 
-def _frontal_images(source: Source, images: pa.Table, own: pa.Table | None, log: _ProblemLog) -> pa.Table:
+def _frontal_images(source: Source, images: pa.Table, own: pa.Table | None, log: ProblemLog) -> pa.Table:
     """Without a CSV, the source's table alone tells frontal views, unless there is no need to."""
     if own is None:
-        if not _needs_table(source):
+        if not source_table.is_needed(source):
             return images
         raise InputError(
-            f"{source.title}: no table {_official_name(source)} below --images, and no --chexmask, to tell"
+            f"{source.title}: no table {source_table.official_name(source)} below --images, and no --chexmask, to tell"
             " frontal views from others; give --table or --chexmask"
         )
     known = among(images["id"], own["id"])
@@ -259,24 +203,14 @@ def _taken_images(settings: ManifestSourceSettings, images: pa.Table, rows: pa.T
     return kept, len(images) - len(kept)
 
 
-def _needs_table(source: Source) -> bool:
-    """Whether only the source's own table tells frontal views."""
-    return source.table is not None and not source.table.optional
-
-
-def _official_name(source: Source) -> str:
-    """The file name of a source's table as people write it."""
-    pattern = source.table.pattern if source.table else ""
-    return pattern.replace(r"(\.gz)?", "[.gz]").replace(r"\d+", "N").replace(".*", "*").replace("\\", "")
-
-
 def _join(
     settings: ManifestSourceSettings,
     rows: pa.Table,
     images: pa.Table,
     repeated: pa.Array,
     other: pa.ChunkedArray,
-    log: _ProblemLog,
+    log: ProblemLog,
+    almost: dict[str, str],
     *,
     views_known: bool,
 ) -> pa.Table:
@@ -285,7 +219,7 @@ def _join(
     if nameless := pc.sum(unnamed).as_py():
         log.add("no_id", [""] * nameless, "a row whose id is empty")
     named = rows.filter(pc.invert(unnamed))
-    # Of an id of two files that has been said; its row lacks no image.
+    # An id of two files is logged as that; its row lacks no image.
     unique = _one_row_each(named, log)
     unique = unique.filter(pc.invert(pc.is_in(unique["id"], value_set=repeated)))
     at = pc.index_in(unique["id"], value_set=images["id"].combine_chunks())
@@ -293,7 +227,8 @@ def _join(
     joined = unique.filter(there).append_column("path", images["path"].take(at.drop_null()))
     if not len(joined):
         raise InputError(_no_match(settings, named, images, len(repeated)))
-    log.add("missing_image", unique.filter(pc.invert(there))["id"], "no file of this id below --images")
+    absent = unique.filter(pc.invert(there))["id"].to_pylist()
+    log.add("missing_image", absent, [_no_file(image_id, almost) for image_id in absent])
     # Views that the data set never took need no row.
     rowless = pc.invert(pc.or_(among(images["id"], named["id"]), among(images["id"], other)))
     hint = "" if views_known else "; perhaps another view, since the source's table was not found (--table)"
@@ -314,7 +249,7 @@ def _join(
     return joined
 
 
-def _one_row_each(rows: pa.Table, log: _ProblemLog) -> pa.Table:
+def _one_row_each(rows: pa.Table, log: ProblemLog) -> pa.Table:
     """Rows without repetitions: one of those that are alike, none of those that differ."""
     counted = pc.value_counts(rows["id"])
     repeated = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
@@ -348,7 +283,7 @@ def _no_match(settings: ManifestSourceSettings, rows: pa.Table, images: pa.Table
     )
 
 
-def _with_sizes(source: Source, joined: pa.Table, own: pa.Table | None, log: _ProblemLog, *, flag: bool) -> pa.Table:
+def _with_sizes(source: Source, joined: pa.Table, own: pa.Table | None, log: ProblemLog, *, flag: bool) -> pa.Table:
     """`joined` with the sizes that the source gives of its files, else those of the CSV; with `flag`, faults logged."""
     csv_height, csv_width = joined["height"], joined["width"]
     if source.side is not None:
@@ -393,61 +328,7 @@ def _manifest_rows(source: Source, joined: pa.Table) -> pa.Table:
     return rows.sort_by("record_id").cast(record.MANIFEST)
 
 
-def missing(uris: Sequence[str], root: str) -> list[tuple[str, str] | None]:
-    """What is wrong with each object, as the storage says now: a kind of `PROBLEMS` and a reason, or None.
-
-    One listing answers for a thousand objects where a request for each would answer for one (measured on a local S3
-    server: 185 objects/s asked one by one, 32 at a time). Only what is not listed is asked for by itself, concurrently.
-
-    Args:
-        uris: objects below `root`.
-        root: folder or URL prefix that is listed.
-
-    Raises:
-        InputError: if the storage lists objects but refuses to open them.
-    """
-    # Without its cached listings, or it would answer from what it has seen before.
-    fs, base = storage.filesystem(root)
-    try:
-        listed = {path: info["size"] for path, info in fs.find(base, detail=True).items()}
-    except Exception:  # a storage may allow reading and not listing; then every object is asked for
-        listed = {}
-    paths = [storage.resolve(uri)[1] for uri in uris]
-
-    def size(path: str) -> int | Exception:
-        if path in listed:
-            return int(listed[path])
-        try:
-            return int(fs.info(path)["size"])
-        except Exception as error:  # one image's trouble must not end the others' check
-            return error
-
-    with ThreadPoolExecutor(CHECKERS) as pool:
-        sizes = list(pool.map(size, paths))
-    _check_readable(fs, root, [path for path, found in zip(paths, sizes, strict=True) if isinstance(found, int)])
-    return [_fault(found) for found in sizes]
-
-
-def _fault(size: int | Exception) -> tuple[str, str] | None:
-    if isinstance(size, int):
-        return None if size else ("empty_file", "0 bytes")
-    if storage.is_missing(size):
-        return "unreachable", "no such object"
-    # Not the error's text, which names the object and so, in some sources, a patient's folder.
-    return "unreachable", "access refused" if storage.is_forbidden(size) else type(size).__name__
-
-
-def _check_readable(fs: Any, root: str, paths: Sequence[str]) -> None:
-    """Listing needs another right than reading, so one byte of one object is read."""
-    try:
-        if paths:
-            fs.cat_file(paths[0], start=0, end=1)
-    except Exception as error:
-        if storage.is_forbidden(error):
-            raise InputError(f"{root}: can be listed but not read; set the credentials of its storage") from error
-
-
-def _reachable(images: str, joined: pa.Table, log: _ProblemLog) -> pa.Table:
+def _reachable(images: str, joined: pa.Table, log: ProblemLog) -> pa.Table:
     """`joined` without the images that the storage does not give."""
     found = missing(joined["uri"].to_pylist(), images)
     faults = [(i, *problem) for i, problem in zip(joined["id"].to_pylist(), found, strict=True) if problem is not None]
@@ -461,10 +342,19 @@ def _reachable(images: str, joined: pa.Table, log: _ProblemLog) -> pa.Table:
     return kept
 
 
-def _write_csv(table: pa.Table, uri: str) -> None:
-    fs, path = storage.arrow_filesystem(uri)
-    try:
-        with fs.open_output_stream(path) as stream:
-            pacsv.write_csv(table, stream)
-    except OSError as error:
-        raise InputError(f"{uri}: cannot be written ({storage.explain(error)})") from error
+def verb(settings: ManifestSourceSettings) -> Result:
+    """`chexmask-u manifest SOURCE`."""
+    report = build(settings)
+    expected = "" if report.expected_rows is None else f" (the CheXmask data set has {report.expected_rows:,})"
+    lines = [f"{report.manifest}: {report.rows:,} rows of {sources.get(report.source).title}{expected}"]
+    if report.other_frontal:
+        left_out = "frontal views that the CheXmask data set left out, and so this"
+        remedy = "" if settings.chexmask else "; --all-frontal lists them"
+        lines.append(f"  passed over: {report.other_frontal:,} ({left_out}{remedy})")
+    lines += [f"  {kind}: {count:,} ({PROBLEMS[kind]})" for kind, count in report.counts.items() if count]
+    if report.passed_over:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.passed_over_kinds.items())
+        lines.append(
+            f"  other files, passed over (no image of the source, by their paths): {report.passed_over:,} ({kinds})"
+        )
+    return Result(report.asdict(), "\n".join([*lines, f"Problems: {report.problems}"]))

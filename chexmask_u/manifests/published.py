@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from chexmask_u import record, sources
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.columns import landmark_array
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import chexmask_csv
+from chexmask_u.manifests import chexmask_csv, csv_table
 from chexmask_u.sources.base import Source
 
 FLAGS: dict[str, str] = {
@@ -51,7 +52,8 @@ def read_published(
 
     Args:
         uri: local path or URL of the CSV, which may be compressed (.gz).
-        source: name of its source dataset, to be sure of it; otherwise the id column tells.
+        source: name of its source dataset, to be sure of it; otherwise the id column tells, which VinDr-CXR's CSV
+            shares with those of a source of your own.
         wanted: given the image ids of the next rows, says which of them to yield; the others' landmarks stay unread.
 
     Yields:
@@ -62,7 +64,7 @@ def read_published(
         InputError: a ValueError that names the file, and the row where landmarks are no 240 numbers.
     """
     header = _header(uri)
-    known = sources.get(source) if source is not None else _source_of(header)
+    known = sources.get(source) if source is not None else _source_of(uri, header)
     if chexmask_csv.LANDMARKS in header and chexmask_csv.LANDMARKS_MEAN not in header:
         landmarks = [chexmask_csv.LANDMARKS]
     else:
@@ -70,7 +72,7 @@ def read_published(
     numbers = (chexmask_csv.MEAN, chexmask_csv.MAX, chexmask_csv.HEIGHT, chexmask_csv.WIDTH)
     texts = (known.id_column, *landmarks, *chexmask_csv.ORGAN_COLUMNS.values())
     columns = dict.fromkeys(texts, pa.string()) | dict.fromkeys(numbers, pa.float64())
-    for batch in chexmask_csv.stream_rows(uri, columns, f"a CheXmask CSV of {known.title}"):
+    for batch in chexmask_csv.stream_rows(known, uri, columns):
         rows = pa.Table.from_batches([batch])
         if wanted is not None:
             ids = chexmask_csv.image_ids(known, rows[known.id_column])
@@ -87,19 +89,25 @@ def source_of(uri: str) -> str | None:
     Raises:
         InputError: if there is no such file.
     """
-    name = _source_of(_header(uri)).name
+    name = _source_of(uri, _header(uri)).name
     return name if name in sources.PUBLISHED else None
 
 
 def _header(uri: str) -> list[str]:
-    line = chexmask_csv.read_header(uri, "a CheXmask CSV")
+    line = csv_table.read_header(uri, "a CheXmask CSV")
     # Split at what a spreadsheet program may have put there too, so that the error is about that.
     return [name.strip('"') for name in re.split(r"[,;\t|]", line)]
 
 
-def _source_of(header: list[str]) -> Source:
-    """The source whose id column a CSV has; one of the user's own has the same as VinDr-CXR."""
+def _source_of(uri: str, header: list[str]) -> Source:
+    """The source whose id column a CSV has; of several, the one whose CSV is called so."""
     found = [source for source in sources.PUBLISHED.values() if source.id_column in header]
+    if len(found) > 1:
+        name = PurePosixPath(uri).name.lower()
+        titles = " or ".join(source.title for source in found)
+        found = [source for source in found if name.startswith(f"{source.csv_name.lower()}.")]
+        if not found:
+            raise InputError(f"{uri}: may be of {titles}, by its columns; say which with source=")
     return found[0] if found else sources.get("an unknown source")
 
 

@@ -18,7 +18,7 @@ from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.model.network import Network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Landmarks float32 [B, 120, 2] in pixels of the 1024 frame and latents float32 [B, 64], as mean and std.
 
@@ -35,6 +35,10 @@ class Prediction:
     def join(cls, parts: Sequence[Prediction]) -> Prediction:
         """The predictions of several batches, at least one, as one."""
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def __repr__(self) -> str:
+        arrays = (f"{field.name} float32 {list(getattr(self, field.name).shape)}" for field in fields(self))
+        return f"Prediction({', '.join(arrays)})"
 
 
 def latent_noise(record_id: str, n_samples: int, seed: int, size: int = LATENT_SIZE) -> NDArray[np.float32]:
@@ -69,8 +73,41 @@ def predict(
         seed: any whole number.
 
     Raises:
-        ValueError: if the shapes, the type or the number of names do not fit, or n_samples < 1.
+        TypeError: if the model, the images or the names are something else, such as a path or one name for all.
+        ValueError: if the shapes, the dtype or the number of names do not fit, or n_samples < 1.
     """
+    return _predict(model, images, record_ids, n_samples, seed, with_draws=False)[0]
+
+
+def predict_draws(
+    model: Network,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int = 50,
+    seed: int = 0,
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """What `predict` gives, and the draws that it is of: float32 [B, N, 120, 2], pixels of the 1024 frame."""
+    return _predict(model, images, record_ids, n_samples, seed, with_draws=True)
+
+
+def _predict(
+    model: Network,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int,
+    seed: int,
+    with_draws: bool,
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """The prediction and its draws, which are none (float32 [0, N, 120, 2]) unless asked for."""
+    if not isinstance(model, Network):
+        raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
+    if not isinstance(images, np.ndarray):
+        raise TypeError(
+            f"images must be a uint8 array [B, {FRAME}, {FRAME}], not a {type(images).__name__};"
+            " of a file, chexmask_u.read_image(path).image[None] is one"
+        )
+    if isinstance(record_ids, str) or not all(isinstance(record_id, str) for record_id in record_ids):
+        raise TypeError(f"record_ids must be a list of names, one per image, not {_named(record_ids)}")
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (FRAME, FRAME):
         raise ValueError(f"images must be uint8 [B, {FRAME}, {FRAME}], not {images.dtype} {list(images.shape)}")
     if len(record_ids) != len(images):
@@ -79,12 +116,13 @@ def predict(
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
     if not len(images):
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
-        return Prediction(landmarks, landmarks, latents, latents)
+        return Prediction(landmarks, landmarks, latents, latents), np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
     if model.device.type != "cpu" and len(images) == 1:
         # What was compiled for batches would be compiled once more for one image.
-        twice = predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed)
-        return Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
+        twice, draws = _predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed, with_draws)
+        once = Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
+        return once, draws[:1]
 
     def flat_of(part: slice) -> NDArray[np.float32]:
         def noise() -> NDArray[np.float32]:
@@ -92,7 +130,7 @@ def predict(
                 [latent_noise(record_id, n_samples, seed, model.noise_size) for record_id in record_ids[part]]
             )
 
-        return _reduce(model, images[part], noise)
+        return _reduce(model, images[part], noise, with_draws)
 
     if model.device.type == "cpu":
         # One by one where a GPU takes all at once: beyond an image, more of them only take more memory.
@@ -100,13 +138,22 @@ def predict(
         flat = np.concatenate(_side_by_side(flat_of, each))
     else:
         flat = flat_of(slice(None))
-    nodes = 2 * N_LANDMARKS
-    return Prediction(
-        landmarks_mean=flat[:, :nodes].reshape(-1, N_LANDMARKS, 2),
-        landmarks_std=flat[:, nodes : 2 * nodes].reshape(-1, N_LANDMARKS, 2),
-        latent_mean=flat[:, 2 * nodes : -LATENT_SIZE],
-        latent_std=flat[:, -LATENT_SIZE:],
+    sizes = (2 * N_LANDMARKS, 2 * N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
+    mean, std, latent_mean, latent_std, draws = np.split(flat, np.cumsum(sizes), axis=1)
+    prediction = Prediction(
+        landmarks_mean=mean.reshape(-1, N_LANDMARKS, 2),
+        landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
+        latent_mean=latent_mean,
+        latent_std=latent_std,
     )
+    return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
+
+
+def _named(record_ids: Any) -> str:
+    """What is wrong with names that are no list of strings, in few words."""
+    if isinstance(record_ids, str):
+        return f"{record_ids!r}"
+    return f"one with a {next(type(one).__name__ for one in record_ids if not isinstance(one, str))} in it"
 
 
 def _side_by_side(compute: Callable[[slice], NDArray[np.float32]], parts: list[slice]) -> list[NDArray[np.float32]]:
@@ -138,17 +185,23 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def _reduce(model: Network, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+def _reduce(
+    model: Network, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]], with_draws: bool
+) -> NDArray[np.float32]:
     """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2].
+
+    The draws come behind, N * 120 * 2 more, where they are asked for.
 
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
     with torch.inference_mode():
         grey = model.grey(_on_device(images, model.device))
         drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
-        std, centre = torch.std_mean(drawn * FRAME, dim=1, correction=0)
-        # One copy from the device for all four results.
-        flat: NDArray[np.float32] = torch.cat([centre.flatten(1), std.flatten(1), mean, sigma], dim=1).cpu().numpy()
+        drawn = drawn * FRAME
+        std, centre = torch.std_mean(drawn, dim=1, correction=0)
+        results = [centre.flatten(1), std.flatten(1), mean, sigma] + ([drawn.flatten(1)] if with_draws else [])
+        # One copy from the device for all results.
+        flat: NDArray[np.float32] = torch.cat(results, dim=1).cpu().numpy()
     return flat
 
 

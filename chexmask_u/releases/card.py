@@ -18,7 +18,9 @@ from PIL import Image, ImageOps
 from chexmask_u import record, sources
 from chexmask_u.anatomy import LANDMARKS, REGIONS
 from chexmask_u.releases import croissant
-from chexmask_u.runs.report import BIN_EDGES, Palette, draw_histograms
+from chexmask_u.releases.release import Release, config
+from chexmask_u.runs.figures import Palette, draw_histograms
+from chexmask_u.runs.summary import BIN_EDGES
 
 CHART = "uncertainty.png"
 
@@ -46,20 +48,21 @@ _SIZE_CATEGORIES = (
 )
 
 
-def pages(release: Mapping[str, Any]) -> dict[str, bytes]:
+def pages(release: Release) -> dict[str, bytes]:
     """The files of a release that are no data, by name; the same release gives the same bytes.
 
     Args:
-        release: what release.json holds but for these pages.
+        release: that they are of; its pages are not asked for.
     """
-    title = f"CheXmask-U {release['version']}"
+    title = f"CheXmask-U {release.version}"
+    samples = release.content["numbers"]["samples"]
     description = (
         "Landmarks of both lungs and the heart on frontal chest radiographs with their uncertainty: mean and standard"
-        f" deviation over {release['numbers']['samples']} stochastic decodings of HybridGNet, and masks. No images."
+        f" deviation over {samples} stochastic decodings of HybridGNet, and masks. No images."
     )
-    terms = {name: sources.get(name) for name in release["counts"]}
+    terms = {name: sources.get(name) for name in release.counts}
     uncertainty = _uncertainty(release)
-    common = {"release": release, "title": title, "sources": terms}
+    common = {"release": release.content, "title": title, "sources": terms}
     citation = f"{title}. Dataset of landmarks with uncertainty, made with chexmask_u {_code(release)}."
     return {
         CHART: _chart(uncertainty),
@@ -72,26 +75,23 @@ def pages(release: Mapping[str, Any]) -> dict[str, bytes]:
             citations=[citation, *CITATIONS],
             chart=CHART,
             uncertainty=uncertainty["sources"],
-            first_source=_first_source(release),
+            first_source=release.sources[0],
+            config=config,
             columns={kind: _columns(schema) for kind, schema in record.RELEASED.items()},
             landmarks={organ: f"{part.start}-{part.stop - 1}" for organ, part in LANDMARKS.items()},
             regions=REGIONS,
             reasons=record.REASONS,
-            outside=sum(file.get("outside", 0) for file in release["files"]),
+            outside=sum(file.outside or 0 for file in release.files),
         ),
         croissant.NAME: croissant.render(release, title, description, " ".join([citation, *CITATIONS])).encode(),
     }
 
 
-def _code(release: Mapping[str, Any]) -> str:
-    return str(release["versions"]["chexmask_u"])
+def _code(release: Release) -> str:
+    return str(release.content["versions"]["chexmask_u"])
 
 
-def _first_source(release: Mapping[str, Any]) -> str:
-    return next(source for source, counts in release["counts"].items() if counts["ok"])
-
-
-def _yaml(release: Mapping[str, Any], title: str, terms: Mapping[str, sources.Source]) -> str:
+def _yaml(release: Release, title: str, terms: Mapping[str, sources.Source]) -> str:
     """What `datasets` and the Hub read, as they write it themselves."""
     # They take seconds to import, and only a release needs them.
     from datasets import DatasetInfo, Features, SplitDict, SplitInfo
@@ -99,21 +99,19 @@ def _yaml(release: Mapping[str, Any], title: str, terms: Mapping[str, sources.So
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData
 
-    files: dict[str, list[Mapping[str, Any]]] = {}
-    for file in release["files"]:
-        files.setdefault(file["config"], []).append(file)
     configs, infos = MetadataConfigs(), DatasetInfosDict()
-    for config, parts in files.items():
-        configs[config] = {"data_files": [{"split": "train", "path": croissant.glob(parts[0])}]}
-        rows, size = (sum(part[name] for part in parts) for name in ("rows", "arrow_bytes"))
-        infos[config] = DatasetInfo(
-            features=Features.from_arrow_schema(record.RELEASED[parts[0]["kind"]]),
-            splits=SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=rows)}),
-            download_size=sum(part["bytes"] for part in parts),
+    for name, parts in release.configs.items():
+        configs[name] = {"data_files": [{"split": "train", "path": croissant.glob(parts[0])}]}
+        size = sum(part.arrow_bytes or 0 for part in parts)
+        infos[name] = DatasetInfo(
+            features=Features.from_arrow_schema(record.RELEASED[parts[0].kind]),
+            splits=SplitDict(
+                {"train": SplitInfo("train", num_bytes=size, num_examples=sum(part.rows for part in parts))}
+            ),
+            download_size=sum(part.bytes for part in parts),
             dataset_size=size,
         )
-    configs[_first_source(release)]["default"] = True
-    total = sum(counts["ok"] for counts in release["counts"].values())
+    configs[config(release.sources[0], "landmarks")]["default"] = True
     data = DatasetCardData(
         pretty_name=title,
         # The Hub has no name for several terms at once.
@@ -123,7 +121,7 @@ def _yaml(release: Mapping[str, Any], title: str, terms: Mapping[str, sources.So
         annotations_creators=["machine-generated"],
         task_categories=["image-segmentation", "keypoint-detection"],
         tags=["medical", "chest-x-ray", "anatomical-landmarks", "uncertainty", "croissant"],
-        size_categories=[next((name for limit, name in _SIZE_CATEGORIES if total < limit), "1M<n<10M")],
+        size_categories=[next((name for limit, name in _SIZE_CATEGORIES if release.records < limit), "1M<n<10M")],
         **_gate(terms),
     )
     configs.to_dataset_card_data(data)
@@ -170,22 +168,23 @@ def _type(field: pa.Field) -> str:
     return f"{name} {list(shape)}" if shape else name
 
 
-def _uncertainty(release: Mapping[str, Any]) -> dict[str, Any]:
-    """The shards' histograms summed by source, as `report.draw_histograms` takes them.
+def _uncertainty(release: Release) -> dict[str, Any]:
+    """The shards' histograms summed by source, as `figures.draw_histograms` takes them.
 
-    Quantiles are interpolated within a bin, which is 6% wide, since the values themselves are spread over many shards.
+    Quantiles are the run's own. An older release does not hold them: they are interpolated within a bin, 6% wide.
     """
-    counts = {source: np.zeros(len(BIN_EDGES) - 1, int) for source, ok in release["counts"].items() if ok["ok"]}
-    for file in release["files"]:
-        for index, images in file.get("uncertainty", {}).items():
-            counts[file["config"]][int(index)] += images
+    told = release.content.get("uncertainty", {})
+    counts = {source: np.zeros(len(BIN_EDGES) - 1, int) for source in release.sources}
+    for file in release.files:
+        for index, images in (file.uncertainty or {}).items():
+            counts[file.config][int(index)] += images
     return {
         "bin_edges": BIN_EDGES.tolist(),
         "sources": {
             source: {
                 "images": int(histogram.sum()),
                 "histogram": histogram.tolist(),
-                "quantiles": {str(q): _quantile(histogram, q) for q in (0.05, 0.5, 0.95)},
+                "quantiles": told.get(source) or {str(q): _quantile(histogram, q) for q in (0.05, 0.5, 0.95)},
             }
             for source, histogram in counts.items()
         },

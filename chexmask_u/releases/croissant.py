@@ -7,12 +7,12 @@ https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from chexmask_u import record
+from chexmask_u.releases.release import File, Release
 
 NAME = "croissant.json"
 
@@ -47,46 +47,45 @@ _DATA_TYPES = {
 }
 
 
-def render(release: Mapping[str, Any], title: str, description: str, cite_as: str) -> str:
+def render(release: Release, title: str, description: str, cite_as: str) -> str:
     """The JSON-LD of a release: each Parquet file with its sha256, and each config's fields with their units.
 
     Paths are relative to the release's folder, so that it may lie anywhere.
 
     Args:
-        release: what release.json holds.
+        release: that is described; its pages are not asked for.
         title, description, cite_as: as on the card.
     """
-    configs = {file["config"]: file for file in release["files"]}
     metadata = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": title,
         "description": description,
-        "version": release["version"].removeprefix("v"),
+        "version": release.version.removeprefix("v"),
         "license": "LICENSE.md",
         "citeAs": cite_as,
-        "distribution": [_file(file) for file in release["files"]]
-        + [_file_set(config, glob(file)) for config, file in configs.items()],
-        "recordSet": [_record_set(config, record.RELEASED[file["kind"]]) for config, file in configs.items()],
+        "distribution": [_file(file) for file in release.files]
+        + [_file_set(config, glob(files[0])) for config, files in release.configs.items()],
+        "recordSet": [_record_set(config, record.RELEASED[files[0].kind]) for config, files in release.configs.items()],
     }
     return json.dumps(metadata, indent=1) + "\n"
 
 
-def glob(file: Mapping[str, Any]) -> str:
+def glob(file: File) -> str:
     """Pattern of all files of the config that `file` is of."""
-    return f"{file['path'].rsplit('/', 1)[0]}/{file['kind']}-*.parquet"
+    return f"{file.path.rsplit('/', 1)[0]}/{file.kind}-*.parquet"
 
 
-def _file(file: Mapping[str, Any]) -> dict[str, Any]:
+def _file(file: File) -> dict[str, Any]:
     return {
         "@type": "cr:FileObject",
-        "@id": file["path"],
-        "name": file["path"],
-        "contentUrl": file["path"],
-        "contentSize": f"{file['bytes']} B",
+        "@id": file.path,
+        "name": file.path,
+        "contentUrl": file.path,
+        "contentSize": f"{file.bytes} B",
         "encodingFormat": "application/x-parquet",
-        "sha256": file["sha256"],
+        "sha256": file.sha256,
     }
 
 

@@ -30,7 +30,11 @@ from huggingface_hub.hf_api import RepoFile
 
 from chexmask_u import sources, storage
 from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.releases import release, versions
+from chexmask_u.releases import versions
+from chexmask_u.releases.release import MARKER, Release
+from chexmask_u.releases.validate import validate
+from chexmask_u.result import BAD_INPUT, DONE, Result
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import PublishSettings
 
 # Files of a release on other storage lie here for a while before they are sent; one shard may be larger than this.
@@ -41,6 +45,9 @@ _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 
 _CONFLICT = (409, 412)
 _PASSING = (408, 429)
+
+# How the Hub's client says that it tries again.
+_ATTEMPT = re.compile(r"\[Retry \d+/\d+\]")
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
 
@@ -87,19 +94,19 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
         InputError: if it may not be published so, or the Hub refuses it.
         StoppedError: if the Hub failed, could not be reached, or somebody else changed the repository meanwhile.
     """
-    folder = storage.normalise(settings.release)
-    content = release.validate(folder)
-    files = _list(folder, content)
+    check_places({"the release": settings.release})
+    release = validate(storage.normalise(settings.release))
+    files = _list(release)
     plan = {
         "repo": settings.repo,
-        "version": content["version"],
-        "message": _message(content),
-        "terms": {source: policy(source, settings) for source in content["counts"]},
+        "version": release.version,
+        "message": _message(release),
+        "terms": {source: policy(source, settings) for source in release.counts},
         "bytes": sum(file.size for file in files),
     }
-    refused = _refusal(content, settings)
+    refused = _refusal(release, settings)
     if settings.dry_run:
-        return plan | _rehearse(content, files, settings, refused)
+        return plan | _rehearse(release, files, settings, refused)
     if refused:
         raise InputError(refused)
     if huggingface_hub.get_token() is None:
@@ -107,7 +114,7 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
             f"{settings.repo}: no Hugging Face token; set HF_TOKEN to one that may write there, or run `hf auth login`"
         )
     with _explained(settings.repo), tempfile.TemporaryDirectory(prefix="chexmask-u-") as staging:
-        return plan | _publish(folder, content, files, settings, Path(staging))
+        return plan | _publish(release, files, settings, Path(staging))
 
 
 def policy(source: str, settings: PublishSettings) -> str:
@@ -116,9 +123,9 @@ def policy(source: str, settings: PublishSettings) -> str:
     return known.policy if source in sources.PUBLISHED else settings.accepted_terms().get(source, known.policy)
 
 
-def _refusal(content: dict[str, Any], settings: PublishSettings) -> str | None:
+def _refusal(release: Release, settings: PublishSettings) -> str | None:
     """Why the terms of its sources forbid to publish a release so, and what the choices are; None if they do not."""
-    terms = {source: policy(source, settings) for source in content["counts"]}
+    terms = {source: policy(source, settings) for source in release.counts}
     accepted = settings.accepted_terms()
     for source in accepted:
         if source in sources.PUBLISHED:
@@ -144,13 +151,13 @@ def _refusal(content: dict[str, Any], settings: PublishSettings) -> str | None:
     return None
 
 
-def _needing_gate(content: dict[str, Any], settings: PublishSettings) -> list[str]:
-    return [source for source in content["counts"] if policy(source, settings) == "gated"]
+def _needing_gate(release: Release, settings: PublishSettings) -> list[str]:
+    return [source for source in release.counts if policy(source, settings) == "gated"]
 
 
-def _refuse_open(content: dict[str, Any], settings: PublishSettings, gated: str | bool) -> None:
+def _refuse_open(release: Release, settings: PublishSettings, gated: str | bool) -> None:
     """Refuse to send a source behind no gate that must have one."""
-    needs = _needing_gate(content, settings)
+    needs = _needing_gate(release, settings)
     if needs and not gated:
         raise InputError(
             f"{settings.repo}: {', '.join(needs)} may be published behind a gate only, where each user accepts the"
@@ -159,24 +166,22 @@ def _refuse_open(content: dict[str, Any], settings: PublishSettings, gated: str 
         )
 
 
-def _publish(
-    folder: str, content: dict[str, Any], files: list[File], settings: PublishSettings, staging: Path
-) -> dict[str, Any]:
+def _publish(release: Release, files: list[File], settings: PublishSettings, staging: Path) -> dict[str, Any]:
     api = HfApi()
-    repo, version = settings.repo, content["version"]
+    repo, version = settings.repo, release.version
     before = _look(api, repo)
-    _refuse_open(content, settings, settings.gated or (before is not None and before.gated))
+    _refuse_open(release, settings, settings.gated or (before is not None and before.gated))
     if before is not None and version in before.tags:
         commit = _check_tag(api, settings, before, files, version)
         return _result(api, _prepare(api, settings, before), settings, "published before", commit)
     if before is not None:
-        _check_place(content, settings, before)
+        _check_place(release, settings, before)
     repository = _prepare(api, settings, before)
     commit = repository.head
     if not _holds(repository.files, files):
-        commit = _commit(api, folder, content, files, settings, repository, staging)
+        commit = _commit(api, release, files, settings, repository, staging)
     try:
-        api.create_tag(repo, tag=version, revision=commit, repo_type="dataset", tag_message=_message(content))
+        api.create_tag(repo, tag=version, revision=commit, repo_type="dataset", tag_message=_message(release))
     except HfHubHTTPError as error:
         tagged = _look(api, repo) if error.response.status_code in _CONFLICT else None
         if tagged is None or tagged.tags.get(version) != commit:
@@ -204,31 +209,31 @@ def _result(api: HfApi, repository: Repository, settings: PublishSettings, statu
     }
 
 
-def _check_place(content: dict[str, Any], settings: PublishSettings, before: Repository) -> None:
+def _check_place(release: Release, settings: PublishSettings, before: Repository) -> None:
     """The repository holds the version before this one, or nothing yet, and is as private as wanted."""
     if settings.private and not before.private:
         raise InputError(f"{settings.repo}: is public; make it private in its settings, or leave --private out")
     published = _released(settings.repo, before)
     known = _OF_A_NEW_REPOSITORY
     if published is not None:
-        known = known | {release.MARKER, *release.names(published)}
+        known = known | {MARKER, *published.paths}
     if foreign := sorted(set(before.files) - known):
         raise InputError(
             f"{settings.repo}: holds files of no release, such as {foreign[0]}; publish to a repository of its own"
         )
-    if published is None or published["version"] == content["version"]:
+    if published is None or published.version == release.version:
         return
-    if versions.parse(content["version"]) < versions.parse(published["version"]):
+    if versions.parse(release.version) < versions.parse(published.version):
         raise InputError(
-            f"{settings.repo}: shows {published['version']}, which is newer than {content['version']}; publish versions"
+            f"{settings.repo}: shows {published.version}, which is newer than {release.version}; publish versions"
             " in their order"
         )
-    change = versions.change(published, content)
-    least = versions.after(published["version"], change)
-    if versions.parse(content["version"]) < versions.parse(least):
+    change = versions.change(published, release)
+    least = versions.after(published.version, change)
+    if versions.parse(release.version) < versions.parse(least):
         raise InputError(
-            f"{settings.repo}: shows {published['version']}; what follows is at least {least}, since"
-            f" {versions.MEANING[change]}; release again as that, not as {content['version']}"
+            f"{settings.repo}: shows {published.version}; what follows is at least {least}, since"
+            f" {versions.MEANING[change]}; release again as that, not as {release.version}"
         )
 
 
@@ -257,8 +262,7 @@ def _prepare(api: HfApi, settings: PublishSettings, before: Repository | None) -
 
 def _commit(
     api: HfApi,
-    folder: str,
-    content: dict[str, Any],
+    release: Release,
     files: list[File],
     settings: PublishSettings,
     repository: Repository,
@@ -267,12 +271,12 @@ def _commit(
     """Send what is not there yet and commit all of it at once; returns the commit, which holds the release."""
     repo = settings.repo
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
-    for batch in _batches(files, local=storage.local_folder(folder) is not None):
-        additions = [_addition(folder, file, staging) for file in batch]
+    for batch in _batches(files, local=storage.local_folder(release.url) is not None):
+        additions = [_addition(release, file, staging) for file in batch]
         api.preupload_lfs_files(repo, additions, repo_type="dataset")
         for file, addition in zip(batch, additions, strict=True):
             if addition.upload_info.sha256.hex() not in file.digests:
-                raise InputError(f"{folder}/{file.path}: changed since it was found valid; release again")
+                raise InputError(f"{release.path(file.path)}: changed since it was found valid; release again")
             # What went as a large file is let go of; a small one goes within the commit.
             if isinstance(addition.path_or_fileobj, str):
                 addition.path_or_fileobj = Path(addition.path_or_fileobj).read_bytes()
@@ -283,7 +287,7 @@ def _commit(
     operations += [CommitOperationDelete(path, is_folder=False) for path in sorted(gone)]
     try:
         commit = api.create_commit(
-            repo, operations, commit_message=_message(content), repo_type="dataset", parent_commit=repository.head
+            repo, operations, commit_message=_message(release), repo_type="dataset", parent_commit=repository.head
         ).oid
     except (HfHubHTTPError, httpx2.TransportError):
         # The answer can be lost, or be a failure, although the commit was made.
@@ -307,34 +311,33 @@ def _batches(files: Sequence[File], local: bool) -> Iterator[list[File]]:
     yield batch
 
 
-def _addition(folder: str, file: File, staging: Path) -> CommitOperationAdd:
+def _addition(release: Release, file: File, staging: Path) -> CommitOperationAdd:
     if file.content is not None:
         return CommitOperationAdd(file.path, file.content)
-    local = storage.local_folder(folder)
+    local = storage.local_folder(release.url)
     if local is not None:
         return CommitOperationAdd(file.path, local / file.path)
     staged = staging / file.path.replace("/", "--")
-    fs, path = storage.filesystem(storage.join(folder, file.path))
+    fs, path = storage.filesystem(release.path(file.path))
     print(f"publish: fetching {file.path} ({file.size / 1e6:,.1f} MB)", file=sys.stderr)
     try:
         fs.get_file(path, str(staged))
     except OSError as error:
-        raise StoppedError(f"{folder}/{file.path}: cannot be fetched ({storage.explain(error)})") from error
+        raise StoppedError(f"{release.path(file.path)}: cannot be fetched ({storage.explain(error)})") from error
     return CommitOperationAdd(file.path, staged)
 
 
-def _list(folder: str, content: dict[str, Any]) -> list[File]:
+def _list(release: Release) -> list[File]:
     """The files of a validated release, its marker last."""
-    data = {file["path"]: file for file in content["files"]}
-    fs, path = storage.filesystem(folder)
-    files = []
-    for name in [*release.names(content), release.MARKER]:
-        if name in data:
-            files.append(File(name, data[name]["bytes"], frozenset([data[name]["sha256"]])))
-        else:
-            small = fs.cat_file(storage.join(path, name))
-            files.append(File(name, len(small), _digests(small), small))
-    return files
+    data = {file.path: File(file.path, file.bytes, frozenset([file.sha256])) for file in release.files}
+    return [data.get(name) or _small_file(release, name) for name in [*release.paths, MARKER]]
+
+
+def _small_file(release: Release, name: str) -> File:
+    content = release.read(name)
+    if content is None:
+        raise InputError(f"{release.path(name)}: went missing since it was found valid; release again")
+    return File(name, len(content), _digests(content), content)
 
 
 def _digests(content: bytes) -> frozenset[str]:
@@ -362,13 +365,13 @@ def _files_at(api: HfApi, repo: str, revision: str) -> dict[str, str]:
     }
 
 
-def _released(repo: str, repository: Repository) -> dict[str, Any] | None:
-    """release.json of the version that main shows, or None if it shows none."""
-    if release.MARKER not in repository.files:
+def _released(repo: str, repository: Repository) -> Release | None:
+    """The version that main shows, or None if it shows none."""
+    if MARKER not in repository.files:
         return None
-    marker = HfFileSystem().cat_file(f"datasets/{repo}@{repository.head}/{release.MARKER}")
-    published: dict[str, Any] = json.loads(marker)
-    return published
+    folder = f"datasets/{repo}@{repository.head}"
+    # Not `Release.open`, which would call a Hub that fails for a moment a folder that cannot be read.
+    return Release(f"hf://{folder}", json.loads(HfFileSystem().cat_file(f"{folder}/{MARKER}")))
 
 
 def _holds(present: dict[str, str], files: Sequence[File]) -> bool:
@@ -378,24 +381,24 @@ def _holds(present: dict[str, str], files: Sequence[File]) -> bool:
     )
 
 
-def _rehearse(
-    content: dict[str, Any], files: list[File], settings: PublishSettings, refused: str | None
-) -> dict[str, Any]:
+def _rehearse(release: Release, files: list[File], settings: PublishSettings, refused: str | None) -> dict[str, Any]:
     """What would be sent, as far as the Hub can be asked."""
     asked, repository, status = True, None, "would be published"
     try:
+        if huggingface_hub.is_offline_mode():
+            raise StoppedError("HF_HUB_OFFLINE is set")
         with _explained(settings.repo):
             api = HfApi()
             repository = _look(api, settings.repo)
-            _refuse_open(content, settings, settings.gated or (repository is not None and repository.gated))
-            if repository is not None and content["version"] in repository.tags:
-                _check_tag(api, settings, repository, files, content["version"])
+            _refuse_open(release, settings, settings.gated or (repository is not None and repository.gated))
+            if repository is not None and release.version in repository.tags:
+                _check_tag(api, settings, repository, files, release.version)
                 status = "published before"
             elif repository is not None:
-                _check_place(content, settings, repository)
+                _check_place(release, settings, repository)
     except StoppedError:
         asked = False
-        if not settings.gated and (needs := _needing_gate(content, settings)):
+        if not settings.gated and (needs := _needing_gate(release, settings)):
             status = f"would be published only if the repository has a gate, for {', '.join(needs)}"
     except InputError as error:
         refused = refused or str(error)
@@ -414,18 +417,16 @@ def _rehearse(
     }
 
 
-def _message(content: dict[str, Any]) -> str:
-    records = sum(counts["ok"] for counts in content["counts"].values())
-    return f"{content['version']}: {records:,} records of {', '.join(content['counts'])}"
+def _message(release: Release) -> str:
+    return f"{release.version}: {release.records:,} records of {', '.join(release.counts)}"
 
 
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line with a remedy, and keep signed addresses out of its warnings."""
-    handlers = logging.getLogger("huggingface_hub").handlers
-    unsigned = _Unsigned()
-    for handler in handlers:
-        handler.addFilter(unsigned)
+    """Turn what the Hub's client raises into one line with a remedy, and keep its own warnings few and unsigned."""
+    filters = {handler: _ToldOnce() for handler in logging.getLogger("huggingface_hub").handlers}
+    for handler, told_once in filters.items():
+        handler.addFilter(told_once)
     try:
         yield
     except (InputError, StoppedError):
@@ -437,16 +438,25 @@ def _explained(repo: str) -> Iterator[None]:
         # Its cause would show the addresses that uploads went to.
         raise told from None
     finally:
-        for handler in handlers:
-            handler.removeFilter(unsigned)
+        for handler, told_once in filters.items():
+            handler.removeFilter(told_once)
 
 
-class _Unsigned(logging.Filter):
-    """Cuts the queries of addresses, where a storage's signatures stand."""
+class _ToldOnce(logging.Filter):
+    """Lets each warning through once, without the queries of addresses, where a storage's signatures stand.
+
+    The client gives two lines for each of five attempts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = _QUERY.sub(r"\1", record.getMessage()), ()
-        return True
+        is_new = record.msg not in self.said and not _ATTEMPT.search(record.msg)
+        self.said.add(record.msg)
+        return is_new
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -489,3 +499,24 @@ def _tell(repo: str, error: BaseException) -> InputError | StoppedError | None:
             f" {endpoint}/settings/tokens says what it may"
         )
     return InputError(f"{repo}: {answer}")
+
+
+def verb(settings: PublishSettings) -> Result:
+    """`chexmask-u publish`."""
+    facts = publish(settings)
+    if not settings.dry_run:
+        text = f"{facts['repo']} {facts['version']}: {facts['status']}, {facts['url']}/tree/{facts['version']}"
+        seen = ["private: only its members can load it"] if facts["private"] else []
+        seen += [f"gated: {facts['gated']}"] if facts["gated"] else []
+        return Result(facts, "\n  ".join([text, *seen]))
+    lines = [f"{facts['repo']}: {facts['status']}; commit {facts['message']!r}, tag {facts['version']}"]
+    if not facts["asked"]:
+        lines.append("  (the Hub does not answer, so what is there already is not known)")
+    lines += [f"  terms of {source}: {policy}" for source, policy in facts["terms"].items()]
+    for file in facts["files"]:
+        lines.append(f"  {'send' if file['send'] else 'is there':8}  {file['bytes']:>14,}  {file['path']}")
+    lines += [f"  {'delete':8}  {'':14}  {path}" for path in facts["delete"]]
+    sent = sum(file["bytes"] for file in facts["files"] if file["send"])
+    lines.append(f"{sent:,} of {facts['bytes']:,} bytes would be sent")
+    refused = facts["refused"]
+    return Result(facts, "\n".join(lines), BAD_INPUT if refused else DONE, problem=refused or "")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from chexmask_u.releases.release import Release
 
 Change = Literal["major", "minor", "patch"]
 
@@ -48,15 +50,15 @@ def after(version: str, change: Change) -> str:
     return f"v{major}.{minor + 1}.0" if change == "minor" else f"v{major}.{minor}.{patch + 1}"
 
 
-def change(before: Mapping[str, Any], now: Mapping[str, Any]) -> Change:
+def change(before: Release, now: Release) -> Change:
     """What changed between two releases, by their release.json; "patch" where all records are byte for byte the same.
 
     Whether anything changed at all is not asked.
     """
-    if before["schema_version"] != now["schema_version"]:
+    if before.content["schema_version"] != now.content["schema_version"]:
         return "major"
     return "patch" if _numbers(before) == _numbers(now) else "minor"
 
 
-def _numbers(release: Mapping[str, Any]) -> set[tuple[str, str]]:
-    return {(file["path"], file["sha256"]) for file in release["files"] if file["kind"] in _NUMBERS}
+def _numbers(release: Release) -> set[tuple[str, str]]:
+    return {(file.path, file.sha256) for file in release.files if file.kind in _NUMBERS}

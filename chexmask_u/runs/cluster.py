@@ -8,16 +8,23 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError, StoppedError
+from chexmask_u.model.device import choose
+from chexmask_u.runs.progress import Totals, bar
 
 # The decoder's matrices are too small for more threads to pay.
 CORES_PER_REPLICA = 8
@@ -28,6 +35,17 @@ WAITING_TASKS = 2
 
 # A replica or task that dies more often than this, beyond preemption, does so for a reason; Ray's default is for ever.
 MAX_RESTARTS = 20
+
+# Window of the speed that is exported; a batch on a slow machine takes seconds.
+SPEED_SECONDS = 60.0
+
+# What ends a driver.
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+# Ray's core says so whenever it starts with a level that is not its own, and no level keeps it from that.
+_LOG_LEVEL_IS_SET = b"Set ray log level"
+
+NO_TF32 = "--precision tf32: only NVIDIA GPUs have it and there is none; leave the flag out"
 
 
 @dataclass(frozen=True)
@@ -60,55 +78,99 @@ def connected(address: str | None) -> Iterator[bool]:
     Raises:
         InputError: if a named cluster does not answer.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or _running_cluster()
+    address = _existing(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Otherwise the driver prints a warning about a restart of actors that Ray Data arranges itself.
+    # Otherwise the driver prints warnings about restarts of actors that Ray Data arranges itself.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's core would take SIGTERM for itself, and answer with a stack of its own and an abort.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     if address is None or _on_loopback(address):
         # Ray uses the host's own address otherwise; it reads this when it is imported.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     import ray.data
 
+    # It warns of each start that is not in the main thread.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     # Its console log speaks of blocks and operators; the session's own log file keeps all of it.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     if ray.is_initialized():
         yield False
         return
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is not None and not _answers(address):
         raise InputError(f"Ray cluster {address}: does not answer; start it, or leave out --address and RAY_ADDRESS")
+    own: dict[str, Any] = {"num_cpus": (os.cpu_count() or 1) + WAITING_TASKS, "dashboard_host": "127.0.0.1"}
+    options = own | {"address": "local"} if address is None else {"address": address}
+    # In the main thread Ray would take SIGTERM for itself; and what it starts ends with the thread that started it.
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            with _stopped_later(), _without(_LOG_LEVEL_IS_SET):
+                start = partial(ray.init, **options, log_to_driver=False, logging_level=logging.ERROR)
+                info = beside.submit(start).result()
+        except ConnectionError as error:
+            raise InputError(
+                f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?"
+            ) from error
+        except (ValueError, RuntimeError, OSError) as error:
+            what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
+            raise InputError(
+                f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
+            ) from error
+        try:
+            if address is None:
+                print(f"Ray: started on this machine, dashboard {info.dashboard_url or 'off'}", file=sys.stderr)
+            else:
+                print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
+            yield address is None
+        finally:
+            with _stopped_later():
+                beside.submit(ray.shutdown).result()
+
+
+@contextmanager
+def _stopped_later() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off to the end of the context: Ray's core crashes a process that leaves it half-way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in _STOPS}
     try:
-        if address is None:
-            info = ray.init(
-                address="local",
-                num_cpus=(os.cpu_count() or 1) + WAITING_TASKS,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            print(f"Ray: started on this machine, dashboard {info.dashboard_url or 'off'}", file=sys.stderr)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            print(f"Ray: connected to {ray.get_runtime_context().gcs_address}", file=sys.stderr)
-        if threading.current_thread() is threading.main_thread():
-            # Ray takes the signal for itself, and would end the process with a stack of its own.
-            signal.signal(signal.SIGTERM, on_sigterm)
-    except SystemExit as stopped:
-        # Ray's own answer to SIGTERM while it starts.
-        raise KeyboardInterrupt from stopped
-    except ConnectionError as error:
-        raise InputError(f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?") from error
-    except (ValueError, RuntimeError, OSError) as error:
-        what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
-        raise InputError(
-            f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
-        ) from error
-    try:
-        yield address is None
+        yield
     finally:
-        ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if noted:
+            signal.raise_signal(noted[0])
+
+
+@contextmanager
+def _without(words: bytes) -> Iterator[None]:
+    """Pass on, at the end of the context, what it wrote to stderr, below Python too; but for lines with these words."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as written:
+        stderr = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if words not in line))
+
+
+def starts_here(address: str | None) -> bool:
+    """Whether `connected` would start a Ray on this machine: no cluster is named, running or joined already."""
+    ray = sys.modules.get("ray")
+    return _existing(address) is None and not (ray is not None and ray.is_initialized())
+
+
+def _existing(address: str | None) -> str | None:
+    """Address of the cluster that is named or running."""
+    return address or os.environ.get("RAY_ADDRESS") or _running_cluster()
 
 
 def _running_cluster() -> str | None:
@@ -146,18 +208,64 @@ def layout(device: str, replicas: int | None = None) -> Layout:
     """
     import ray
 
-    up = gpus()
-    on_gpus = device == "cuda" or (device == "auto" and up > 0)
+    up, wanted = gpus(), on_gpus(device)
     cores = int(ray.cluster_resources().get("CPU", 1))
-    replicas = replicas or (max(1, up) if on_gpus else max(1, cores // CORES_PER_REPLICA))
+    replicas = replicas or (max(1, up) if wanted else max(1, cores // CORES_PER_REPLICA))
     return Layout(
         machines=sum(node["Alive"] for node in ray.nodes()),
         cores=cores,
-        gpus=up if on_gpus else 0,
-        on_gpus=on_gpus,
+        gpus=up if wanted else 0,
+        on_gpus=wanted,
         replicas=replicas,
-        threads=None if on_gpus else max(1, cores // replicas),
+        threads=None if wanted else max(1, cores // replicas),
     )
+
+
+def check_here(device: str, precision: str, address: str | None) -> None:
+    """As `check_device`, before a Ray is started on this machine; of a cluster that is there, Ray alone knows.
+
+    Raises:
+        InputError: if the machine does not have what is asked for.
+    """
+    if starts_here(address) and choose(device) == "cpu" and precision == "tf32":
+        raise InputError(NO_TF32)
+
+
+def check_device(device: str, precision: str, started_here: bool) -> None:
+    """Check that the cluster that is connected to has, or will have, what a run asks for.
+
+    Args:
+        device, precision: as settings have them.
+        started_here: whether the cluster was started for this run, so that no other machine will join it.
+
+    Raises:
+        InputError: if it will not.
+    """
+    if device == "cuda" and not gpus():
+        if started_here:
+            raise InputError("--device cuda: Ray sees no GPU on this machine; leave the flag out to use the CPU")
+        print("Ray: the cluster has no GPU yet; waiting for a node that has one", file=sys.stderr)
+    if precision == "tf32" and not on_gpus(device):
+        raise InputError(NO_TF32)
+
+
+def on_gpus(device: str) -> bool:
+    """Whether --device has the network run on GPUs of the cluster, which may not be up yet."""
+    return device == "cuda" or (device == "auto" and gpus() > 0)
+
+
+def off_bare_nodes() -> dict[str, str] | None:
+    """Labels of the nodes for replicas that ask for no CPU: any but those that have none, as some heads do."""
+    import ray
+
+    bare = [node["NodeID"] for node in ray.nodes() if node["Alive"] and not node["Resources"].get("CPU")]
+    return {"ray.io/node-id": f"!in({', '.join(bare)})"} if bare else None
+
+
+def bounded(dataset: Any) -> Any:
+    """The dataset, the tasks of whose last step are tried `MAX_RESTARTS` times, where Ray's method takes no number."""
+    dataset._logical_plan.dag.ray_remote_args["max_retries"] = MAX_RESTARTS
+    return dataset
 
 
 def gpus() -> int:
@@ -207,6 +315,116 @@ def on_nodes_of_replicas(function: Callable[[Any], Any], arg: Any, share: Layout
         raise (error.cause or error) from None
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What workers add to; it travels to them by pickling."""
+
+    actor: Any
+
+    def add(
+        self,
+        units: int,
+        failures: Mapping[str, int] | None = None,
+        *,
+        busy_seconds: float = 0.0,
+        idle_seconds: float = 0.0,
+    ) -> None:
+        """Add to the totals, without waiting; arguments as in `Totals`."""
+        self.actor.add.remote(units, dict(failures or {}), busy_seconds, idle_seconds)
+
+    def totals(self) -> Totals:
+        import ray
+
+        totals: Totals = ray.get(self.actor.get.remote(), timeout=60)
+        return totals
+
+
+class _Adder:
+    """The actor behind a Tally; Ray's metrics have names that begin with ray_chexmask_u_."""
+
+    def __init__(self, unit: str, left: int) -> None:
+        from ray.util import metrics
+
+        self.totals = Totals()
+        self.left = left
+        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        name = f"chexmask_u_{unit}"
+        self.done_metric = metrics.Counter(f"{name}_done", f"{unit} done since the run started")
+        self.failed_metric = metrics.Counter(f"{name}_failed", f"{unit} that failed, by reason", ("reason",))
+        self.left_metric = metrics.Gauge(f"{name}_left", f"{unit} that are still to be done")
+        self.speed_metric = metrics.Gauge(f"{name}_per_second", f"{unit} a second over the last minute")
+        self.idle_metric = metrics.Gauge(
+            "chexmask_u_network_idle_share", "share of the time that replicas of the network waited for images"
+        )
+        self.left_metric.set(left)
+
+    def add(self, units: int, failures: dict[str, int], busy_seconds: float, idle_seconds: float) -> None:
+        totals = self.totals
+        totals.units += units
+        totals.failures.update(failures)
+        totals.busy_seconds += busy_seconds
+        totals.idle_seconds += idle_seconds
+        now = time.monotonic()
+        self.recent.append((now, totals.units))
+        while len(self.recent) > 2 and self.recent[1][0] < now - SPEED_SECONDS:
+            self.recent.popleft()
+        then, before = self.recent[0]
+        self.done_metric.inc(units)
+        for reason, count in failures.items():
+            self.failed_metric.inc(count, {"reason": reason})
+        self.left_metric.set(max(0, self.left - totals.units))
+        self.speed_metric.set((totals.units - before) / max(now - then, 1e-9))
+        if totals.idle_share is not None:
+            self.idle_metric.set(totals.idle_share)
+
+    def get(self) -> Totals:
+        return self.totals
+
+
+@contextmanager
+def progress(total: int, done: int, verb: str = "generate", unit: str = "image", failed: int = 0) -> Iterator[Tally]:
+    """Show the progress of workers as `progress.bar` does; yields what they add to."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    plural = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+    # On the driver's own machine: any other may be taken away in mid-run, and the end of a run asks for the totals.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    adder = ray.remote(_Adder).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)
+    tally = Tally(adder.remote(plural, total - done))
+    with bar(tally.totals, total, done, verb, unit, failed):
+        yield tally
+
+
+def set_up_data(checkpoint: str, store_bytes: int) -> None:
+    """Tell Ray Data how a run works.
+
+    Args:
+        checkpoint: folder or URL of the ids that are committed, which are not done again.
+        store_bytes: of the object stores, that blocks between the steps may take.
+    """
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Ray's newer reader starts 32 actors for each Parquet source, the manifest and a resume's checkpoint. They take a
+    # small machine minutes, and Ray does not start them again should their machine be taken away.
+    context.use_datasource_v2 = False
+    filesystem, _ = storage.arrow_filesystem(checkpoint)
+    context.checkpoint_config = CheckpointConfig(
+        id_column="record_id",
+        checkpoint_path=checkpoint,
+        # With its default a finished run would start again from nothing.
+        delete_checkpoint_on_success=False,
+        override_filesystem=filesystem,
+    )
+    # Each filter actor takes a CPU that reading needs; one keeps up with any number of readers here.
+    context.checkpoint_config.checkpoint_actor_pool_max_size = 1
+    options = context.execution_options
+    options.resource_limits = options.resource_limits.copy(object_store_memory=store_bytes)
+
+
 @contextmanager
 def object_store_peak() -> Iterator[Callable[[], float]]:
     """Watch how much the object stores of all nodes hold; yields what tells the most MiB that was seen, twice a second.
@@ -253,7 +471,9 @@ def stopped_in_one_line() -> Iterator[None]:
     try:
         yield
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        raise StoppedError(str(error).strip().splitlines()[-1].strip()) from error
+        line = str(error).strip().splitlines()[-1].strip()
+        # A step's own words are the last line of a worker's traceback, behind their type.
+        raise StoppedError(line.removeprefix(f"{StoppedError.__module__}.{StoppedError.__name__}: ")) from error
     except Exception as error:
         if isinstance(error, OSError) or storage.is_transient(error):
             raise StoppedError(storage.explain(error)) from error

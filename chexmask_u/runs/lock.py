@@ -24,7 +24,9 @@ from typing import Any
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.runs.write import LOCK
+
+# Name of the owner file in the run's folder.
+LOCK = "run.lock"
 
 BEAT_SECONDS = 15.0
 EXPIRY_SECONDS = 60.0
@@ -117,7 +119,7 @@ class _Owner:
             if self._is_ours(self._read()):
                 self._fs.rm_file(self._path)
                 if storage.is_local(self.url):
-                    # Of a run that was refused nothing stays; a folder that holds anything is not removed.
+                    # Nothing stays of a run that was refused; a folder that holds anything is not removed.
                     Path(self._path).parent.rmdir()
 
     def _watch(self, found: bytes) -> None:

@@ -1,6 +1,7 @@
 """The source datasets. One of the published ones is prepared as it was; any other name is the user's own.
 
-A published source is a module in this package that defines `SOURCE`; to add one, add its file.
+A published source is a module in this package that defines `SOURCE`; to add one, add its file. This room imports none
+of the others.
 """
 
 from __future__ import annotations

@@ -83,6 +83,8 @@ class Source:
         unknown_steps: what nobody knows of its published preparation, as the end of a sentence.
         dicom: whether its files are DICOM.
         dicom_standard: whether DICOM values are shown as the standard asks, or as VinDr-CXR's were; see `dicom.decode`.
+        full_range: whether 16-bit values are scaled from the minimum and maximum of all pixels, a detector's hot ones
+            among them, as the published ones were; see `images.decode`.
         citation: the data set's paper, one line, with a DOI.
         also_cite: what else its providers ask users to cite, one line each.
         licence: name of its terms.
@@ -109,6 +111,7 @@ class Source:
     unknown_steps: str = ""
     dicom: bool = False
     dicom_standard: bool = True
+    full_range: bool = False
     citation: str = ""
     also_cite: tuple[str, ...] = ()
     licence: str = ""

@@ -8,6 +8,7 @@ SOURCE = Source(
     name="padchest",
     title="PadChest",
     crop_border=True,
+    full_range=True,
     # The published script is empty.
     unknown_steps="how 16 bits became 8, and what the prepared image was saved as, was not published",
     citation=(

@@ -9,6 +9,7 @@ SOURCE = Source(
     title="VinDr-CXR",
     dicom=True,
     dicom_standard=False,
+    full_range=True,
     citation=(
         "Nguyen HQ, Lam K, Le LT, et al. VinDr-CXR: An open dataset of chest X-rays with radiologist's annotations."
         " Scientific Data 9:429, 2022. https://doi.org/10.1038/s41597-022-01498-w"
@@ -26,6 +27,7 @@ SOURCE = Source(
     id_column="image_id",
     csv_name="VinDr-CXR",
     expected_rows=18_000,
+    unknown_steps="whether values were rounded or cut to 8 bits was not published",
     layout="train|test/IMAGE_ID.dicom",
     image_id=by_pattern(r"(?:^|/)([^./][^/]*)\.dicom$"),
 )

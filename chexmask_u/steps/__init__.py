@@ -1,0 +1,4 @@
+"""Functions on column batches, one row per image: read, predict, mask.
+
+This room imports `images`, `model` and the rooms before them; it knows no Ray.
+"""

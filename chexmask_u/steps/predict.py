@@ -13,9 +13,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from chexmask_u import memory, record, storage
+from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.columns import landmark_array, latent_array, replace
+from chexmask_u.images import memory
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.precision import Precision
@@ -116,7 +117,7 @@ class Predictor:
             if index in too_big:
                 status[row], reason[row], error[row] = record.FAILED, "out_of_memory", too_big[index]
                 continue
-            problem = _implausible(prediction, index)
+            problem = implausible(prediction, index)
             if problem:
                 status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", problem
                 continue
@@ -187,7 +188,7 @@ def _predict_in_memory(
         return predict(model, stacked, record_ids, n_samples, seed), {}
     except (RuntimeError, MemoryError) as error:
         problem = storage.explain(error)
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
     # Not in the handler: until it ends, the exception holds the tensors of what did not fit.
     if model.device.type == "cuda":
@@ -203,7 +204,12 @@ def _predict_in_memory(
     return Prediction.join([first, second]), failed
 
 
-def _implausible(prediction: Prediction, index: int) -> str | None:
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether a prediction failed because there was no memory for it, on whatever device."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def implausible(prediction: Prediction, index: int) -> str | None:
     """Why a record's numbers cannot be kept, or None."""
     mean, std = prediction.landmarks_mean[index], prediction.landmarks_std[index]
     latents = (prediction.latent_mean[index], prediction.latent_std[index])

@@ -11,17 +11,17 @@ import pyarrow as pa
 
 from chexmask_u import record, storage
 from chexmask_u.columns import replace
+from chexmask_u.errors import StoppedError
 from chexmask_u.images import sandbox
+from chexmask_u.images.bounds import max_bytes
 from chexmask_u.images.fetch import fetch
 from chexmask_u.images.preparation import ReadImage, read_bytes
 from chexmask_u.record import ReadError
 from chexmask_u.sources.base import Preparation
+from chexmask_u.steps.outage import Outages
 
 # Enough requests in flight to hide an object store's latency, while one image at a time is decoded.
 FETCHERS = 8
-
-# What the largest file may hold besides two bytes a pixel: headers, colour profiles, thumbnails.
-_HEADER_BYTES = 16 * 2**20
 
 
 def read_image(
@@ -40,7 +40,7 @@ def read_image(
         ReadError: with the file and the reason why not.
     """
     try:
-        data = fetch(uri, max_bytes=_max_bytes(max_side))
+        data = fetch(uri, max_bytes=max_bytes(max_side))
         return read_bytes(data, source=source, max_side=max_side, preparation=preparation)
     except ReadError as error:
         raise ReadError(error.reason, f"{storage.redact(uri)}: {error}") from error
@@ -55,10 +55,14 @@ def read(batch: pa.Table, *, max_side: int = 10_000, preparation: Preparation = 
         batch: manifest rows.
         max_side: longest side in pixels that is decoded; it bounds memory, since the image is padded to a square.
         preparation: as `read_image` takes it.
+
+    Raises:
+        StoppedError: if a storage is out of reach, so that its images are no failures of theirs.
     """
     with ThreadPoolExecutor(min(FETCHERS, max(1, len(batch)))) as pool:
         told = (batch[name].to_pylist() for name in ("uri", "source", "height", "width"))
-        rows = list(pool.map(partial(_read_row, max_side=max_side, preparation=preparation), *told))
+        one = partial(_read_row, outages=Outages(), max_side=max_side, preparation=preparation)
+        rows = list(pool.map(one, *told))
     known = batch.select(["height", "width"]).to_pylist()
     return replace(
         batch,
@@ -75,15 +79,21 @@ def read(batch: pa.Table, *, max_side: int = 10_000, preparation: Preparation = 
 
 
 def _read_row(
-    uri: str, source: str, height: int | None, width: int | None, max_side: int, preparation: Preparation
+    uri: str,
+    source: str,
+    height: int | None,
+    width: int | None,
+    outages: Outages,
+    max_side: int,
+    preparation: Preparation,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     try:
-        data = fetch(uri, max_bytes=_max_bytes(max_side))
+        data = _fetch(uri, outages, max_side)
         result = sandbox.shared.read(data, source=source, max_side=max_side, preparation=preparation)
         _check_size(result, height, width)
-    except sandbox.SandboxError:
-        # Without a decoder every image would fail; the run is to stop and say so.
+    except (sandbox.SandboxError, StoppedError):
+        # Without a decoder, or without its storage, every image would fail; the run is to stop and say so.
         raise
     except Exception as error:
         reason = error.reason if isinstance(error, ReadError) else "internal"
@@ -98,6 +108,17 @@ def _read_row(
             "image": result.image.tobytes(),
         }
     return row | {"read_seconds": time.perf_counter() - start}
+
+
+def _fetch(uri: str, outages: Outages, max_side: int) -> bytes:
+    outages.check(uri)
+    try:
+        data = fetch(uri, max_bytes=max_bytes(max_side))
+    except ReadError as error:
+        outages.answered(uri, error)
+        raise
+    outages.answered(uri, None)
+    return data
 
 
 def _check_size(result: ReadImage, height: int | None, width: int | None) -> None:
@@ -115,8 +136,3 @@ def _check_size(result: ReadImage, height: int | None, width: int | None) -> Non
         f"the image is {found[0]} x {found[1]} pixels (width x height),"
         f" the manifest says {told[0]} x {told[1]}; {remedy}",
     )
-
-
-def _max_bytes(max_side: int) -> int:
-    """Bytes of the largest file that is fetched: 16-bit grey of max_side x max_side, uncompressed."""
-    return 2 * max_side**2 + _HEADER_BYTES

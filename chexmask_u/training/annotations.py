@@ -17,6 +17,7 @@ from chexmask_u import storage
 from chexmask_u.anatomy import LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.images.decode import decode
+from chexmask_u.manifests import listing
 from chexmask_u.record import ReadError
 from chexmask_u.training.contour import mask_landmarks
 
@@ -92,9 +93,21 @@ def find_masks(url: str) -> dict[str, list[str]]:
 
 
 def files_below(url: str) -> list[str]:
-    """Paths or URLs of all files below a folder, sorted; none if it is not there."""
+    """Paths or URLs of all files below a folder, sorted; none if it is not there, and a file alone.
+
+    Raises:
+        InputError: if something in it cannot be followed that may be a folder of them.
+    """
     fs, path = storage.resolve(url)
-    return sorted(file if storage.is_local(url) else fs.unstrip_protocol(file) for file in fs.find(path))
+    if not fs.isdir(path):
+        return [url] if fs.exists(path) else []
+    files = listing.files_below(url)
+    # A file that cannot be opened is found out when it is read.
+    folders = {below: why for below, why in files.lost.items() if not PurePosixPath(below).suffix}
+    if folders:
+        below, why = next(iter(folders.items()))
+        raise InputError(f"{storage.join(url, below)}: is {why}; mend or delete it")
+    return [storage.join(url, below) for below in sorted([*files.paths, *files.lost])]
 
 
 def _masks_loader(files: dict[str, str]) -> Callable[[], tuple[NDArray[np.float64], tuple[int, int] | None]]:

@@ -22,11 +22,15 @@ from chexmask_u import storage
 from chexmask_u.errors import InputError, StoppedError
 from chexmask_u.model.precision import without_tf32
 from chexmask_u.model.variants import VARIANTS
+from chexmask_u.result import INCOMPLETE, Result
 from chexmask_u.runs import cluster, lock
-from chexmask_u.runs.progress import progress
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import checkpoints
+from chexmask_u.training import evaluate as evaluation
 from chexmask_u.training.board import Board, NoBoard
+from chexmask_u.training.datasets import datasets
+from chexmask_u.training.examples import read_split
 from chexmask_u.training.finish import finish
 from chexmask_u.training.loop import DivergedError, Place, Training
 from chexmask_u.training.prepare import find_initial, load_initial, prepare
@@ -54,13 +58,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         raise InputError('training needs TensorBoard: pip install -e ".[train]" in the project\'s folder')
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
+    check_early(settings)
     initial = None if settings.initial_weights is None else find_initial(settings, run)
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
-        gpus = cluster.gpus()
-        if settings.device == "cuda" and not gpus and started_here:
-            raise InputError("--device cuda: Ray sees no GPU on this machine; leave the flag out")
-        use_gpu = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
-        workers = settings.workers or (sharing(settings.batch_size, gpus) if use_gpu else 1)
+        cluster.check_device(settings.device, "float32", started_here)
+        use_gpu = cluster.on_gpus(settings.device)
+        workers = settings.workers or (sharing(settings.batch_size, cluster.gpus()) if use_gpu else 1)
         train_ref, validation_ref, facts = _prepared(settings, run, initial)
         print(
             f"{facts['train']:,} images to train on, {facts['validation']:,} held out, {facts['left_out']:,} left out",
@@ -81,6 +84,20 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             return outcome
         result: dict[str, Any] = cluster.on_worker(finish, settings, run.url, outcome["best"], facts)
         return result
+
+
+def check_early(settings: TrainSettings) -> None:
+    """Check what can be known before a Ray is started on this machine; on a cluster, its workers see the data.
+
+    Raises:
+        InputError: if there is no GPU where one is asked for, or no such data.
+    """
+    check_places({"--output": settings.output})
+    cluster.check_here(settings.device, "float32", settings.address)
+    if cluster.starts_here(settings.address):
+        datasets(settings)
+        if settings.split is not None:
+            read_split(settings.split)
 
 
 def sharing(batch_size: int, gpus: int) -> int:
@@ -124,7 +141,7 @@ def _fit(
     forgotten = checkpoints.mend(filesystem, path)
     before = run.read("metrics.csv")
     done = max(0, len((before or b"").splitlines()) - 1)
-    with progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as tally:
+    with cluster.progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as tally:
         trainer = trainer_type(
             _worker,
             train_loop_config={
@@ -253,3 +270,18 @@ def _report(training: Training, first: bool) -> None:
 
 def _ignore(batches: int) -> None:
     pass
+
+
+def verb(settings: TrainSettings) -> Result:
+    """`chexmask-u train`."""
+    facts = train(settings)
+    if facts.get("diverged"):
+        return Result(facts, f"Training stopped: {facts['diverged']['message']}", INCOMPLETE)
+    folder = storage.normalise(settings.output)
+    before = " (made before)" if facts.get("already_done") else ""
+    lines = [
+        f"Weights: {storage.join(folder, facts['weights'])}, epoch {facts['epoch']} of {facts['epochs']}{before}",
+        evaluation.table(facts["scores"]),
+        f"Card: {storage.join(folder, 'README.md')}",
+    ]
+    return Result(facts, "\n".join(lines))

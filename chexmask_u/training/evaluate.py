@@ -20,6 +20,8 @@ from chexmask_u.folder import Folder
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.result import Result
+from chexmask_u.runs.job import check_places
 from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.examples import Examples
@@ -79,12 +81,12 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         InputError: as `read`; or if there is no GPU where one is asked for, or the output holds something else than an
             earlier evaluation.
     """
+    check_places({"--output": settings.output})
     folder = _output(settings)
     if folder is not None:
         _check_own(folder)
-    device = choose(settings.device)
     weights = weight_files.find(settings.weights)
-    model = weight_files.load_model(weights, device=device)
+    model = weight_files.load_model(weights, device=choose(settings.device))
     examples, problems = read(settings)
     weight_files.say_if_demonstration(settings.weights)
     if settings.data and settings.split is None:
@@ -249,3 +251,9 @@ def _decode_mean(model: Network, images: NDArray[np.uint8], size: int) -> NDArra
 
 def _batches(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
+
+
+def verb(settings: EvaluateSettings) -> Result:
+    """`chexmask-u evaluate`."""
+    found = evaluate(settings)
+    return Result(found.summary, f"{settings.weights}: {table(found.summary)}")

@@ -12,7 +12,7 @@ from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.variants import build
-from chexmask_u.runs.write import versions
+from chexmask_u.runs.identity import library_versions
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import checkpoints, figures
 from chexmask_u.training import evaluate as evaluation
@@ -66,7 +66,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
         "scores": evaluated.summary,
         "settings": settings.numbers() | {"half": settings.half},
         "command": command(settings),
-        "versions": versions(),
+        "versions": library_versions(),
         "organs": ORGANS,
     }
     run.write("curves.png", figures.curves(last["history"]))

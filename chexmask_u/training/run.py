@@ -13,7 +13,8 @@ import jinja2
 
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.runs.write import LOCK, versions
+from chexmask_u.runs.identity import library_versions
+from chexmask_u.runs.lock import LOCK
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.datasets import FORMS
@@ -99,7 +100,7 @@ def freeze(
     # Last: it says that the run has begun.
     about = {
         "given": settings.asdict(),
-        "versions": versions(),
+        "versions": library_versions(),
         _INITIAL_FILE: None if initial is None else initial.facts(),
     }
     run.write_json(SETTINGS, now | about)

@@ -6,7 +6,8 @@ an Arrow table. Standard deviations are taken to the 1024 frame first, where ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.steps.mask import organ_mask, rle_decode
+from chexmask_u.use import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +134,7 @@ def draw_record(
     image: ReadImage | NDArray[Any] | None = None,
     ax: Axes | None = None,
     *,
-    limits: tuple[float, float] = (1.0, 50.0),
+    limits: tuple[float, float] = picture.LIMITS,
 ) -> Axes:
     """Draw contours with an ellipse of one standard deviation at each landmark, coloured by it.
 
@@ -149,13 +151,17 @@ def draw_record(
 
     Raises:
         ValueError: if the image has not the size that the record gives.
+        TypeError: if the image is a path or something else.
     """
     # Only who draws waits for pyplot.
-    from matplotlib import colormaps, pyplot
-    from matplotlib.cm import ScalarMappable
+    from matplotlib import pyplot
     from matplotlib.collections import EllipseCollection
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
+    if not (image is None or isinstance(image, ReadImage) or np.ndim(image) in (2, 3)):
+        raise TypeError(
+            "image must be what chexmask_u.read_image gives, or an array [height, width] or [height, width, 3], not"
+            f" {_named(image)}" + ("; read the file first" if isinstance(image, str | PathLike) else "")
+        )
     height, width = (int(_column(record, name)) for name in ("height", "width"))
     if image is not None:
         rows, columns = (image.height, image.width) if isinstance(image, ReadImage) else np.shape(image)[:2]
@@ -172,9 +178,7 @@ def draw_record(
         ax.imshow(image.image, cmap="gray", extent=(left, right, bottom, top))
     elif image is not None:
         ax.imshow(image, cmap="gray", extent=(0, width, height, 0))
-    # The darkest fifth of viridis would vanish in a radiograph.
-    colours = LinearSegmentedColormap.from_list("uncertainty", colormaps["viridis"](np.linspace(0.2, 1, 256)))
-    scale = ScalarMappable(LogNorm(*limits, clip=True), colours)
+    scale = picture.std_scale(limits)
     for nodes in LANDMARKS.values():
         ring = mean[nodes]
         ax.plot(*np.vstack([ring, ring[:1]]).T, color="0.6", linewidth=0.8, zorder=1)
@@ -201,9 +205,31 @@ def draw_record(
 
 
 def _column(record: Mapping[str, Any], name: str) -> Any:
+    """One value of a record.
+
+    Raises:
+        TypeError: if what is given is no record but many of them, or none.
+        ValueError: if it has no such column.
+    """
+    # A row of pandas has one axis, a frame two; a table of Arrow or a dataset may have the column, all rows of it.
+    if not hasattr(record, "__getitem__") or isinstance(record, str | bytes) or _has_rows(record):
+        raise TypeError(
+            f"record must be one row of a release, not {_named(record)}; give records[0] of a dataset,"
+            " frame.iloc[0] of pandas, frame.row(0, named=True) of Polars, or table.to_pylist()[0] of Arrow"
+        )
     if name not in record:
         raise ValueError(f"the record has no {name}; give a row of a release, with that column")
     return record[name]
+
+
+def _has_rows(record: Any) -> bool:
+    """Whether it is a table, a dataset, a list or an array: records, and not one of them."""
+    return isinstance(record, Sequence) or hasattr(record, "column_names") or len(getattr(record, "shape", ())) > 1
+
+
+def _named(given: Any) -> str:
+    """What somebody gave, in few words."""
+    return repr(given) if isinstance(given, str | bytes | PathLike) else f"a {type(given).__name__}"
 
 
 def _points(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from chexmask_u import sources, storage
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests.listing import files_below, is_image
 
 _COLUMNS = ["record_id", "source", "image_id"]
 
@@ -26,6 +26,7 @@ class Pairs:
         ambiguous: paths below the folder of images that have the id of a record and share it with others, by record
             id; none of them is taken.
         passed_over: how many files are no image of the source, as far as their path tells.
+        lost: links that lead nowhere and the like, and why each was not followed, by path below the folder of images.
     """
 
     paths: dict[str, str]
@@ -33,12 +34,14 @@ class Pairs:
     without_record: list[str]
     ambiguous: dict[str, list[str]]
     passed_over: int
+    lost: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
             f"{len(self.paths):,} records with an image, {len(self.without_image):,} without;"
             f" {len(self.without_record):,} images without a record;"
             f" {len(self.ambiguous):,} records with several images, of which none is taken"
+            + (f"; {len(self.lost):,} links or folders that could not be followed" if self.lost else "")
         )
 
 
@@ -69,7 +72,8 @@ def pair_images(records: Any, images: str) -> Pairs:
     root = storage.normalise(images)
     found: dict[str, list[str]] = {}
     passed_over = 0
-    for below in manifest.files_below(root):
+    files = files_below(root)
+    for below in files.paths:
         image_id_below = id_of(name, below)
         if image_id_below is None:
             passed_over += 1
@@ -83,6 +87,7 @@ def pair_images(records: Any, images: str) -> Pairs:
         without_record=[path for key, paths in found.items() if key not in ids for path in paths],
         ambiguous={ids[key]: sorted(paths) for key, paths in found.items() if key in ids and len(paths) > 1},
         passed_over=passed_over,
+        lost=files.lost,
     )
 
 
@@ -90,7 +95,7 @@ def id_of(source: str, below: str) -> str | None:
     """The id of an image by its path: the source's own, or the path itself, as `manifest folder` names them."""
     if source in sources.PUBLISHED:
         return sources.PUBLISHED[source].image_id(below)
-    return below if manifest.is_image(below) else None
+    return below if is_image(below) else None
 
 
 def _rows(records: Any) -> Iterable[Mapping[str, Any]]:

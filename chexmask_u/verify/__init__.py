@@ -14,7 +14,8 @@ from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.manifests import published
-from chexmask_u.releases.diff import Mover
+from chexmask_u.releases.diff.compare import Mover
+from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.mask import organ_rle
 from chexmask_u.verify import report
@@ -226,3 +227,10 @@ def _too_few(csv: str, records: Records, missing: Missing, other_size: int, coun
             " distribution in full size, or the Preprocessed CSV, or see whether rows of the CSV are shifted"
         )
     return f"{csv}: {count} images have a row and a record; a comparison takes at least {LEAST_IMAGES}"
+
+
+def verb(settings: VerifySettings) -> Result:
+    """`chexmask-u verify`."""
+    report = verify(settings)
+    codes = {"same": DONE, "different": INCOMPLETE, "unusable": BAD_INPUT}
+    return Result(report, text(report), codes[report["verdict"]])

@@ -18,11 +18,12 @@ from chexmask_u import record, sources, storage
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import chexmask_csv, manifest
+from chexmask_u.manifests import chexmask_csv
+from chexmask_u.manifests.listing import files_below
 from chexmask_u.model.predict import predict
 from chexmask_u.record import ReadError
-from chexmask_u.releases import release
-from chexmask_u.runs.write import Run
+from chexmask_u.releases.release import Release
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.read import read_image
 from chexmask_u.use import pairing
@@ -185,41 +186,32 @@ class OfRelease:
     """The records of a release."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = folder
-        content = release.read_marker(folder)
-        self.files = content["files"]
-        self.counts = content["counts"]
+        self.release = Release.open(folder)
+        content = self.release.content
         self.sources: dict[str, int] | None = {
-            source: counts["ok"] + counts["failed"] for source, counts in self.counts.items()
+            source: counts["ok"] + counts["failed"] for source, counts in self.release.counts.items()
         }
         self.facts = {
             "kind": "release",
             "where": folder,
-            "version": content["version"],
+            "version": self.release.version,
             "weights": content["weights"],
             "numbers": content["numbers"],
             "preparation": content.get("preparation"),
-            "records": sum(counts["ok"] for counts in self.counts.values()),
+            "records": self.release.records,
             "complete": True,
         }
 
     def read(self, source: str, csv: str) -> Records:
-        records = Records.empty(self.counts[source]["ok"])
-        for table in _shown(self._tables(source, "landmarks"), len(records.scale), source):
+        records = Records.empty(self.release.counts[source]["ok"])
+        for table in _shown(self.release.rows(source, "landmarks"), len(records.scale), source):
             if len(records.row) + len(table) > len(records.scale):
-                raise InputError(f"{self.folder}: holds more records of {source} than its release.json says")
+                raise InputError(f"{self.release.url}: holds more records of {source} than its release.json says")
             records.add(source, table.select(_columns()))
-        for table in self._tables("failures", "failures"):
+        for table in self.release.rows(None, "failures"):
             failed = table.filter(pc.equal(table["source"], source))
             records.failed.update(_as_published(source, name) for name in failed["image_id"].to_pylist())
         return records
-
-    def _tables(self, config: str, kind: str) -> Iterator[pa.Table]:
-        fs, path = storage.arrow_filesystem(self.folder)
-        for file in self.files:
-            if file["config"] == config:
-                name = file["path"]
-                yield from release.read_rows(fs, storage.join(path, name), f"{self.folder}/{name}", kind)
 
 
 class OfImages:
@@ -230,7 +222,7 @@ class OfImages:
         self.root = storage.normalise(settings.images or "")
         self.model = load_model(settings.weights or "", device=_device(settings.device))
         say_if_demonstration(settings.weights or "")
-        self.files = manifest.files_below(self.root)
+        self.files = files_below(self.root).paths
         self.sources: dict[str, int] | None = None
         self.facts = {
             "kind": "images",
@@ -291,7 +283,7 @@ class OfImages:
         columns = {known.id_column: pa.string()}
         both: dict[str, str] = {}
         example = ""
-        for batch in chexmask_csv.stream_rows(csv, columns, f"a CheXmask CSV of {known.title}"):
+        for batch in chexmask_csv.stream_rows(known, csv, columns):
             ids = chexmask_csv.image_ids(known, batch[known.id_column])
             example = example or next(filter(None, ids), "")
             both.update((image_id, paths[image_id]) for image_id in ids if image_id in paths)

@@ -15,7 +15,8 @@ from chexmask_u.anatomy import ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.record import ReadError
-from chexmask_u.releases import diff
+from chexmask_u.releases.diff.compare import Mover
+from chexmask_u.releases.diff.picture import draw
 from chexmask_u.steps.read import read_image
 
 REPORT = "verify.json"
@@ -36,7 +37,7 @@ _MISSING = {
 class FarImage:
     """An image whose landmarks differ much: as a mover from published to regenerated, how it reads, and where it is."""
 
-    mover: diff.Mover
+    mover: Mover
     reading: str
     uri: str | None
 
@@ -126,9 +127,7 @@ def write(output: str, report: Mapping[str, Any], images: Sequence[FarImage]) ->
     if images:
         title = "published and regenerated: the images that differ most"
         seen = _pictures(images)
-        folder.write(
-            "movers.png", diff.draw([image.mover for image in images], title, ("published", "regenerated"), seen)
-        )
+        folder.write("movers.png", draw([image.mover for image in images], title, ("published", "regenerated"), seen))
     folder.write("movers.csv", table.getvalue())
     folder.write_json(REPORT, report)
 

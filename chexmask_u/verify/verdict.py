@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from chexmask_u import sources
 from chexmask_u.anatomy import FRAME
 from chexmask_u.verify.compare import EXPECTED, KNOWN, MAPPINGS, READINGS, Comparison, spread_ratio_expected
 
@@ -50,11 +51,6 @@ _FAULTS = {
 }
 
 _NO_STD = "the CSV has no Landmarks (Std)"
-
-_UNKNOWN_STEPS = {
-    "padchest": "how its 16 bits became 8, and what prepared images were saved as, was not published",
-    "vindr-cxr": "whether its values were rounded or cut to 8 bits was not published",
-}
 
 
 @dataclass(frozen=True)
@@ -260,7 +256,7 @@ def _reasons(comparison: Comparison, context: Context) -> list[str]:
             "JPEG: the published images were compressed once more (quality 95), these were not: 0.05 to 0.08 px at the"
             " median, 0.3 to 0.5 at the 95th percentile"
         )
-    if context.source in _UNKNOWN_STEPS:
-        reasons.append(f"preparation: {_UNKNOWN_STEPS[context.source]}")
+    if unknown := sources.get(context.source).unknown_steps:
+        reasons.append(f"preparation: {unknown}")
     reasons.append("no reason: the published batches of one image, which this network's normalisation equals")
     return reasons

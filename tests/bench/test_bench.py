@@ -14,13 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import chexmask_u as cu
-from chexmask_u import cli, memory
+from chexmask_u import cli
 from chexmask_u.bench import report
 from chexmask_u.bench.apart import Task, apart
 from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
-from chexmask_u.bench.pipeline import Run, Sustained, pair_images
+from chexmask_u.bench.pipeline import Sustained, TimedRun, pair_images
 from chexmask_u.bench.predict import stretched
 from chexmask_u.bench.reference import Reference, window_mean
+from chexmask_u.images import memory
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.encoder import Encoder
 from chexmask_u.model.graph import window_lookup
@@ -104,8 +105,8 @@ def test_a_limit_is_the_longer_of_computing_and_moving_of_every_pass():
 
 
 def test_a_pair_of_runs_tells_speed_and_start_up_apart():
-    short = [Run(50, 50, seconds, 0, 0) for seconds in (15.0, 14.0, 90.0)]
-    long = [Run(250, 250, seconds, 0, 0) for seconds in (35.0, 34.0, 60.0)]
+    short = [TimedRun(50, 50, seconds, 0, 0) for seconds in (15.0, 14.0, 90.0)]
+    long = [TimedRun(250, 250, seconds, 0, 0) for seconds in (35.0, 34.0, 60.0)]
     sustained = Sustained.of(short, long)
     assert sustained.images_per_second == pytest.approx(10)
     assert sustained.start_seconds == pytest.approx(10)

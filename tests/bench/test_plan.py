@@ -18,7 +18,7 @@ import torch
 
 from chexmask_u import cli
 from chexmask_u.bench import plan
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings, PlanSettings
 from chexmask_u.sources.synthetic import draw
 

@@ -167,21 +167,17 @@ def test_an_image_of_one_value_is_black(photometric: str, value: int) -> None:
 WINDOWS: dict[str, dict[str, Any]] = {
     "none": {},
     "linear": {"WindowCenter": 1800, "WindowWidth": 1500},
-    "linear, odd": {"WindowCenter": "2047.5", "WindowWidth": "1001.3"},
+    "linear, odd": {"WindowCenter": "1047.5", "WindowWidth": "1001.3"},
     "linear, wider than the data": {"WindowCenter": 2048, "WindowWidth": 9000},
-    "linear, of width 1": {"WindowCenter": 2000, "WindowWidth": 1},
     "several": {"WindowCenter": [1500, 500, 3000], "WindowWidth": [900, 100, 50]},
     "exact": {"WindowCenter": 1800, "WindowWidth": 1500, "VOILUTFunction": "LINEAR_EXACT"},
-    "narrow exact": {"WindowCenter": 1800, "WindowWidth": "0.5", "VOILUTFunction": "LINEAR_EXACT"},
     "sigmoid": {"WindowCenter": 1800, "WindowWidth": 1500, "VOILUTFunction": "SIGMOID"},
-    "steep sigmoid": {"WindowCenter": 1800, "WindowWidth": 1, "VOILUTFunction": "SIGMOID"},
     "function without a window": {"VOILUTFunction": "SIGMOID"},
     "centre without a width": {"WindowCenter": 1800},
     "empty": {"WindowCenter": "", "WindowWidth": ""},
 }
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize(
@@ -216,11 +212,21 @@ def test_a_voi_table_goes_before_a_window(
         assert (decode(data, max_side=LIMIT, dicom_standard=standard) == published(data)).all()
 
 
+def test_a_table_for_signed_values_may_say_so_in_unsigned_words() -> None:
+    pixels = shades(12, signed=True)
+    entries = (np.sin(np.arange(4096) / 900) * 0.5 + 0.5) * 60_000
+    item = lookup_table(0, entries.astype(int), 16)
+    item.LUTDescriptor = [4096, 65536 - 2048, 16]
+    made = dataset(pixels, 12, VOILUTSequence=Sequence([item]))
+    assert (decode(encode(made), max_side=LIMIT) == stretch(entries.astype(int)[pixels.astype(int) + 2048])).all()
+
+
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_voi_table_of_bytes_covers_all_values(packed: bool) -> None:
+@pytest.mark.parametrize("count", [4095, 4096])
+def test_a_voi_table_of_bytes_covers_all_values(packed: bool, count: int) -> None:
     # pydicom's own function looks such values up modulo 256.
-    pixels = shades(12)
-    entries = 255 - np.arange(4096) // 16
+    pixels = np.minimum(shades(12), count - 1)
+    entries = 255 - np.arange(count) // 16
     made = dataset(pixels, 12, VOILUTSequence=Sequence([lookup_table(0, entries, 8, packed=packed)]))
     assert (decode(encode(made), max_side=LIMIT) == stretch(entries[pixels])).all()
 
@@ -273,6 +279,8 @@ def test_a_modality_table_goes_before_the_window() -> None:
     window = dataset(pixels, 16, WindowCenter=30_000, WindowWidth=40_000)
     expected = stretch(apply_windowing(apply_modality_lut(made.pixel_array, made), window))
     assert (decode(data, max_side=LIMIT) == expected).all()
+    made.WindowCenter, made.WindowWidth = 2000, 3000
+    data = encode(made)
     assert (decode(data, max_side=LIMIT, dicom_standard=False) == published(data)).all()
 
 
@@ -308,7 +316,228 @@ def test_an_image_of_padding_alone_is_black() -> None:
     assert not decode(encode(made), max_side=LIMIT).any()
 
 
+# What a header can do to an image
+
+
+PLACEHOLDERS: dict[str, dict[str, Any]] = {
+    "0 and 0": {"WindowCenter": 0, "WindowWidth": 0},
+    "0, exact": {"WindowCenter": "128", "WindowWidth": "0.0", "VOILUTFunction": "LINEAR_EXACT"},
+    "0, sigmoid": {"WindowCenter": 128, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+    "several, all 0": {"WindowCenter": [0, 0], "WindowWidth": [0, 0]},
+    "0 with an unknown function": {"WindowCenter": 0, "WindowWidth": 0, "VOILUTFunction": "NONE"},
+}
+
+
+@pytest.mark.parametrize("placeholder", PLACEHOLDERS)
+@pytest.mark.parametrize("standard", [True, False])
+def test_a_window_of_width_0_is_none(placeholder: str, standard: bool) -> None:
+    pixels = shades(12)
+    data = encode(dataset(pixels, 12, **PLACEHOLDERS[placeholder]))
+    assert (decode(data, max_side=LIMIT, dicom_standard=standard) == stretch(pixels)).all()
+
+
+@pytest.mark.parametrize(("centers", "widths"), [([0, 1800], [0, 1500]), (["", "1800"], ["", "1500"])])
+def test_of_several_windows_the_first_that_is_one_counts(centers: list[Any], widths: list[Any]) -> None:
+    pixels = shades(12)
+    expected = decode(encode(dataset(pixels, 12, WindowCenter=1800, WindowWidth=1500)), max_side=LIMIT)
+    made = dataset(pixels, 12, WindowCenter=centers, WindowWidth=widths)
+    assert (decode(encode(made), max_side=LIMIT) == expected).all()
+
+
+def _table_of(entries: NDArray[Any], **elements: Any) -> dict[str, Any]:
+    return {"VOILUTSequence": Sequence([lookup_table(0, entries, 16)])} | elements
+
+
+BLANKING: dict[str, tuple[dict[str, Any], str]] = {
+    "window far below": ({"WindowCenter": 1, "WindowWidth": 1}, "0028,1050"),
+    "window far above": ({"WindowCenter": 60000, "WindowWidth": 100}, "0028,1050"),
+    "window of 8 bits": ({"WindowCenter": 128, "WindowWidth": 256}, "0028,1050"),
+    "window of a CT": ({"WindowCenter": -600, "WindowWidth": 400}, "0028,1050"),
+    "exact window far away": ({"WindowCenter": 1, "WindowWidth": "0.1", "VOILUTFunction": "LINEAR_EXACT"}, "0028,1050"),
+    "sigmoid far away": ({"WindowCenter": 50000, "WindowWidth": 1, "VOILUTFunction": "SIGMOID"}, "0028,1050"),
+    "slope 0": ({"RescaleSlope": 0, "RescaleIntercept": 0}, "0028,1053"),
+    "slope 0, then a window": (
+        {"RescaleSlope": "0.0", "RescaleIntercept": -1024, "WindowCenter": 1800, "WindowWidth": 1500},
+        "0028,1053",
+    ),
+    "slope that is lost beside its intercept": ({"RescaleSlope": 1, "RescaleIntercept": "1e30"}, "0028,1053"),
+    "slope beyond all numbers": ({"RescaleSlope": "1e308", "RescaleIntercept": 0}, "0028,1053"),
+    "table of zeros": (_table_of(np.zeros(4096, int)), "0028,3010"),
+    "table for other values": (_table_of(np.arange(90)), "0028,3010"),
+    "padding alone": ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}, "0028,0120"),
+    "padding but for a few": ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 3999}, "0028,0120"),
+}
+VINDRS = [name for name in BLANKING if not name.startswith(("slope", "padding", "sigmoid"))]
+
+
+def _of_the_chest() -> NDArray[Any]:
+    """12 bits, nothing below 300, few above 3900."""
+    pixels = np.clip(shades(12), 300, 3900)
+    pixels[:2, :3] = 4000, 4050, 4095
+    return pixels
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("name", BLANKING)
+def test_what_a_header_leaves_nothing_of_fails_and_names_the_element(name: str, photometric: str) -> None:
+    elements, tag = BLANKING[name]
+    made = dataset(_of_the_chest(), 12, PhotometricInterpretation=photometric)
+    for keyword, value in elements.items():
+        made.add_new(keyword, "US", value) if keyword.startswith("PixelPadding") else setattr(made, keyword, value)
+    for standard in (True, False) if name in VINDRS else (True,):
+        reason, message = reason_of(encode(made), dicom_standard=standard)
+        assert (reason, tag in message) == ("damaged", True), message
+
+
+THRESHOLDS: dict[str, dict[str, Any]] = {
+    "linear": {"WindowCenter": 2000, "WindowWidth": 1},
+    "exact": {"WindowCenter": 1800, "WindowWidth": "0.5", "VOILUTFunction": "LINEAR_EXACT"},
+    "sigmoid": {"WindowCenter": 1800, "WindowWidth": 1, "VOILUTFunction": "SIGMOID"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("window", THRESHOLDS)
+def test_a_window_that_leaves_black_and_white_is_kept_for_vindr_alone(window: str) -> None:
+    data = encode(dataset(shades(12), 12, **THRESHOLDS[window]))
+    expected = published(data)
+    assert 0 < expected.mean() < 255
+    assert (decode(data, max_side=LIMIT, dicom_standard=False) == expected).all()
+    reason, message = reason_of(data)
+    assert (reason, "0028,1050" in message, "remove it" in message) == ("damaged", True, True)
+
+
+def test_a_black_background_that_a_window_cuts_off_is_no_fault() -> None:
+    # A plate in three quarters of noisy dark, as collimated films are.
+    pixels = np.random.default_rng(0).integers(0, 60, (400, 400)).astype(np.uint16)
+    pixels[100:300, 100:300] = np.clip(shades(12, height=200, width=200), 400, 4000)
+    data = encode(dataset(pixels, 12, WindowCenter=2048, WindowWidth=3600))
+    assert (decode(data, max_side=LIMIT) == published(data)).all()
+
+
+@pytest.mark.parametrize("name", ["VOILUTSequence", "ModalityLUTSequence"])
+@pytest.mark.parametrize("order", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+@pytest.mark.parametrize("vr", ["OW", "US"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("present", [0, 1, 2047, 2048, 3000, 4095, 4096])
+def test_a_table_holds_as_many_entries_as_it_says(name: str, order: uid.UID, vr: str, bits: int, present: int) -> None:
+    entries = np.linspace(0, 2**bits - 1, 4096).astype(int)
+    item = lookup_table(0, entries, bits)
+    words = entries[:present].astype("<u2" if order.is_little_endian else ">u2").tobytes()
+    item.add_new("LUTData", vr, words if vr == "OW" else entries[:present].tolist())
+    made = dataset(shades(12), 12)
+    setattr(made, name, Sequence([item]))
+    data = encode(made, order)
+    if present == 4096:
+        assert (decode(data, max_side=LIMIT) == stretch(entries[shades(12)])).all()
+        return
+    reason, message = reason_of(data)
+    assert (reason, f"holds {present} of 4096 entries" in message) == ("damaged", True), message
+
+
+def test_entries_are_never_negative_whatever_their_vr_says() -> None:
+    pixels, entries = shades(12), np.arange(4096) * 15
+    item = lookup_table(0, entries, 16)
+    item.add_new("LUTData", "SS", entries.astype(np.uint16).view(np.int16).tolist())
+    made = dataset(pixels, 12, VOILUTSequence=Sequence([item]))
+    assert (decode(encode(made), max_side=LIMIT) == stretch(entries[pixels])).all()
+
+
+def test_a_packed_table_is_counted_in_entries_too() -> None:
+    item = lookup_table(0, np.arange(4096) // 16, 8, packed=True)
+    item.LUTData = item.LUTData[:3000]
+    reason, message = reason_of(encode(dataset(shades(12), 12, VOILUTSequence=Sequence([item]))))
+    assert (reason, "holds 3000 of 4096 entries" in message) == ("damaged", True), message
+
+
+def test_a_table_that_does_not_say_how_long_it_is_fails_and_an_empty_item_is_none() -> None:
+    pixels = shades(12)
+    item = lookup_table(0, np.arange(4096), 12)
+    del item.LUTDescriptor
+    made = dataset(pixels, 12, VOILUTSequence=Sequence([item]))
+    assert reason_of(encode(made)) == (
+        "damaged",
+        "the VOI LUT (0028,3010) of the DICOM header does not say how many entries it has",
+    )
+    made.VOILUTSequence = Sequence([Dataset()])
+    assert (decode(encode(made), max_side=LIMIT) == stretch(pixels)).all()
+
+
+STRAYS = {
+    "one": {(5, 7): 65535},
+    "a few": {(0, 0): 65535, (20, 20): 40000, (50, 3): 9000},
+    "dead": {(5, 7): 0},
+    "hot and dead": {(5, 7): 65535, (6, 7): 0},
+}
+
+
+@pytest.mark.parametrize("strays", STRAYS)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 32768, "WindowWidth": 65536}])
+def test_stray_pixels_leave_the_rest_as_it_is(strays: str, photometric: str, window: dict[str, Any]) -> None:
+    pixels = (shades(12) // 4 + 3000).astype(np.uint16)
+    clean = decode(encode(dataset(pixels, PhotometricInterpretation=photometric, **window)), max_side=LIMIT)
+    hot = pixels.copy()
+    for at, value in STRAYS[strays].items():
+        hot[at] = value
+    data = encode(dataset(hot, PhotometricInterpretation=photometric, **window))
+    grey = decode(data, max_side=LIMIT)
+    assert (grey != clean).sum() <= len(STRAYS[strays])
+    assert {grey[at] for at in STRAYS[strays]} <= {0, 255}
+    assert (decode(data, max_side=LIMIT, dicom_standard=False) == published(data)).all()
+
+
 # Files
+
+
+def _spliced(data: bytes, inserted: bytes) -> bytes:
+    """A file with other elements in front of its pixels."""
+    start = data.rindex(b"\xe0\x7f\x10\0")
+    return data[:start] + inserted + data[start:]
+
+
+ITEM, ITEM_END, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
+EMPTY = bytes(4)
+# Of an icon: elements that must not be taken for the image's own.
+ICON = b"\x28\0\x10\0US\x02\0\x05\0" + b"\x28\0\x11\0US\x02\0\x05\0" + b"\xe0\x7f\x10\0OW\0\0\x02\0\0\0ab"
+STRAY_ITEMS = {
+    "empty": ITEM + EMPTY,
+    "two": 2 * (ITEM + EMPTY),
+    "of a length": ITEM + struct.pack("<L", len(ICON)) + ICON,
+    "to its end": ITEM + b"\xff\xff\xff\xff" + ICON + ITEM_END + EMPTY,
+    "to its end and its sequence's": ITEM + b"\xff\xff\xff\xff" + ICON + ITEM_END + EMPTY + SEQUENCE_END + EMPTY,
+    "nested": (ITEM + b"\xff\xff\xff\xff") * 2 + (ITEM_END + EMPTY) * 2,
+    "an end alone": ITEM_END + EMPTY,
+    "a sequence's end alone": SEQUENCE_END + EMPTY,
+}
+
+
+@pytest.mark.parametrize("stray", STRAY_ITEMS)
+def test_an_item_after_a_sequence_of_length_0_is_passed_over(stray: str) -> None:
+    pixels = shades(12)
+    data = _spliced(encode(dataset(pixels, 12)), b"\x40\0\x55\x05SQ\0\0" + EMPTY + STRAY_ITEMS[stray])
+    assert (decode(data, max_side=LIMIT) == stretch(pixels)).all()
+
+
+def test_an_item_that_never_ends_costs_the_image() -> None:
+    data = _spliced(encode(dataset(shades(12), 12)), ITEM + b"\xff\xff\xff\xff")
+    assert reason_of(data)[0] in ("no_pixels", "damaged")
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian])
+def test_groups_may_stand_in_any_order(syntax: uid.UID) -> None:
+    pixels = shades(12)
+    implicit = syntax.is_implicit_VR
+    private = b"\xe1\x7f\x10\0" + (b"" if implicit else b"LO") + struct.pack("<L" if implicit else "<H", 4) + b"GEMS"
+    late = b"\x28\0\x50\x10" + (b"" if implicit else b"DS") + struct.pack("<L" if implicit else "<H", 4) + b"1800"
+    late += b"\x28\0\x51\x10" + (b"" if implicit else b"DS") + struct.pack("<L" if implicit else "<H", 4) + b"1500"
+    made = dataset(pixels, 12)
+    assert (decode(_spliced(encode(made, syntax), private), max_side=LIMIT) == stretch(pixels)).all()
+    made.WindowCenter, made.WindowWidth = 1800, 1500
+    windowed = decode(encode(made, syntax), max_side=LIMIT)
+    assert (windowed != stretch(pixels)).any()
+    del made.WindowCenter, made.WindowWidth
+    assert (decode(_spliced(encode(made, syntax), private + late), max_side=LIMIT) == windowed).all()
 
 
 def test_the_first_bytes_tell_a_dicom_file_whatever_its_name(tmp_path: Path) -> None:
@@ -401,7 +630,7 @@ def _refused() -> dict[str, tuple[bytes, str, str]]:
             "damaged",
             "96 x 131",
         ),
-        "narrow window": (make(WindowCenter=9, WindowWidth=0), "damaged", "0028,1051"),
+        "narrow window": (make(WindowCenter=9, WindowWidth="0.5"), "damaged", "0028,1051"),
         "narrow exact window": (
             make(WindowCenter=9, WindowWidth=-3, VOILUTFunction="LINEAR_EXACT"),
             "damaged",
@@ -417,6 +646,13 @@ def _refused() -> dict[str, tuple[bytes, str, str]]:
             "end",
         ),
     }
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
+def test_a_window_that_is_no_number_fails() -> None:
+    for width in ("NaN", "inf"):
+        reason, message = reason_of(encode(dataset(shades(12), 12, WindowCenter=9, WindowWidth=width)))
+        assert (reason, "WindowWidth" in message) == ("damaged", True)
 
 
 def test_what_is_no_radiograph_says_what_it_is() -> None:
@@ -481,6 +717,21 @@ def test_a_file_cut_anywhere_fails(tmp_path: Path) -> None:
             assert reason in ("damaged", "no_pixels"), f"{name} cut at {end}: {reason}, {message}"
             reasons.add(reason)
     assert reasons == {"damaged", "no_pixels"}
+
+
+@pytest.mark.parametrize("end", [bytes(8), bytes(500), b"\xfe\xff\xdd\xe0\xff\xff\xff\xff"])
+def test_fragments_may_end_in_zeros(tmp_path: Path, end: bytes) -> None:
+    for name, data in _whole(tmp_path).items():
+        if pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID.is_encapsulated:
+            assert (decode(data[:-8] + end, max_side=LIMIT) == decode(data, max_side=LIMIT)).all(), name
+
+
+def test_a_delimiter_inside_a_fragment_is_none() -> None:
+    grey = texture(96, 131)
+    lossy = cv2.imencode(".jpg", grey)[1].tobytes()
+    comment = b"\xff\xfe\x00\x10" + SEQUENCE_END + EMPTY + b"abcdef"
+    data = wrap(dataset(grey), uid.JPEGBaseline8Bit, lossy[:2] + comment + lossy[2:])
+    assert (decode(data, max_side=LIMIT) == stretch(cv2.imdecode(np.frombuffer(lossy, np.uint8), 0))).all()
 
 
 def test_a_codestream_cut_inside_its_wrapping_fails(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def uri(request: pytest.FixtureRequest, storage: Storage, monkeypatch: pytest.Mo
     monkeypatch.setattr(fetching, "BACKOFF_SECONDS", (0.02, 1.0))
     monkeypatch.setattr(fetching, "PATIENCE_SECONDS", 4.0)
     monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 0.5)
-    monkeypatch.setattr("chexmask_u.storage.HTTP_SECONDS", 0.5)
+    monkeypatch.setattr("chexmask_u.storage.filesystems.HTTP_SECONDS", 0.5)
     for name, value in {
         "AWS_ENDPOINT_URL": storage.address,
         "AWS_ACCESS_KEY_ID": "testing",

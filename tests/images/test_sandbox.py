@@ -23,9 +23,9 @@ from chexmask_u.errors import StoppedError
 from chexmask_u.images import sandbox
 from chexmask_u.images.preparation import read_bytes
 from chexmask_u.images.sandbox import Sandbox
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.record import ReadError
-from chexmask_u.runs import write
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from chexmask_u.steps.read import read
 from tests.support.ray_cluster import _descendants
@@ -90,6 +90,15 @@ def test_an_image_is_read_as_it_is_in_process(box: Sandbox) -> None:
             read_bytes(data, source="padchest", max_side=MAX_SIDE)
         assert there_raised.value.reason == here_raised.value.reason
         assert str(there_raised.value) == str(here_raised.value)
+
+
+def test_another_package_of_that_name_where_the_run_is_started_is_not_taken(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chexmask_u").mkdir()
+    (tmp_path / "chexmask_u" / "__init__.py").write_text("raise RuntimeError('an old checkout')")
+    monkeypatch.chdir(tmp_path)
+    assert reason(box, small_image()) is None
 
 
 def test_an_image_that_takes_too_long_is_given_up(box: Sandbox, huge_image: bytes) -> None:
@@ -270,7 +279,7 @@ def test_a_poison_image_of_a_run_costs_itself_alone(
     with Killer(times=50):
         summary = pipeline.generate(settings)
     assert (summary["ok"], summary["failed"], summary["complete"]) == (20, 1, True)
-    table = write.Run(settings.output).dataset().to_table()
+    table = Run(settings.output).dataset().to_table()
     failed = {row["image_id"]: row["reason"] for row in table.to_pylist() if row["status"] == "failed"}
     assert failed == {"10-poison.png": "crashed"}
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
+import json
 import random
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,17 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
+import chexmask_u as cu
 from chexmask_u import cli, record, sources, storage
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import join, manifest
+from chexmask_u.images.fetch import fetch
+from chexmask_u.manifests import join, parquet, reach
+from chexmask_u.manifests.check import check_columns, inspect
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.manifests.join import build
 from chexmask_u.manifests.merge import merge
-from chexmask_u.settings import ManifestMergeSettings, ManifestSourceSettings
+from chexmask_u.manifests.problems import PROBLEMS
+from chexmask_u.settings import ManifestFolderSettings, ManifestMergeSettings, ManifestSourceSettings
 from tests.support.official_layouts import PUBLISHED_FILES, Layout, write_layouts
 from tests.support.s3 import S3Server, s3_server
 
@@ -80,7 +89,7 @@ def test_each_layout_gives_its_rows_and_every_problem_by_kind(name, layouts, tmp
     layout = layouts[name]
     report = build(settings_of(layout, tmp_path))
     assert nonzero(report.counts) == layout.counts
-    assert set(report.counts) == set(join.PROBLEMS)
+    assert set(report.counts) == set(PROBLEMS)
     assert (report.rows, report.csv_rows) == (ROWS, ROWS + 2)
     assert (report.images, report.other_views) == (layout.images, layout.other_views)
     assert report.expected_rows == sources.get(name).expected_rows
@@ -161,12 +170,12 @@ def second_views(tmp_path) -> Layout:
 
 def test_without_a_csv_chexpert_has_the_views_that_the_published_data_set_took(second_views, tmp_path, capsys):
     flags = ["manifest", "chexpert", "--images", str(second_views.root), "--output", str(tmp_path / "m.parquet")]
-    assert cli.main(flags) == cli.DONE
+    assert cli.main(flags) == 0
     assert {Path(row["uri"]).name for row in rows_of(tmp_path / "m.parquet")} == {"view1_frontal.jpg"}
     assert f"passed over: {ROWS} (frontal views that the CheXmask data set left out" in capsys.readouterr().out
-    assert cli.main([*flags, "--all-frontal"]) == cli.DONE
+    assert cli.main([*flags, "--all-frontal", "--overwrite"]) == 0
     assert len(rows_of(tmp_path / "m.parquet")) == 2 * ROWS
-    assert "passed over" not in capsys.readouterr().out
+    assert "frontal views" not in capsys.readouterr().out
 
 
 def test_the_rows_of_a_csv_decide_which_second_views_are_taken(second_views, tmp_path):
@@ -239,7 +248,7 @@ def test_without_the_table_lateral_views_are_no_rows_but_look_as_if_they_lacked_
     with pytest.raises(InputError, match=r"no table mimic-cxr-2\.N\.N-metadata\.csv\[\.gz\] below.*give --table or"):
         build(settings_of(layout, tmp_path, images=str(layout.root / "files"), chexmask=None))
     table = str(layout.root / "mimic-cxr-2.0.0-metadata.csv.gz")
-    report = build(settings_of(layout, tmp_path, images=str(layout.root / "files"), table=table))
+    report = build(settings_of(layout, tmp_path, images=str(layout.root / "files"), table=table, overwrite=True))
     assert nonzero(report.counts) == layout.counts
 
 
@@ -299,9 +308,82 @@ def test_images_that_the_sources_table_does_not_list_need_a_row(tmp_path):
     header, rows = read_csv(table)
     write_csv(table, header, rows[1:])
     assert nonzero(build(settings_of(layout, tmp_path)).counts) == {}
-    report = build(settings_of(layout, tmp_path, chexmask=None))
+    report = build(settings_of(layout, tmp_path, chexmask=None, output=str(tmp_path / "unscored.parquet")))
     assert nonzero(report.counts) == {"not_in_table": 1}
     assert report.rows == ROWS - 1
+
+
+# --- what was not downloaded, and what is linked from elsewhere -------------------------------------------------------
+
+
+TABLES = ("chestx-ray8", "mimic-cxr-jpg", "padchest")
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("scored", [True, False])
+def test_images_that_the_sources_table_lists_and_nobody_has_are_told(name, scored, tmp_path, capsys):
+    layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)[name]
+    files = {sources.get(name).image_id(path.as_posix()): path for path in layout.root.rglob("*.??g")}
+    gone, shouted, cut, halved = list(layout.sizes)[:4]
+    files[gone].unlink()
+    files[shouted].rename(files[shouted].with_suffix(files[shouted].suffix.upper()))
+    files[cut].rename(files[cut].with_name(f"{files[cut].name}.part"))
+    files[halved].rename(files[halved].with_name(f"{files[halved].name}_.gstmp"))
+    output = tmp_path / "m.parquet"
+    flags = ["--chexmask", str(layout.chexmask)] if scored else []
+    assert cli.main(["manifest", name, "--images", str(layout.root), "--output", str(output), *flags, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["rows"] == ROWS - 4
+    assert nonzero(report["counts"]) == {"missing_image" if scored else "no_file": 4}
+    kind = files[shouted].suffix.upper()
+    assert (report["passed_over"], report["passed_over_kinds"]) == (3, {kind: 1, ".part": 1, ".gstmp": 1})
+    problems = {row["image_id"]: row["detail"] for row in pacsv.read_csv(report["problems"]).to_pylist()}
+    assert problems[gone] == "no file of this id below --images"
+    assert f"one has the suffix {kind}: rename it to {kind.lower()}" in problems[shouted]
+    assert "one ends in .part behind its name" in problems[cut]
+    assert "one ends in .gstmp behind its name" in problems[halved]
+
+
+def test_what_the_table_lists_beside_the_rows_of_the_csv_is_told_once(tmp_path):
+    layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)["mimic-cxr-jpg"]
+    first, second = list(layout.sizes)[:2]
+    for path in layout.root.rglob("*.jpg"):
+        if path.stem in (first, second):
+            path.unlink()
+    header, rows = read_csv(layout.chexmask)
+    fewer = write_csv(tmp_path / "fewer.csv", header, [row for row in rows if row[0] != second])
+    report = build(settings_of(layout, tmp_path, chexmask=fewer))
+    assert nonzero(report.counts) == {"missing_image": 1, "no_file": 1}
+    assert report.rows == ROWS - 2
+
+
+def test_other_files_are_told_as_a_folders_listing_tells_them(layouts, tmp_path, capsys):
+    layout = layouts["vindr-cxr"]
+    flags = ["--images", str(layout.root), "--output", str(tmp_path / "m.parquet")]
+    assert cli.main(["manifest", "vindr-cxr", *flags]) == 0
+    assert "other files, passed over (no image of the source, by their paths): 1 (1 .csv)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_folders_that_are_linked_from_another_disk_belong_to_every_source(name, tmp_path):
+    layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)[name]
+    straight = build(settings_of(layout, tmp_path))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for folder in [path for path in layout.root.iterdir() if path.is_dir()]:
+        folder.rename(disk / folder.name)
+        folder.symlink_to(disk / folder.name)
+    (disk / "round").symlink_to(layout.root)
+    (layout.root / "unplugged").symlink_to(tmp_path / "gone")
+    linked = build(settings_of(layout, tmp_path, output=str(tmp_path / "linked.parquet"), check=True))
+    assert pq.read_table(linked.manifest).equals(pq.read_table(straight.manifest))
+    assert nonzero(linked.counts) == {"not_followed": 1}
+    assert "unplugged: a link that leads nowhere" in Path(linked.problems).read_text()
+    records = [{**row, "source": name} for row in rows_of(linked.manifest)]
+    pairs = cu.pair_images(records, str(layout.root))
+    assert (len(pairs.paths), pairs.without_image) == (ROWS, [])
+    assert pairs.lost == {"unplugged": "a link that leads nowhere"}
+    assert "1 links or folders that could not be followed" in str(pairs)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -378,12 +460,53 @@ def test_bytes_that_are_no_such_csv_are_refused(layouts, tmp_path):
     (tmp_path / "empty.csv").write_bytes(b"")
     cases["empty"] = (str(tmp_path / "empty.csv"), "is empty")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 100)
-    cases["binary"] = (str(tmp_path / "binary.csv"), "has no column 'image_id'")
+    cases["binary"] = (str(tmp_path / "binary.csv"), "is no text; expected a CheXmask CSV of VinDr-CXR")
+    (tmp_path / "utf16.csv").write_bytes(layout.chexmask.read_text().encode("utf-16"))
+    cases["utf-16"] = (str(tmp_path / "utf16.csv"), "is UTF-16 text")
+    with zipfile.ZipFile(tmp_path / "csv.xlsx", "w") as archive:
+        archive.write(layout.chexmask, "VinDr-CXR.csv")
+    cases["archive"] = (str(tmp_path / "csv.xlsx"), "unpack it, or save it as CSV")
+    (tmp_path / "cut.csv").write_bytes(gzip.compress(layout.chexmask.read_bytes())[:-20])
+    cases["cut"] = (str(tmp_path / "cut.csv"), "cannot be read as a CheXmask CSV of VinDr-CXR (")
+    cases["folder"] = (str(tmp_path), "cannot be read as a CheXmask CSV of VinDr-CXR (")
+    latin = layout.chexmask.read_text().replace(rows[0][0], "Señor").encode("latin-1")
+    (tmp_path / "latin.csv").write_bytes(latin)
+    cases["latin"] = (str(tmp_path / "latin.csv"), "is not UTF-8 text")
     for path, expected in cases.values():
         message = refusal(settings_of(layout, tmp_path, chexmask=path))
         assert expected in message
         assert path in message
         assert "good" not in message
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text.replace(b"\n", b"\r"),
+        lambda text: b"\r\n\n" + text + b"\n\n",
+        gzip.compress,
+        bz2.compress,
+    ],
+    ids=["byte order mark", "Windows", "old Macintosh", "empty lines", "gzip", "bzip2"],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_tables_that_were_saved_by_other_programs_are_read(changed, suffix, layouts, tmp_path):
+    layout = layouts["padchest"]
+    csv_path, table = tmp_path / f"chexmask{suffix}", tmp_path / f"table{suffix}"
+    csv_path.write_bytes(changed(layout.chexmask.read_bytes()))
+    table.write_bytes(changed(next(layout.root.glob("PADCHEST*")).read_bytes()))
+    report = build(settings_of(layout, tmp_path, chexmask=str(csv_path), table=str(table)))
+    assert (report.rows, nonzero(report.counts)) == (ROWS, layout.counts)
+
+
+def test_reports_in_another_encoding_do_no_harm_to_the_columns_that_are_needed(layouts, tmp_path):
+    layout = layouts["padchest"]
+    text = next(layout.root.glob("PADCHEST*")).read_text().replace("salto de linea", "salto de línea")
+    (tmp_path / "latin.csv").write_bytes(text.encode("latin-1"))
+    report = build(settings_of(layout, tmp_path, table=str(tmp_path / "latin.csv")))
+    assert nonzero(report.counts) == layout.counts
 
 
 def test_a_wrong_root_is_refused_without_naming_a_strangers_files(layouts, tmp_path):
@@ -406,6 +529,8 @@ def test_images_that_match_no_row_are_refused_with_an_example_of_each(layouts, t
 
 def test_an_unknown_source_is_refused(layouts, tmp_path):
     assert "is not one of chestx-ray8, chexpert" in refusal(settings_of(layouts["chexpert"], tmp_path, source="jsrt"))
+    told = refusal(settings_of(layouts["chexpert"], tmp_path, source="MIMIC-CXR"))
+    assert "did you mean 'mimic-cxr-jpg'?" in told
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -414,7 +539,7 @@ def test_settings_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="--preprocessed says what --chexmask is"):
         ManifestSourceSettings(source="chexpert", images="x", preprocessed=True)
     with pytest.raises(InputError, match="SOURCE=N"):
-        ManifestMergeSettings(accept_rows=("chexpert",))
+        ManifestMergeSettings(manifests=("m.parquet",), accept_rows=("chexpert",))
 
 
 # --- --check, and S3 --------------------------------------------------------------------------------------------------
@@ -424,9 +549,9 @@ def test_check_leaves_out_what_is_gone_or_empty(tmp_path, monkeypatch):
     layout = write_layouts(tmp_path / "tree", ROWS, dirty=False)["vindr-cxr"]
     images = sorted(layout.root.rglob("*.dicom"))
     images[0].write_bytes(b"")
-    listed = join._list_images
+    listed = join.list_distribution
     # Another process removes an image between the listing and the check.
-    monkeypatch.setattr(join, "_list_images", lambda *a: (listed(*a), images[1].unlink())[0])
+    monkeypatch.setattr(join, "list_distribution", lambda *a: (listed(*a), images[1].unlink())[0])
     report = build(settings_of(layout, tmp_path, check=True))
     assert report.rows == ROWS - 2
     assert nonzero(report.counts) == {"unreachable": 1, "empty_file": 1}
@@ -457,7 +582,31 @@ def test_a_manifest_of_all_five_layouts_on_s3(server: S3Server, tree, layouts, t
     output = f"{server.url}/manifests/all.parquet"
     merged = merge(ManifestMergeSettings(manifests=tuple(uris), output=output, accept_less=True))
     assert merged.sources == dict.fromkeys(SOURCES, ROWS)
-    assert manifest.inspect(output).rows == ROWS * len(SOURCES)
+    assert inspect(output).rows == ROWS * len(SOURCES)
+
+
+def test_a_bucket_as_other_programs_filled_it(server: S3Server, tmp_path, monkeypatch):
+    keys = ["a.png", "two words.png", "a+b.png", "100%.png", "a%20b.png", "h#1.png", "q?x=1.png", "süd/胸.png"]
+    keys += ["/double.png", "back\\slash.png", "a::b.png", "same.png", "same.png/in.png"]
+    # Consoles, MinIO and mounts mark folders so.
+    marks = ["", "sub/", "empty.png/"]
+    fs = server.filesystem()
+    for key in [*keys, *marks]:
+        fs.call_s3("put_object", Bucket=server.bucket, Key=f"filled/{key}", Body=key.encode())
+    # A store of one's own has a name, and no bucket of it is a host.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint.replace("127.0.0.1", "localhost"))
+    settings = ManifestFolderSettings(uri=f"{server.url}/filled/", output=f"{server.url}/lists/m 1+2.parquet")
+    listing = list_folder(settings)
+    assert (listing.rows, listing.passed_over) == (len(keys), 0)
+    assert list_folder(settings) == listing
+    assert inspect(listing.manifest).rows == len(keys)
+    rows = parquet.read_source(listing.manifest, "folder").to_pylist()
+    assert [row["image_id"] for row in rows] == sorted(keys)
+    assert all(fetch(row["uri"], max_bytes=100).decode() == row["image_id"] for row in rows)
+    with pytest.raises(InputError, match=r"filled: is a folder, not a manifest; .* makes one of its images"):
+        check_columns(f"{server.url}/filled")
+    with pytest.raises(InputError, match="choose another --output, or replace it with --overwrite"):
+        list_folder(replace(settings, uri=f"{server.url}/filled/süd"))
 
 
 def test_check_asks_at_least_200_objects_a_second(server: S3Server):
@@ -467,7 +616,7 @@ def test_check_asks_at_least_200_objects_a_second(server: S3Server):
     uris = [f"{server.url}/speed/{index:04d}.dicom" for index in range(count)]
     gone = f"{server.url}/speed/gone.dicom"
     start = time.perf_counter()
-    found = join.missing([*uris, gone], f"{server.url}/speed")
+    found = reach.missing([*uris, gone], f"{server.url}/speed")
     rate = (count + 1) / (time.perf_counter() - start)
     print(f"--check: {rate:.0f} objects/s")
     assert found == [*[None] * count, ("unreachable", "no such object")]
@@ -542,18 +691,45 @@ def test_merge_never_accepts_more_as_less(manifests, tmp_path):
         merge(settings)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("uri", "images/1.png", "uri 'images/1.png' is relative"),
+        ("uri", "zip://1.png::a.zip", "uri 'zip://1.png::a.zip' is relative"),
+        ("uri", "nosuch://bucket/1.png", "unknown scheme nosuch://"),
+        ("record_id", "", "1 rows have no record_id"),
+        ("image_id", None, "1 rows have no image_id"),
+        ("source", "VinDr", "cannot name a dataset config"),
+        ("height", 2.5, "'height' must hold int32 values"),
+    ],
+)
+def test_merge_refuses_the_rows_that_generate_would(column, value, expected, manifests, tmp_path):
+    table = pq.read_table(manifests[4]).append_column("height", pa.array([512.0] * 9))
+    values = [value, *table[column].to_pylist()[1:]]
+    bad = tmp_path / "bad.parquet"
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values)), bad)
+    settings = ManifestMergeSettings(manifests=(*manifests[:4], str(bad)), output=str(tmp_path / "all.parquet"))
+    for action in (lambda: merge(settings), lambda: inspect(str(bad))):
+        with pytest.raises(InputError, match=expected):
+            action()
+    assert not Path(settings.output).exists()
+
+
 def test_merge_refuses_what_would_lose_or_double_rows(manifests, tmp_path):
     again = write_manifest(tmp_path / "again.parquet", "chexpert", 2)
     cases = [
-        ((*manifests, again), "2 record ids occur more than once.*chexpert.parquet and .*again.parquet"),
+        ((*manifests, again), "chexpert.parquet and .*again.parquet: 2 record ids occur more than once"),
         ((*manifests, manifests[0]), "named twice"),
         ((*manifests, str(tmp_path / "absent.parquet")), "no such manifest"),
-        ((), "no manifest to merge"),
+        ((), "manifests is needed"),
     ]
     for inputs, expected in cases:
         with pytest.raises(InputError, match=expected):
             merge(ManifestMergeSettings(manifests=inputs, output=str(tmp_path / "all.parquet")))
     with pytest.raises(InputError, match="choose another --output"):
         merge(ManifestMergeSettings(manifests=manifests, output=manifests[0]))
+    output = str(tmp_path / "all.parquet")
     with pytest.raises(InputError, match="nothing is expected of it"):
-        merge(ManifestMergeSettings(manifests=manifests, output=str(tmp_path / "all"), accept_rows=("mine=3",)))
+        merge(ManifestMergeSettings(manifests=manifests, output=output, accept_rows=("mine=3",)))
+    with pytest.raises(InputError, match="did you mean 'chexpert'"):
+        merge(ManifestMergeSettings(manifests=manifests, output=output, accept_rows=("chexprt=3",)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,21 @@ def test_the_source_is_told_by_the_id_column(tmp_path):
     prefixed = "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg"
     table = read(write(tmp_path / "chexpert.csv", [row(prefixed, column="Path")]))
     assert table["image_id"].to_pylist() == ["train/patient00001/study1/view1_frontal.jpg"]
+
+
+def test_sources_that_share_an_id_column_are_told_by_the_files_name(tmp_path, monkeypatch):
+    prefixed = replace(sources.get("vindr-cxr"), name="abroad", csv_name="Abroad", row_id=lambda value: f"far/{value}")
+    monkeypatch.setattr(sources, "PUBLISHED", {"abroad": prefixed, **sources.PUBLISHED})
+    names = {"Abroad.csv": "far/a", "VinDr-CXR.csv": "a", "vindr-cxr.csv.gz": "a"}
+    for name, image_id in names.items():
+        path = Path(write(tmp_path / name, [row("a", column="image_id")]))
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        assert read(str(path))["image_id"].to_pylist() == [image_id]
+    other = write(tmp_path / "other.csv", [row("a", column="image_id")])
+    with pytest.raises(ValueError, match=r"other\.csv: may be of VinDr-CXR or VinDr-CXR, by its columns; say which"):
+        read(other)
+    assert read(other, "abroad")["image_id"].to_pylist() == ["far/a"]
 
 
 def test_a_file_that_is_no_such_csv_says_what_it_is_and_what_to_do(tmp_path):

@@ -1,4 +1,4 @@
-"""On a GPU the network gives the numbers of a CPU, compiled, whatever the batch: `pytest -s tests/test_gpu.py`."""
+"""On a GPU the network gives the numbers of a CPU, compiled, in any batch: `pytest -s tests/model/test_gpu.py`."""
 
 from __future__ import annotations
 

@@ -16,14 +16,15 @@ from torch import nn
 import chexmask_u as cu
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
-from chexmask_u.manifests.manifest import ManifestFacts
+from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.model import fast, hybridgnet
 from chexmask_u.model.decoder import Decoded
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import PRECISIONS, arithmetic, without_tf32
 from chexmask_u.model.predict import latent_noise
 from chexmask_u.model.variants import build
-from chexmask_u.runs import write
+from chexmask_u.runs.identity import check_same, freeze
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.steps.predict import Predictor, _compiles
 
@@ -287,14 +288,14 @@ def test_a_process_that_trains_in_float32_can_leave_tf32_for_good():
 
 
 def test_a_resumed_run_may_not_change_its_precision(tmp_path):
-    run = write.Run(str(tmp_path))
+    run = Run(str(tmp_path))
     settings = GenerateSettings(manifest="m", output=str(tmp_path))
     facts = ManifestFacts(uri="m", sha256="0" * 64, rows=1, sources={"folder": 1})
-    write.freeze(run, settings, facts, {"sha256": "1" * 64})
+    freeze(run, settings, facts, {"sha256": "1" * 64})
     assert run.read_json("run.json")["numbers"]["precision"] == "float32"
     other = GenerateSettings(manifest="m", output=str(tmp_path), precision="bfloat16")
     with pytest.raises(InputError, match="--precision was float32, now bfloat16"):
-        write.check_same(run, other, {"sha256": "1" * 64}, facts.sha256)
+        check_same(run, other, {"sha256": "1" * 64}, facts.sha256)
 
 
 def test_a_run_can_ask_for_every_precision_there_is():

@@ -180,3 +180,25 @@ def test_a_diverged_network_fails_the_row_and_not_the_job(radiograph, tmp_path):
     assert out["status"].to_pylist() == ["failed", "failed"]
     assert out["reason"].to_pylist() == ["invalid_prediction", "missing"]
     assert out["landmarks_mean"].null_count == 2
+
+
+def test_what_is_no_array_or_no_list_of_names_is_told(tiny_weights, radiograph):
+    """Three images and the name "abc" would otherwise be those of a, b and c."""
+    model = cu.load_model(str(tiny_weights))
+    images = np.stack([radiograph] * 3)
+    with pytest.raises(TypeError, match=r"images must be a uint8 array .*not a str; of a file, chexmask_u\."):
+        cu.predict(model, "x.png", ["x"])
+    with pytest.raises(TypeError, match="record_ids must be a list of names, one per image, not 'abc'"):
+        cu.predict(model, images, "abc")
+    with pytest.raises(TypeError, match="not one with a int in it"):
+        cu.predict(model, images, ["a", "b", 3])
+    with pytest.raises(TypeError, match=r"model must be what chexmask_u\.load_model gives, not a str"):
+        cu.predict("demo", images, ["a", "b", "c"])
+
+
+def test_a_prediction_shows_itself_in_one_line(tiny_weights, radiograph):
+    prediction = cu.predict(cu.load_model(str(tiny_weights)), radiograph[None], ["a"], n_samples=2)
+    assert repr(prediction) == (
+        "Prediction(landmarks_mean float32 [1, 120, 2], landmarks_std float32 [1, 120, 2],"
+        " latent_mean float32 [1, 64], latent_std float32 [1, 64])"
+    )

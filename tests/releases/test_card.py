@@ -24,9 +24,11 @@ from PIL import Image
 from chexmask_u import pipeline, record, sources
 from chexmask_u.errors import InputError
 from chexmask_u.releases import card as cards
-from chexmask_u.releases import release
-from chexmask_u.runs.report import BIN_EDGES
+from chexmask_u.releases.release import MARKER, Release
+from chexmask_u.runs.run import Run
+from chexmask_u.runs.summary import BIN_EDGES, summarise
 from chexmask_u.settings import ValidateSettings
+from tests.support import invented_runs
 from tests.support import real_release as drawn
 
 matplotlib.use("Agg")
@@ -41,7 +43,7 @@ def released(tiny_weights, tmp_path_factory, local_ray) -> Path:
 
 @pytest.fixture(scope="module")
 def marker(released) -> dict:
-    return json.loads((released / release.MARKER).read_text())
+    return json.loads((released / MARKER).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_every_source_states_its_terms_in_the_card_and_in_its_license_file(relea
 def test_a_source_whose_terms_nobody_knows_is_closed_and_says_so(marker):
     """Here even one of which no image succeeded."""
     counts = marker["counts"] | {"hospital": {"ok": 0, "failed": 3}}
-    pages = cards.pages(marker | {"counts": counts})
+    pages = cards.pages(Release("", marker | {"counts": counts}))
     for page in (pages["README.md"], pages["LICENSE.md"]):
         assert b"### hospital\n\n- Terms: `chexmask_u` does not know them." in page
     assert b"I have accepted the terms of hospital" in pages["README.md"]
@@ -165,9 +167,27 @@ def test_histogram_and_quantiles_are_those_of_the_records(released, card, marker
                 counts[int(index)] += images
         np.testing.assert_array_equal(counts, expected)
         (found,) = re.findall(rf"\| {source} \| 8 \| (\S+) \| (\S+) \| (\S+) \|", card.content)
-        # In the bin of the value itself, and not just between its neighbours; three digits are shown.
+        assert found == tuple(f"{value:#.3g}" for value in np.quantile(values, (0.05, 0.5, 0.95)))
+
+
+def test_a_run_has_one_median_in_its_report_and_on_its_card(released, card):
+    run = released.parents[1] / "run"
+    report = json.loads((run / "report.json").read_text())["uncertainty"]["sources"]
+    page = (run / "report.html").read_text()
+    for source in drawn.SOURCES:
+        (_, median, _) = re.search(rf"\| {source} \| 8 \| (\S+) \| (\S+) \| (\S+) \|", card.content).groups()
+        assert median == f"{report[source]['quantiles']['0.5']:#.3g}"
+        assert f"median {float(median):.3g}" in page
+
+
+def test_quantiles_of_an_older_release_are_within_a_bin_of_the_value(released, marker):
+    older = Release(str(released), {name: content for name, content in marker.items() if name != "uncertainty"})
+    for source in drawn.SOURCES:
+        parts = sorted((released / source).glob("landmarks-*"))
+        values = np.concatenate([pq.read_table(part)["uncertainty"].to_numpy() for part in parts])
         exact = np.quantile(values, (0.05, 0.5, 0.95), method="inverted_cdf").clip(BIN_EDGES[0], BIN_EDGES[-1])
-        np.testing.assert_allclose(np.array(found, float), exact, rtol=0.065)
+        found = cards._uncertainty(older)["sources"][source]["quantiles"].values()
+        np.testing.assert_allclose(list(found), exact, rtol=0.065)
 
 
 def test_the_chart_shows_on_dark_and_light_pages_and_says_nothing_of_when_and_where(released):
@@ -228,3 +248,15 @@ def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch,
     # Both pictures of the first figure have an image below their contours.
     assert [len(axes.images) for axes in figures[0].axes[:2]] == [1, 1]
     plt.close("all")
+
+
+def test_the_card_and_the_run_s_report_have_one_median(tmp_path: Path) -> None:
+    run = invented_runs.make_run(tmp_path / "run", {"a": invented_runs.Records(range(7)), "b": invented_runs.Records()})
+    invented_runs.make_release(run, str(tmp_path / "releases"), rows_per_shard=3)
+    card = (tmp_path / "releases" / "v1.0.0" / "README.md").read_text()
+    reported = summarise(Run(run).dataset())["uncertainty"]["sources"]
+    content = json.loads((tmp_path / "releases" / "v1.0.0" / "release.json").read_text())
+    assert content["uncertainty"] == {source: reported[source]["quantiles"] for source in "ab"}
+    for source in "ab":
+        low, median, high = (f"{reported[source]['quantiles'][q]:#.3g}" for q in ("0.05", "0.5", "0.95"))
+        assert f"| {source} | {reported[source]['images']} | {low} | {median} | {high} |" in card

@@ -17,7 +17,10 @@ from chexmask_u import cli
 from chexmask_u.anatomy import LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import Letterbox
-from chexmask_u.releases import diff, release
+from chexmask_u.releases import diff
+from chexmask_u.releases.diff import compare as comparing
+from chexmask_u.releases.diff import picture
+from chexmask_u.releases.release import MARKER
 from chexmask_u.settings import DiffSettings
 from tests.support import hub, invented_runs
 from tests.support.invented_runs import Records, record_id
@@ -81,7 +84,8 @@ def test_records_that_came_went_failed_or_recovered_are_told_apart(before, tmp_p
     assert (facts["before"], facts["after"], facts["in_both"]) == (25, 26, 23)
     assert (facts["added"], facts["failed_to_ok"]) == (2, {"empty": 1})
     assert (facts["removed"], facts["ok_to_failed"]) == (1, {"crashed": 1})
-    assert facts["masks_differ"] is None
+    assert facts["masks_differ"] is False
+    assert report["sources"]["b"]["masks_differ"] is None
     assert report["sources"]["b"]["removed"] == 6
     assert report["sources"]["c"]["added"] == 3
     assert report["failures"] == {
@@ -142,7 +146,7 @@ def test_where_batches_and_files_end_changes_nothing(before, tmp_path, monkeypat
     a = Records([*range(2, 25), 26, 40], {0: "crashed"}, moved={3: 5.0})
     after = release_of(tmp_path, seed=1, a=a, b=B)
     whole = compare(before, after)
-    monkeypatch.setattr(diff, "BATCH_ROWS", rows)
+    monkeypatch.setattr(comparing, "BATCH_ROWS", rows)
     assert compare(before, after) == whole
 
 
@@ -180,8 +184,8 @@ def test_another_schema_is_major_and_compared_in_what_is_common(before, tmp_path
         table = pq.read_table(file)
         extra = pa.array(np.zeros(len(table)))
         pq.write_table(table.drop_columns(["latent_uncertainty"]).append_column("new", extra), file)
-    marker = json.loads((after / release.MARKER).read_text())
-    (after / release.MARKER).write_text(json.dumps(marker | {"schema_version": "9.0"}))
+    marker = json.loads((after / MARKER).read_text())
+    (after / MARKER).write_text(json.dumps(marker | {"schema_version": "9.0"}))
     report = compare(before, str(after))
     assert (report["change"], report["follows"]) == ("major", "v2.0.0")
     assert report["sources"]["a"]["changed"] == 0
@@ -235,7 +239,52 @@ def test_a_changelog_of_ones_own_is_not_written_over(before, tmp_path, capsys):
 
 def test_a_dollar_in_an_id_is_no_formula():
     points = np.zeros((120, 2))
-    assert diff.draw([diff.Mover("a/$x_1$^{.png", "a", "heart", 1.0, points, points + 1500)], "x")[:4] == b"\x89PNG"
+    assert (
+        picture.draw([comparing.Mover("a/$x_1$^{.png", "a", "heart", 1.0, points, points + 1500)], "x")[:4]
+        == b"\x89PNG"
+    )
+
+
+def test_masks_that_are_cut_into_other_files_do_not_differ(before, tmp_path):
+    """Added records, and another number of rows in a file, change every digest and no mask."""
+    run = invented_runs.make_run(tmp_path / "run", {"a": replace(A, ok=[*range(25), 30]), "b": B})
+    invented_runs.make_release(run, str(tmp_path), rows_per_shard=7)
+    report = compare(before, str(tmp_path / "v1.0.0"))
+    assert report["sources"]["a"]["added"] == 1
+    assert not report["sources"]["a"]["masks_differ"]
+    assert not report["sources"]["b"]["masks_differ"]
+    assert "masks differ" not in diff.text(report)
+
+
+def test_another_mask_of_the_same_landmarks_is_told_also_where_records_were_added(before, tmp_path):
+    """As when another OpenCV draws them."""
+    run = invented_runs.make_run(tmp_path / "run", {"a": replace(A, ok=[*range(25), 30]), "b": B})
+    part = Path(run, "records", "part_000000-0.parquet")
+    table = pq.read_table(part)
+    hearts = ["1 2", *table["heart"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("heart"), table.schema.field("heart"), [hearts]), part)
+    invented_runs.make_release(run, str(tmp_path), rows_per_shard=7)
+    report = compare(before, str(tmp_path / "v1.0.0"))
+    assert report["sources"]["a"]["masks_differ"]
+    assert not report["sources"]["b"]["masks_differ"]
+    assert "the masks differ" in diff.text(report)
+
+
+def test_a_comparison_that_is_stopped_leaves_no_report_and_is_made_again(before, tmp_path):
+    """Whoever finds diff.json finds the others whole, and of the same comparison."""
+    out = tmp_path / "out"
+    compare(before, release_of(tmp_path / "after", seed=1, a=A, b=B), output=str(out))
+    assert sorted(file.name for file in out.iterdir()) == ["CHANGELOG.md", "diff.json", "diff.png"]
+    (out / "CHANGELOG.md").unlink()
+    # In the way of the file, as a disk that is full would be.
+    (out / "CHANGELOG.md").mkdir()
+    with pytest.raises(InputError, match="out: cannot be written"):
+        compare(before, before, output=str(out))
+    assert not (out / "diff.json").exists()
+    (out / "CHANGELOG.md").rmdir()
+    compare(before, before, output=str(out))
+    # There is nothing to be drawn now.
+    assert sorted(file.name for file in out.iterdir()) == ["CHANGELOG.md", "diff.json"]
 
 
 def test_versions_on_the_hub_are_compared_like_folders(before, tmp_path, monkeypatch):

@@ -6,13 +6,16 @@ import contextlib
 import csv
 import io
 import json
+import resource
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 import chexmask_u as cu
@@ -20,7 +23,8 @@ from chexmask_u import cli, sources
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.manifests.chexmask_csv import read_rows
-from chexmask_u.releases.export import ExportReport, chexmask, export
+from chexmask_u.releases.export import ExportReport, export
+from chexmask_u.releases.export.formats import chexmask_csv
 from chexmask_u.releases.export.output import whole_files
 from chexmask_u.releases.release import MARKER
 from chexmask_u.settings import ExportSettings
@@ -214,7 +218,7 @@ def test_published_rows_come_back_cell_for_cell(shared, tmp_path, source):
     for row, fields, mean in zip(rows, table.to_pylist(), to_landmarks(table["landmarks_mean"]), strict=True):
         scores = [np.float64(fields[name]) for name in ("dice_rca_mean", "dice_rca_max")]
         std = np.full((120, 2), 1.25)
-        cells = chexmask.cells(
+        cells = chexmask_csv.cells(
             sources.get(source), fields["image_id"], *scores, mean, std, fields, fields["height"], fields["width"]
         )
         text = io.StringIO()
@@ -304,57 +308,170 @@ def test_annotations_say_where_and_how_sure_each_landmark_is(released, tmp_path)
         assert annotation["iscrowd"] == 0
 
 
-def test_a_landmark_outside_the_image_is_labelled_but_not_visible(tmp_path):
+SHIFTS = {
+    "right": (90, 0),
+    "left": (-95, 0),
+    "top": (0, -190),
+    "bottom": (0, 100),
+    "corner": (85, 100),
+    "a sliver": (129, 0),
+    "around the image": (0, 0),
+}
+
+
+def shape(name: str, part: slice) -> np.ndarray:
+    """A heart [26, 2] that leaves an image of 200 x 300 pixels in a way of its own."""
+    count = part.stop - part.start
+    angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    if name == "around the image":
+        return circle * 400 + (100, 150)
+    if name == "in pieces":
+        # Its spikes reach in from below, and what joins them lies outside.
+        return np.stack([np.linspace(20, 180, count), np.where(np.arange(count) % 3 == 1, 220, 330.0)], axis=1)
+    if name == "around a corner":
+        # In over the right border only, though its way leads past the corner.
+        return np.concatenate([circle[:-4] * (30, 25) + (195, 60), [(215, 40), (210, -9), (190, -9), (230, -20)]])
+    if name == "crossing itself":
+        return np.stack([100 * np.sin(angle) + 190, 60 * np.sin(2 * angle) + 100], axis=1)
+    return circle * (40, 45) + (104, 195) + np.array(SHIFTS[name])
+
+
+@pytest.mark.parametrize("name", [*SHIFTS, "in pieces", "around a corner", "crossing itself"])
+def test_beyond_the_border_area_box_and_visibility_are_those_that_pycocotools_computes(tmp_path, name):
     record = draw("a", 300, 200, 0)
-    record.mean[cu.LANDMARKS["heart"]] += (90, 0)
+    part = cu.LANDMARKS["heart"]
+    record.mean[part] = shape(name, part)
     run(write_release(tmp_path / "v1.0.0", {"x": [record]}), tmp_path / "out", "coco")
     coco = load(tmp_path / "out" / "x.json")
     lung, _, heart = coco.loadAnns(coco.getAnnIds())
     points = np.array(heart["keypoints"]).reshape(-1, 3)
-    assert ((points[:, 2] == 1) == (points[:, 0] > 200)).all()
-    assert {1, 2} == set(points[:, 2])
-    assert heart["num_keypoints"] == 26
-    assert heart["bbox"][0] + heart["bbox"][2] == 200
+    outside = (points[:, :2] < 0).any(axis=1) | (points[:, :2] > (200, 300)).any(axis=1)
+    np.testing.assert_array_equal(points[:, 2], np.where(outside, 0, 2))
+    assert heart["num_keypoints"] == (~outside).sum() < 26
     assert set(lung["keypoints"][2::3]) == {2}
+    # Of the whole contour, which pycocotools cuts while it fills it, and of the polygon that was cut here.
+    whole = coco_masks.merge(coco_masks.frPyObjects([record.mean[part].ravel().tolist()], 300, 200))
+    edge = cv2.arcLength(record.mean[part].clip(0, (200, 300)).astype(np.float32), True)
+    assert heart["area"] == pytest.approx(float(coco_masks.area(whole)), abs=2 + edge / 50)
+    assert (coco.annToMask(heart) != coco_masks.decode(whole)).sum() <= edge / 30
     ours = cu.organ_mask(record.mean, "heart", 300, 200)
-    theirs = coco.annToMask(heart)
-    assert (ours & theirs).sum() / (ours | theirs).sum() > 0.93
+    assert (coco.annToMask(heart) != ours).sum() <= edge
+    x, y, width, height = heart["bbox"]
+    left, top, wide, high = coco_masks.toBbox(whole)
+    np.testing.assert_allclose([x, y, x + width, y + height], [left, top, left + wide, top + high], atol=1.5)
+    ring = np.reshape(heart["segmentation"][0], (-1, 2))
+    assert (ring >= 0).all()
+    assert (ring <= (200, 300)).all()
+
+
+@pytest.mark.parametrize("shift", [(300, 0), (0, -400), (-145, 0), (136, 0)])
+def test_an_organ_outside_the_image_has_no_annotation(tmp_path, shift):
+    """Also where it touches the border; a box without a width ends trainings, and scores count it as missed."""
+    record = draw("a", 300, 200, 0)
+    part = cu.LANDMARKS["heart"]
+    record.mean[part] = shape("right", part) - SHIFTS["right"] + np.array(shift)
+    run(write_release(tmp_path / "v1.0.0", {"x": [record, draw("b", 300, 200, 1)]}), tmp_path / "out", "coco")
+    coco = load(tmp_path / "out" / "x.json")
+    assert [annotation["category_id"] for annotation in coco.loadAnns(coco.getAnnIds(imgIds=1))] == [1, 2]
+    assert len(coco.getAnnIds(imgIds=2)) == 3
+    assert not cu.organ_mask(record.mean, "heart", 300, 200)[:, :-1].any()
+
+
+def test_contours_of_real_images_that_are_cut_off(shared, tmp_path):
+    """Radiographs cut through the lungs, with the bundled weights, as people's files are."""
+    folder = shared / "cases" / "contour-beyond-the-border"
+    records = []
+    model = cu.load_model("demo")
+    for file in sorted(folder.glob("*.png")):
+        read = cu.read_image(str(file))
+        prediction = cu.predict(model, read.image[None], [file.name], n_samples=5)
+        mean = read.letterbox.to_original(prediction.landmarks_mean[0])
+        std = read.letterbox.spread_to_original(prediction.landmarks_std[0])
+        records.append(Record(file.name, read.height, read.width, read.letterbox, mean, std))
+    run(write_release(tmp_path / "v1.0.0", {"x": records}), tmp_path / "out", "coco")
+    coco = load(tmp_path / "out" / "x.json")
+    beyond = 0
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        mask = coco.annToRLE(annotation)
+        points = np.array(annotation["keypoints"]).reshape(-1, 3)
+        beyond += (points[:, 2] == 0).sum()
+        assert annotation["area"] == pytest.approx(float(coco_masks.area(mask)), rel=0.01)
+        left, top, wide, high = coco_masks.toBbox(mask)
+        x, y, width, height = annotation["bbox"]
+        np.testing.assert_allclose([x, y, x + width, y + height], [left, top, left + wide, top + high], atol=2)
+    assert beyond > 10
 
 
 # --- whole or not there -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("format", "kind"), [("chexmask-csv", "masks"), ("coco", "landmarks")])
-def test_an_export_that_is_stopped_leaves_no_half_file_and_goes_on(released, tmp_path, format, kind):
-    hurt = Path(shutil.copytree(released, tmp_path / "v1.0.0"))
-    # The last of two shards: rows of the first are written when it is found.
-    shard = hurt / "mimic-cxr-jpg" / f"{kind}-00001-of-00002.parquet"
-    content = shard.read_bytes()
-    shard.write_bytes(content[: len(content) // 2])
+@contextlib.contextmanager
+def disk_of(bytes_a_file: int):
+    """Files grow to so many bytes and no farther, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("format", ["chexmask-csv", "coco"])
+def test_an_export_that_is_stopped_leaves_no_half_file_and_goes_on(tmp_path, format):
+    records = {"a": [draw("0", 90, 80, 0)], "b": [draw(str(index), 90, 80, index) for index in range(12)]}
+    folder = write_release(tmp_path / "v1.0.0", {**records, "c": records["a"]})
     output = tmp_path / "out"
-    with pytest.raises(InputError, match=rf"{shard.name}: cannot be read"):
-        run(hurt, output, format)
+    with disk_of(40_000), pytest.raises(InputError, match=r"cannot be written \(OSError: .*File too large"):
+        run(folder, output, format)
     found = [file for file in output.rglob("*") if file.is_file() and not file.name.startswith(".export-")]
-    assert {file.stem.lower() for file in found} == {"chestx-ray8", "chexpert"}
+    assert {file.stem for file in found} == {"a"}
     assert {file.suffix for file in found} <= {".csv", ".json"}
-    shard.write_bytes(content)
     before = {file: file.stat().st_mtime_ns for file in found}
-    assert run(hurt, output, format).made_before == ("chestx-ray8", "chexpert")
+    assert run(folder, output, format).made_before == ("a",)
     assert {file: file.stat().st_mtime_ns for file in found} == before
-    assert run(hurt, output, format).made_before == tuple(IDS)
-    run(released, tmp_path / "at-once", format)
+    assert run(folder, output, format).made_before == ("a", "b", "c")
+    run(folder, tmp_path / "at-once", format)
     for file in output.rglob("*"):
         if file.is_file():
             assert file.read_bytes() == (tmp_path / "at-once" / file.relative_to(output)).read_bytes()
 
 
+@pytest.mark.parametrize("damage", ["edited", "cut", "lost", "a page lost"])
+@pytest.mark.parametrize("format", ["chexmask-csv", "coco"])
+def test_a_release_that_is_not_whole_is_refused_before_anything_is_written(released, tmp_path, format, damage):
+    hurt = Path(shutil.copytree(released, tmp_path / "v1.0.0"))
+    shard = hurt / "mimic-cxr-jpg" / "landmarks-00001-of-00002.parquet"
+    if damage == "edited":
+        # Other numbers in a sound file, so that only its sha256 tells.
+        table = pq.read_table(shard)
+        pq.write_table(table.set_column(3, table.schema.field(3), pa.array([70] * len(table), pa.int32())), shard)
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-50])
+    else:
+        shard = shard if damage == "lost" else hurt / "README.md"
+        shard.unlink()
+    with pytest.raises(InputError, match=rf"{shard.name}: .*(missing|edited).*copy the release anew"):
+        run(hurt, tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
+def exchange(folder: Path, path: str, other: str) -> None:
+    """Put another shard in a shard's place, as a release that was written wrongly has it: its checksums are right."""
+    shutil.copy(folder / other, folder / path)
+    content = json.loads((folder / MARKER).read_text())
+    facts = {file["path"]: file for file in content["files"]}
+    facts[path] |= {name: facts[other][name] for name in ("bytes", "sha256", "rows")}
+    (folder / MARKER).write_text(json.dumps(content))
+
+
 def test_masks_that_do_not_belong_to_the_landmarks_end_it(released, tmp_path):
     hurt = Path(shutil.copytree(released, tmp_path / "v1.0.0"))
-    for first in hurt.glob("padchest/masks-00000-of-*.parquet"):
-        shutil.copy(hurt / "vindr-cxr" / first.name, first)
+    exchange(hurt, "padchest/masks-00001-of-00002.parquet", "vindr-cxr/masks-00001-of-00002.parquet")
     with pytest.raises(InputError, match="masks of padchest are not of the same records as its landmarks"):
         run(hurt, tmp_path / "out")
     assert not (tmp_path / "out" / "Preprocessed" / "Padchest.csv").exists()
+    assert (tmp_path / "out" / "Preprocessed" / "CheXpert.csv").exists()
 
 
 def test_a_file_that_is_there_is_never_replaced(released, tmp_path):
@@ -417,20 +534,25 @@ def test_on_s3_an_object_appears_when_it_is_whole(released, tmp_path, monkeypatc
             monkeypatch.setenv(name, value)
         fs = server.filesystem()
         fs.put(str(released), f"{server.bucket}/v1.0.0", recursive=True)
+        hurt = Path(shutil.copytree(released, tmp_path / "hurt"))
+        exchange(hurt, "mimic-cxr-jpg/masks-00001-of-00002.parquet", "padchest/masks-00001-of-00002.parquet")
+        with pytest.raises(InputError, match="masks of mimic-cxr-jpg are not of the same records"):
+            run(hurt, f"{server.url}/hurt")
+        found = [Path(file).name for file in fs.find(f"{server.bucket}/hurt")]
+        assert sorted(found) == sorted([".export-chexmask-csv.json", *["ChestX-Ray8.csv", "CheXpert.csv"] * 2])
         shard = f"{server.bucket}/v1.0.0/mimic-cxr-jpg/masks-00001-of-00002.parquet"
         content = fs.cat_file(shard)
         fs.pipe_file(shard, content[: len(content) // 2])
         with pytest.raises(InputError, match="masks-00001-of-00002"):
             run(f"{server.url}/v1.0.0", f"{server.url}/out")
-        found = [Path(file).name for file in fs.find(f"{server.bucket}/out")]
-        assert sorted(found) == sorted([".export-chexmask-csv.json", *["ChestX-Ray8.csv", "CheXpert.csv"] * 2])
+        assert not fs.exists(f"{server.bucket}/out")
         fs.pipe_file(shard, content)
-        report = run(f"{server.url}/v1.0.0", f"{server.url}/out")
-        assert report.made_before == ("chestx-ray8", "chexpert")
-        run(released, tmp_path)
+        run(f"{server.url}/v1.0.0", f"{server.url}/out")
+        assert run(f"{server.url}/v1.0.0", f"{server.url}/out").made_before == tuple(IDS)
+        run(released, tmp_path / "local")
         for source in IDS:
             name = f"OriginalResolution/{published_file(source)}"
-            assert fs.cat_file(f"{server.bucket}/out/{name}") == (tmp_path / name).read_bytes()
+            assert fs.cat_file(f"{server.bucket}/out/{name}") == (tmp_path / "local" / name).read_bytes()
         assert len(imported(f"{server.url}/out/Preprocessed/Padchest.csv", "padchest")) == 5
         with pytest.raises(InputError, match=r"no-such-bucket.*cannot be written"):
             run(released, "s3://no-such-bucket/out")
@@ -453,7 +575,7 @@ def test_what_is_no_release_or_no_place_to_write_is_named(released, tmp_path):
         run(released, tmp_path / "out", "yolo")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".export-coco.json").write_text("{")
-    with pytest.raises(InputError, match=r"\.export-coco\.json: is damaged"):
+    with pytest.raises(InputError, match=r"\.export-coco\.json: is no JSON; choose another folder"):
         run(released, tmp_path / "out", "coco")
 
 

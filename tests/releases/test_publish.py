@@ -24,7 +24,8 @@ import pytest
 
 from chexmask_u import cli, record, sources
 from chexmask_u.releases import publish as publishing
-from chexmask_u.releases import release
+from chexmask_u.releases.release import MARKER
+from chexmask_u.releases.validate import validate
 from tests.support import hub, invented_runs
 from tests.support.invented_runs import Records
 
@@ -212,6 +213,21 @@ def test_the_address_that_a_large_file_goes_to_is_not_logged_with_its_signature(
     assert "Signature" not in log.getvalue()
 
 
+def test_a_hub_that_is_busy_for_longer_is_told_of_once(server, publish, v1):
+    """Its client has two lines for each of its attempts."""
+    server.fail("POST", "/info/lfs/objects/batch", status=429, times=3, headers={"Retry-After": "0"})
+    logger, log = logging.getLogger("huggingface_hub"), io.StringIO()
+    handler = logging.StreamHandler(log)
+    logger.addHandler(handler)
+    try:
+        said = publish(v1)
+    finally:
+        logger.removeHandler(handler)
+    assert said.code == cli.DONE
+    (line,) = log.getvalue().splitlines()
+    assert "HTTP Error 429 thrown while requesting POST" in line
+
+
 @pytest.mark.parametrize("path", ["/preupload/", "/info/lfs/objects/batch", "/tree/"])
 def test_a_busy_hub_is_asked_again(server, publish, v1, path):
     fault = server.fail("GET" if path == "/tree/" else "POST", path, status=429, headers={"Retry-After": "0"})
@@ -240,7 +256,7 @@ def test_what_stops_at_the_end_is_finished_by_the_same_command(server, publish, 
     server.fail("POST", path, **how)
     said = publish(v1)
     assert said.code == cli.INCOMPLETE
-    assert "run the same command again" in said.line
+    assert "the same command goes on" in said.line
     dataset = server.datasets[REPO]
     # Either all of it is on main or nothing, and no tag without it.
     assert list(dataset.files) == [".gitattributes"] or holds(dataset, v1)
@@ -334,6 +350,15 @@ def test_a_dry_run_needs_no_network_and_no_token(server, publish, v1, monkeypatc
     assert said.code == cli.DONE
     assert said.result["asked"] is False
     assert len(said.result["files"]) == len(files_of(v1))
+
+
+def test_a_dry_run_is_for_people_offline_too(server, publish, v1, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    said = publish(v1, "--dry-run")
+    assert (said.code, said.result["asked"], said.result["status"]) == (cli.DONE, False, "would be published")
+    said = publish(v1)
+    assert said.code == cli.BAD_INPUT
+    assert said.line.endswith("HF_HUB_OFFLINE is set, which forbids any connection to the Hub; unset it")
 
 
 def test_a_dry_run_without_network_tells_that_a_gate_is_needed(server, publish, tmp_path, monkeypatch):
@@ -524,7 +549,7 @@ ALLOWED = {
 
 
 def test_no_pixels_reports_labels_or_patient_attributes_are_in_a_release(v1):
-    content = release.validate(v1)
+    content = validate(v1).content
     for file in content["files"]:
         table = pq.read_table(Path(v1, file["path"]))
         assert table.schema.names == ALLOWED[file["kind"]].split()
@@ -563,11 +588,11 @@ def test_a_release_with_another_column_is_refused_and_not_sent(server, publish, 
     copy = shutil.copytree(v1, tmp_path / "v1.0.0")
     shard = copy / "chestx-ray8" / "landmarks-00000-of-00001.parquet"
     pq.write_table(pq.read_table(shard).append_column(name, values), shard)
-    marker = json.loads((copy / release.MARKER).read_text())
+    marker = json.loads((copy / MARKER).read_text())
     for file in marker["files"]:
         if file["path"].startswith("chestx-ray8/landmarks"):
             file |= {"bytes": shard.stat().st_size, "sha256": hashlib.sha256(shard.read_bytes()).hexdigest()}
-    (copy / release.MARKER).write_text(json.dumps(marker))
+    (copy / MARKER).write_text(json.dumps(marker))
     said = publish(copy)
     assert said.code == cli.BAD_INPUT
     assert "its columns are not those of schema" in said.line

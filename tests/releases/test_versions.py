@@ -13,7 +13,11 @@ import pytest
 
 from chexmask_u import record
 from chexmask_u.errors import InputError
-from chexmask_u.releases import release, versions
+from chexmask_u.releases import plan, versions
+from chexmask_u.releases.release import MARKER
+from chexmask_u.releases.validate import validate
+from chexmask_u.runs.run import Run
+from chexmask_u.settings import ReleaseSettings
 from tests.support import invented_runs
 from tests.support.invented_runs import Records
 
@@ -83,7 +87,7 @@ def test_the_newest_version_counts_and_unfinished_ones_do_not(output, tmp_path):
     assert release_again(other_run(tmp_path / "1", seed=1), output) == "v1.1.0"
     for minor in range(2, 11):
         shutil.copytree(output / "v1.1.0", output / f"v1.{minor}.0")
-        marker = output / f"v1.{minor}.0" / release.MARKER
+        marker = output / f"v1.{minor}.0" / MARKER
         marker.write_text(json.dumps(json.loads(marker.read_text()) | {"version": f"v1.{minor}.0"}))
     (output / "v3.0.0").mkdir()
     (output / "notes").mkdir()
@@ -113,10 +117,51 @@ def test_a_patch_may_not_be_called_minor(output, tmp_path):
         release_again(run, output, version="v1.1.0")
 
 
-def test_the_same_run_is_not_released_twice(output, run):
-    with pytest.raises(InputError, match=r"is released already, as v1\.0\.0"):
-        release_again(run, output)
-    assert sorted(folder.name for folder in output.iterdir()) == ["v1.0.0"]
+@pytest.mark.parametrize("version", [None, "v1.0.0"])
+def test_a_run_that_is_released_already_was_made_before(output, run, tmp_path, version):
+    """The same command again is no error, whether it names the version or not, and whatever came after it."""
+    before = {file: file.stat().st_mtime_ns for file in output.rglob("*")}
+    again = invented_runs.make_release(run, str(output), rows_per_shard=5, version=version)
+    assert (again["version"], again["made_before"], again["folder"]) == ("v1.0.0", True, str(output / "v1.0.0"))
+    assert {file: file.stat().st_mtime_ns for file in output.rglob("*")} == before
+    if version is not None:
+        assert release_again(other_run(tmp_path, seed=1), output) == "v1.1.0"
+        assert release_again(run, output, version=version) == "v1.0.0"
+
+
+def test_a_version_that_is_there_with_other_content_is_refused(output, run, tmp_path):
+    for other, settings in (
+        (other_run(tmp_path, seed=1), {}),
+        (run, {"rows_per_shard": 4}),
+        (run, {"exclude": ("a",)}),
+    ):
+        with pytest.raises(InputError, match=r"v1\.0\.0: this version exists with other content, and a release never"):
+            release_again(other, output, version="v1.0.0", **settings)
+
+
+def test_what_needs_no_records_is_refused_before_any_is_read(output, run, tmp_path):
+    """On a cluster it takes minutes until a worker reads."""
+    report = {"complete": True, "sources": {"a": {"ok": 12, "failed": 1}, "b": {"ok": 3, "failed": 0}}}
+    (Path(run) / "report.json").write_text(json.dumps(report))
+
+    def check(folder: str = run, **settings) -> None:
+        plan.check(Run(folder), ReleaseSettings(run=folder, output=str(output), **settings))
+
+    check()
+    check(version="v1.0.0")
+    check(version="v1.0.1", exclude=("b",), allow_failed=1)
+    for words, settings in {
+        "holds no run": {"folder": str(tmp_path / "nowhere")},
+        r"must be vX\.Y\.Z": {"version": "1.0"},
+        "v1.0.0: this version exists with other content": {"folder": other_run(tmp_path, seed=1), "version": "v1.0.0"},
+        "holds no source c, which --exclude names; there are a, b": {"exclude": ("c",)},
+        "1 images failed, more than --allow-failed 0": {"allow_failed": 0},
+    }.items():
+        with pytest.raises(InputError, match=words):
+            check(**settings)
+    (Path(run) / "report.json").write_text(json.dumps(report | {"complete": False, "left": 3, "manifest_rows": 16}))
+    with pytest.raises(InputError, match="the run is incomplete, 3 of 16 images"):
+        check()
 
 
 def test_sources_can_be_left_out(run, tmp_path):
@@ -124,7 +169,7 @@ def test_sources_can_be_left_out(run, tmp_path):
     assert content["counts"] == {"b": {"ok": 3, "failed": 0}}
     assert content["excluded_rows"] == 13
     assert content["failures"] == {}
-    assert release.validate(str(tmp_path / "x" / "v1.0.0"))["manifest"]["rows"] == 16
+    assert validate(str(tmp_path / "x" / "v1.0.0")).manifest_rows == 16
     everything = b"".join(file.read_bytes() for file in (tmp_path / "x").rglob("*.*") if file.is_file())
     assert b"a/image-" not in everything
     assert release_again(run, tmp_path / "x") == "v1.1.0"
@@ -164,10 +209,10 @@ def test_a_source_left_out_must_be_there_and_not_be_the_last(run, tmp_path):
 
 def test_rows_that_are_missing_are_not_taken_for_left_out_ones(run, tmp_path):
     invented_runs.make_release(run, str(tmp_path / "x"), exclude=("a",))
-    marker = tmp_path / "x" / "v1.0.0" / release.MARKER
+    marker = tmp_path / "x" / "v1.0.0" / MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"excluded_rows": 12}))
     with pytest.raises(InputError, match="not as many as the manifest's rows"):
-        release.validate(str(tmp_path / "x" / "v1.0.0"))
+        validate(str(tmp_path / "x" / "v1.0.0"))
 
 
 def test_numbers_behind_the_one_that_is_raised_begin_again():

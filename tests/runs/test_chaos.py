@@ -1,7 +1,7 @@
 """Killed anywhere, again and again, a run ends with every record once, and with the release of an undisturbed one.
 
 The seed of the slow form is in CHEXMASK_CHAOS_SEED, its number of faults in CHEXMASK_CHAOS_FAULTS. Run it with
-`pytest -m slow -s tests/test_chaos.py`, which prints each fault and a table of them.
+`pytest -m slow -s tests/runs/test_chaos.py`, which prints each fault and a table of them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ import pytest
 from chexmask_u import record, storage
 from chexmask_u.anatomy import ORGANS
 from chexmask_u.images.fetch import fetch
-from chexmask_u.manifests.manifest import complete, list_folder
-from chexmask_u.runs import write
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.manifests.parquet import complete
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.steps.mask import mask, rle_decode
 from chexmask_u.steps.predict import Predictor
@@ -83,8 +84,8 @@ class Arena:
         flags |= {"address": self.cluster.gcs_address}
         return [*CLI, "generate", *(f"--{flag}={value}" for flag, value in flags.items())]
 
-    def run(self, name: str) -> write.Run:
-        return write.Run(f"{self.url}/{name}")
+    def run(self, name: str) -> Run:
+        return Run(f"{self.url}/{name}")
 
     def call(self, *arguments: str) -> None:
         done = subprocess.run(
@@ -290,7 +291,7 @@ def test_an_outage_of_a_quarter_of_a_minute_is_waited_for(tmp_path: Path, monkey
         way.cut()
         waiting = [
             pool.submit(fetch, f"{server.url}/image.png", max_bytes=100),
-            pool.submit(write.Run(server.url).write, "run.json", "{}"),
+            pool.submit(Run(server.url).write, "run.json", "{}"),
             pool.submit(pq.write_table, pa.table({"a": [1]}), part, filesystem=arrow_fs),
         ]
         time.sleep(15)

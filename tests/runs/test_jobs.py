@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.sources.synthetic import draw
 from tests.support import hub
@@ -181,6 +181,16 @@ def test_job_with_bad_input_fails_with_one_line_and_code_2(s3: S3Server, cluster
     assert f"chexmask-u: {missing}: no such manifest" in job.log
     assert "Traceback" not in job.log
     assert not s3.filesystem().exists(f"{s3.bucket}/never")
+
+
+def test_job_with_a_relative_output_is_refused_before_ray_keeps_it_in_its_own_folder(
+    cluster: RayCluster, project: Path, manifest: str
+) -> None:
+    job = submit(cluster, project, "jobs/generate.py", "--manifest", manifest, "--output", "run")
+    assert (job.submit_code, job.status, job.script_code) == (1, "FAILED", 2), job.log
+    assert "chexmask-u: --output run: is relative" in job.log
+    assert "give an absolute path that every machine sees, or a URL" in job.log
+    assert "working_dir_files" not in job.log.split("chexmask-u: ")[1]
 
 
 def test_a_run_keeps_its_commit_of_the_hub_on_every_machine(

@@ -16,8 +16,9 @@ import pytest
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.runs import lock, write
-from chexmask_u.runs.lock import held
+from chexmask_u.runs import identity, lock
+from chexmask_u.runs.lock import LOCK, held
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
 from tests.support.s3 import s3_server
 
@@ -61,12 +62,12 @@ def start_holder(url: str) -> subprocess.Popen[str]:
 
 
 def owner_file(url: str) -> dict[str, object] | None:
-    return write.Run(url).read_json(write.LOCK)
+    return Run(url).read_json(LOCK)
 
 
 def elsewhere(url: str) -> None:
     """Change the owner file into one of another machine."""
-    write.Run(url).write(write.LOCK, json.dumps(owner_file(url) | {"machine": "another", "host": "node-7"}))
+    Run(url).write(LOCK, json.dumps(owner_file(url) | {"machine": "another", "host": "node-7"}))
 
 
 def test_a_second_driver_is_refused_in_one_line_that_says_who_and_what_to_do(url: str) -> None:
@@ -103,7 +104,7 @@ def test_after_kill_9_the_next_driver_of_the_machine_goes_on_at_once(url: str, m
 def test_an_id_that_another_process_has_by_now_is_no_owner(url: str) -> None:
     with held(url):
         entry = owner_file(url)
-    write.Run(url).write(write.LOCK, json.dumps(entry | {"process_started": "1"}))
+    Run(url).write(LOCK, json.dumps(entry | {"process_started": "1"}))
     with held(url):
         pass
 
@@ -113,7 +114,7 @@ def test_a_dead_driver_of_another_machine_is_waited_for_and_then_taken_over(
 ) -> None:
     with held(url):
         entry = owner_file(url)
-    write.Run(url).write(write.LOCK, json.dumps(entry))
+    Run(url).write(LOCK, json.dumps(entry))
     elsewhere(url)
     start = time.monotonic()
     with held(url):
@@ -131,7 +132,7 @@ def test_a_living_driver_of_another_machine_is_known_by_its_heartbeat(url: str) 
         while not over.wait(0.3):
             count += 1
             # Its clock is years behind, which is no reason to take it for dead.
-            write.Run(url).write(write.LOCK, json.dumps(entry | {"machine": "another", "beat": count, "since": "1999"}))
+            Run(url).write(LOCK, json.dumps(entry | {"machine": "another", "beat": count, "since": "1999"}))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -145,7 +146,7 @@ def test_a_living_driver_of_another_machine_is_known_by_its_heartbeat(url: str) 
 
 
 def test_of_many_who_see_a_dead_owner_at_the_same_time_one_takes_over(url: str) -> None:
-    write.Run(url).write(write.LOCK, "{}")
+    Run(url).write(LOCK, "{}")
     outcomes: list[str] = []
     over = threading.Event()
 
@@ -175,7 +176,7 @@ def test_a_driver_whose_run_was_taken_over_stops(url: str) -> None:
     def drive() -> None:
         with held(url):
             entry = owner_file(url)
-            write.Run(url).write(write.LOCK, json.dumps(entry | {"token": "other", "pid": 1, "host": "node-7"}))
+            Run(url).write(LOCK, json.dumps(entry | {"token": "other", "pid": 1, "host": "node-7"}))
             time.sleep(20)
 
     with pytest.raises(StoppedError, match="taken over by process 1 on node-7"):
@@ -185,17 +186,17 @@ def test_a_driver_whose_run_was_taken_over_stops(url: str) -> None:
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(url: str) -> None:
-    run = write.Run(url)
-    write.Run(storage.join(url, "images")).write("a.png", "an image")
+    run = Run(url)
+    Run(storage.join(url, "images")).write("a.png", "an image")
     with pytest.raises(InputError, match=r"is not empty and holds no run.*'images'.*choose another --output") as caught:
-        write.check_same(run, GenerateSettings(), {}, None)
+        identity.check_same(run, GenerateSettings(), {}, None)
     assert len(str(caught.value).splitlines()) == 1
     assert run.names() == ["images"]
 
 
 def test_an_empty_folder_and_one_where_a_driver_died_early_are_free(url: str, tmp_path: Path) -> None:
-    run = write.Run(url)
-    assert not write.check_same(run, GenerateSettings(), {}, None)
-    run.write(write.LOCK, "{}")
+    run = Run(url)
+    assert not identity.check_same(run, GenerateSettings(), {}, None)
+    run.write(LOCK, "{}")
     run.write(".DS_Store", "")
-    assert not write.check_same(run, GenerateSettings(), {}, None)
+    assert not identity.check_same(run, GenerateSettings(), {}, None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
+from collections import Counter
 
-from chexmask_u.runs.progress import Totals, progress
+from chexmask_u.runs.cluster import progress
+from chexmask_u.runs.progress import Totals, bar
 
 
 def exported(ray) -> dict[str, list[float]]:
@@ -53,3 +55,12 @@ def test_a_retried_block_does_not_carry_the_bar_beyond_its_end(local_ray, capsys
         tally.add(8)
     assert "10/10" in capsys.readouterr().err.splitlines()[-1]
     assert Totals().idle_share is None
+
+
+def test_a_resumed_run_shows_the_failures_of_its_earlier_attempts_too(capsys):
+    totals = Totals(units=3, failures=Counter(empty=1))
+    with bar(lambda: totals, total=20, done=10, verb="generate", unit="image", failed=4):
+        pass
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "13/20" in last
+    assert "5 failed" in last

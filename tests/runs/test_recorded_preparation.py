@@ -16,7 +16,8 @@ import pytest
 import chexmask_u as cu
 from chexmask_u import pipeline
 from chexmask_u.errors import InputError
-from chexmask_u.runs import write
+from chexmask_u.runs.identity import told_preparation
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ReleaseSettings
 from chexmask_u.sources.synthetic import draw
 
@@ -43,7 +44,7 @@ def forget_preparation(run: str) -> None:
 
 
 def landmarks(run: str) -> dict[str, np.ndarray]:
-    rows = write.Run(run).dataset().to_table(columns=["source", "landmarks_mean"]).to_pylist()
+    rows = Run(run).dataset().to_table(columns=["source", "landmarks_mean"]).to_pylist()
     return {row["source"]: np.array(row["landmarks_mean"]) for row in rows}
 
 
@@ -94,7 +95,7 @@ def test_run_report_release_and_card_say_which_preparation_it_was(runs, tmp_path
 
 
 def test_what_nobody_knows_of_padchest_is_said():
-    told = write.told_preparation({}, ["padchest"])["padchest"]
+    told = told_preparation({}, ["padchest"])["padchest"]
     assert "was not published" in told
 
 

@@ -12,7 +12,9 @@ import pytest
 from chexmask_u import record
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.images.letterbox import Letterbox
-from chexmask_u.runs import report
+from chexmask_u.runs import summary as summaries
+from chexmask_u.runs.page import Picture, render_html, to_picture
+from chexmask_u.runs.summary import QUANTILES, chosen_rows, summarise
 
 # A 500 x 400 crop of a larger image: every part of the mapping matters.
 LETTERBOX = Letterbox(30, 20, 500, 400, 0, 50, FRAME / 500)
@@ -28,7 +30,7 @@ HOSTILE = "<script>alert(1)</script>"
 @pytest.fixture(autouse=True)
 def batches_are_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a run of many rows, where pyarrow 26 filters landmarks wrongly."""
-    for scan in (report._SCAN, report._SCAN_FULL_ROWS):
+    for scan in (summaries._SCAN, summaries._SCAN_FULL_ROWS):
         monkeypatch.setitem(scan, "batch_size", 3)
 
 
@@ -82,18 +84,18 @@ def store(folder: Path, *parts: list[dict[str, Any]]) -> ds.Dataset:
     return ds.dataset(str(folder), format="parquet")
 
 
-def pictures(records: ds.Dataset, summary: dict[str, Any]) -> list[report.Picture]:
+def pictures(records: ds.Dataset, summary: dict[str, Any]) -> list[Picture]:
     ranks = {chosen["record_id"]: chosen["rank"] for chosen in summary["contact_sheet"]}
-    rows = report.chosen_rows(records, list(ranks)).to_pylist()
-    return [report.to_picture(row, np.zeros((FRAME, FRAME), np.uint8), ranks[row["record_id"]]) for row in rows]
+    rows = chosen_rows(records, list(ranks)).to_pylist()
+    return [to_picture(row, np.zeros((FRAME, FRAME), np.uint8), ranks[row["record_id"]]) for row in rows]
 
 
 def page(records: ds.Dataset) -> str:
     """By way of JSON, as when a stored report.json is rendered again."""
-    summary = report.summarise(records)
+    summary = summarise(records)
     timed = {**summary, "seconds": 12.0, "images_per_second": 3.5, "network_idle_share": 0.123, "attempts": 1}
     stored = json.loads(json.dumps(timed, allow_nan=False))
-    return report.render_html(stored, RUN, pictures(records, summary))
+    return render_html(stored, RUN, pictures(records, summary))
 
 
 def test_summary_adds_up(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_summary_adds_up(tmp_path: Path) -> None:
         for value in values
     ]
     bad = [failed(f"d{n:02d}", "A", "damaged", "x" * 10_000) for n in range(15)] + [failed("m", "B", "missing")]
-    summary = report.summarise(store(tmp_path, bad + rows[:60], rows[60:]))
+    summary = summarise(store(tmp_path, bad + rows[:60], rows[60:]))
 
     assert (summary["images"], summary["ok"], summary["failed"]) == (116, 100, 16)
     assert summary["sources"] == {
@@ -122,7 +124,7 @@ def test_summary_adds_up(tmp_path: Path) -> None:
     assert summary["devices"]["gpu"] == {"images": 10, "predict_seconds": 2.5}
 
     overall, of_a = summary["uncertainty"]["overall"], summary["uncertainty"]["sources"]["A"]
-    assert overall["quantiles"] == {str(q): pytest.approx(np.quantile(values, q)) for q in report.QUANTILES}
+    assert overall["quantiles"] == {str(q): pytest.approx(np.quantile(values, q)) for q in QUANTILES}
     assert (overall["min"], overall["max"], overall["mean"]) == (1, 100, pytest.approx(50.5))
     assert sum(overall["histogram"]) == 100
     assert of_a["mean"] == pytest.approx(52)
@@ -139,9 +141,9 @@ def test_summary_adds_up(tmp_path: Path) -> None:
 def test_summary_does_not_depend_on_the_order_of_records(tmp_path: Path) -> None:
     rows = [ok(f"r{n}", "A", 5.0 if n % 2 else float(n + 1)) for n in range(30)]
     rows += [failed(f"f{n}", "B", "missing") for n in range(20)]
-    summary = report.summarise(store(tmp_path / "a", rows))
+    summary = summarise(store(tmp_path / "a", rows))
     shuffled = [rows[n] for n in np.random.default_rng(0).permutation(len(rows))]
-    again = report.summarise(store(tmp_path / "b", shuffled[:13], shuffled[13:]))
+    again = summarise(store(tmp_path / "b", shuffled[:13], shuffled[13:]))
     # Sums of floats may differ in the last bit.
     assert json.dumps(again["contact_sheet"]) == json.dumps(summary["contact_sheet"])
     assert again["failures"] == summary["failures"]
@@ -152,21 +154,21 @@ def test_summary_does_not_depend_on_the_order_of_records(tmp_path: Path) -> None
 def test_contact_sheet_shows_each_record_once(tmp_path: Path, count: int) -> None:
     # All tie, so only the ids tell them apart.
     records = store(tmp_path, [ok(f"r{n}", "A", 2.0) for n in range(count)])
-    chosen = [picked["record_id"] for picked in report.summarise(records)["contact_sheet"]]
+    chosen = [picked["record_id"] for picked in summarise(records)["contact_sheet"]]
     assert len(set(chosen)) == len(chosen) == min(count, 9)
 
 
 def test_pictures_are_in_the_frame_and_in_the_order_asked(tmp_path: Path) -> None:
     others = [ok(f"d{n}", "B", 5.0 + n) for n in range(7)]
     records = store(tmp_path, [ok("b", "A", 3.0), failed("c", "A", "blank")], [*others, ok("a", "B", 4.0)])
-    rows = report.chosen_rows(records, ["a", "absent", "b", "a"])
+    rows = chosen_rows(records, ["a", "absent", "b", "a"])
     assert rows.schema.equals(record.RECORD)
     assert rows["record_id"].to_pylist() == ["a", "b"]
-    picture = report.to_picture(rows.to_pylist()[0], np.zeros((FRAME, FRAME), np.uint8), "surest")
+    picture = to_picture(rows.to_pylist()[0], np.zeros((FRAME, FRAME), np.uint8), "surest")
     np.testing.assert_allclose(picture.landmarks[:3], [[0, 0], [1, 2], [2, 4]], atol=1e-3)
     assert picture.std.mean() == pytest.approx(picture.uncertainty, rel=1e-5)
     assert picture.uncertainty == 4
-    assert report.chosen_rows(records, []).num_rows == 0
+    assert chosen_rows(records, []).num_rows == 0
 
 
 def test_page_asks_for_nothing_and_escapes_everything(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_page_of_demo_weights_warns(tmp_path: Path) -> None:
     records = store(tmp_path, [ok("a", "A", 3.0)])
     assert "not for clinical use" in page(records)
     published = {**RUN, "weights": {**RUN["weights"], "source": "hf://mcosarinsky/CheXmask-U/v1_skip"}}
-    assert "not for clinical use" not in report.render_html(report.summarise(records), published, [])
+    assert "not for clinical use" not in render_html(summarise(records), published, [])
 
 
 @pytest.mark.parametrize(

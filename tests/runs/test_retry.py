@@ -22,8 +22,9 @@ from ray.data.checkpoint.checkpoint_filter import _clean_pending_checkpoints_tas
 from chexmask_u import cli, pipeline, record, storage
 from chexmask_u.columns import landmark_array, latent_array
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import list_folder
-from chexmask_u.runs import write
+from chexmask_u.manifests.folder import list_folder
+from chexmask_u.runs import repair
+from chexmask_u.runs.run import PENDING, Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from tests.support.invented_runs import flip_a_bit
 from tests.support.s3 import s3_server
@@ -70,7 +71,7 @@ class FlakyFileSystem(LocalFileSystem):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[write.Run]:
+def run(tmp_path: Path) -> Iterator[Run]:
     """Three parts as Ray Data writes them: one with failures of all kinds, one of failures alone, one without."""
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     FlakyFileSystem.allowed = 10**9
@@ -87,7 +88,7 @@ def run(tmp_path: Path) -> Iterator[write.Run]:
         part = tmp_path / "records" / f"{name}_000000-0.parquet"
         pq.write_table(rows(ids, outcomes, rng), part, write_page_checksum=True)
         pq.write_table(pa.table({"record_id": ids}), tmp_path / "checkpoint" / f"{name}.parquet")
-    yield write.Run(f"flaky://{tmp_path}")
+    yield Run(f"flaky://{tmp_path}")
     FlakyFileSystem.allowed = 10**9
 
 
@@ -110,53 +111,53 @@ def rows(ids: list[str], reasons: list[str | None], rng: np.random.Generator) ->
     return pa.table([pa.array(columns[f.name], f.type) for f in record.RECORD], schema=record.RECORD)
 
 
-def resume(run: write.Run) -> None:
+def resume(run: Run) -> None:
     """What a rerun does before it asks which records there are: this code's repairs, and then Ray's."""
-    run.redo_lost_parts()
+    repair.redo_lost(run)
     checkpoint_fs, checkpoint = storage.arrow_filesystem(run.checkpoint)
     records_fs, records = storage.arrow_filesystem(run.records)
     _clean_pending_checkpoints_task._function(checkpoint, checkpoint_fs, records, records_fs)
 
 
-def stored(run: write.Run) -> list[dict[str, Any]]:
+def stored(run: Run) -> list[dict[str, Any]]:
     """The run's records; they are what its checkpoint says, each once."""
     found = sorted(run.dataset().to_table().to_pylist(), key=lambda row: row["record_id"])
     fs, path = storage.arrow_filesystem(run.checkpoint)
-    files = [info.path for info in fs.get_file_info(pa.fs.FileSelector(path)) if not info.path.endswith(write._PENDING)]
+    files = [info.path for info in fs.get_file_info(pa.fs.FileSelector(path)) if not info.path.endswith(PENDING)]
     committed = Counter(pads.dataset(files, filesystem=fs).to_table()["record_id"].to_pylist())
     assert Counter(row["record_id"] for row in found) == committed
     assert set(committed.values()) <= {1}
     return found
 
 
-def files(run: write.Run) -> list[str]:
+def files(run: Run) -> list[str]:
     folder = Path(run.url.removeprefix("flaky://"))
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
 
 
-def test_rows_of_the_reason_are_taken_out_and_all_others_stay_as_they_were(run: write.Run) -> None:
+def test_rows_of_the_reason_are_taken_out_and_all_others_stay_as_they_were(run: Run) -> None:
     before = stored(run)
-    assert run.retry({"timeout"}) == 4
+    assert repair.redo_failed(run, {"timeout"}) == 4
     assert stored(run) == [row for row in before if row["reason"] != "timeout"]
     names = files(run)
     # Two parts with their checkpoints, one of them untouched; nothing else is left.
     assert len(names) == 4
     assert "records/2abc_000002_000000-0.parquet" in names
-    assert run.retry({"timeout"}) == 0
+    assert repair.redo_failed(run, {"timeout"}) == 0
     assert files(run) == names
 
 
-def test_several_reasons_are_taken_out_at_once(run: write.Run) -> None:
+def test_several_reasons_are_taken_out_at_once(run: Run) -> None:
     before = stored(run)
-    assert run.retry({"damaged", "storage"}) == 3
+    assert repair.redo_failed(run, {"damaged", "storage"}) == 3
     assert stored(run) == [row for row in before if row["reason"] in (None, "timeout")]
 
 
 def test_wherever_a_retry_is_killed_a_rerun_finds_every_record_at_most_once_and_can_go_on(
-    run: write.Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One part after another, so that each count is one place.
-    monkeypatch.setattr(write, "_REWRITERS", 1)
+    monkeypatch.setattr(repair, "_REWRITERS", 1)
     before = {row["record_id"]: row for row in stored(run)}
     to_do = {name for name, row in before.items() if row["reason"] == "timeout"}
     part = {name for name in before if "0abc" in name}
@@ -169,7 +170,7 @@ def test_wherever_a_retry_is_killed_a_rerun_finds_every_record_at_most_once_and_
         shutil.copytree(copy, start)
         FlakyFileSystem.allowed = killed
         try:
-            run.retry({"timeout"})
+            repair.redo_failed(run, {"timeout"})
         except KilledError:
             FlakyFileSystem.allowed = 10**9
         else:
@@ -179,7 +180,7 @@ def test_wherever_a_retry_is_killed_a_rerun_finds_every_record_at_most_once_and_
         # At most one part is to be done again, besides the failures that are.
         assert before.keys() - found.keys() <= to_do | part
         assert all(before[name] == row for name, row in found.items())
-        run.retry({"timeout"})
+        repair.redo_failed(run, {"timeout"})
         resume(run)
         found = {row["record_id"]: row for row in stored(run)}
         assert not to_do & found.keys()
@@ -191,27 +192,41 @@ def test_wherever_a_retry_is_killed_a_rerun_finds_every_record_at_most_once_and_
     assert killed == 8 + 4
 
 
-def test_a_damaged_part_is_named_and_gets_no_new_checksum(run: write.Run) -> None:
+def test_a_damaged_part_is_named_and_gets_no_new_checksum(run: Run) -> None:
     parts = Path(run.records.removeprefix("flaky://")).iterdir()
     part = max(parts, key=lambda path: path.stat().st_size)
     flip_a_bit(part)
     content = part.read_bytes()
     with pytest.raises(InputError, match=rf"{part.name}: a part of the run's records is damaged.*delete it"):
-        run.retry({"damaged", "timeout"})
+        repair.redo_failed(run, {"damaged", "timeout"})
     assert part.read_bytes() == content
 
 
-def test_a_checkpoint_that_a_power_cut_left_empty_is_a_lost_part(run: write.Run) -> None:
+def test_a_checkpoint_that_a_power_cut_left_empty_is_a_lost_part(run: Run) -> None:
     rows = run.committed_rows()
     checkpoint = sorted(Path(run.checkpoint.removeprefix("flaky://")).iterdir())[0]
     left = rows - pq.read_metadata(checkpoint).num_rows
     checkpoint.write_bytes(b"")
-    assert run.redo_lost_parts() == 1
+    assert repair.redo_lost(run) == 1
     assert (run.committed_rows(), run.dataset().count_rows()) == (left, left)
     assert not checkpoint.exists()
 
 
-def test_a_commit_that_was_killed_between_copy_and_deletion_keeps_its_records(run: write.Run) -> None:
+@pytest.mark.parametrize("foreign", [False, True], ids=["of the same run", "of another run"])
+def test_a_part_that_another_one_was_written_over_is_done_again(run: Run, foreign: bool) -> None:
+    before = stored(run)
+    folder = Path(run.records.removeprefix("flaky://"))
+    over, other = (folder / f"{name}_000000-0.parquet" for name in ("2abc_000002", "0abc_000000"))
+    again = pq.read_table(other).slice(0, 3)
+    if foreign:
+        ids = pa.array([f"other/{number}" for number in range(3)])
+        again = again.set_column(0, again.schema.field(0), ids)
+    pq.write_table(again, over, write_page_checksum=True)
+    assert repair.redo_lost(run) == 1
+    assert stored(run) == [row for row in before if "2abc" not in row["record_id"]]
+
+
+def test_a_commit_that_was_killed_between_copy_and_deletion_keeps_its_records(run: Run) -> None:
     before = stored(run)
     folder = Path(run.url.removeprefix("flaky://")) / "checkpoint"
     shutil.copy(folder / "0abc_000000.parquet", folder / "0abc_000000.pending.parquet")
@@ -241,15 +256,15 @@ def picture(seed: int) -> bytes:
     return cv2.imencode(".png", cv2.blur(image, (9, 9)))[1].tobytes()
 
 
-def test_a_run_on_an_object_store_is_retried_alike(run: write.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_an_object_store_is_retried_alike(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        there = write.Run(f"{server.url}/run")
+        there = Run(f"{server.url}/run")
         server.filesystem().put(run.url.removeprefix("flaky://"), there.url.removeprefix("s3://"), recursive=True)
         before = stored(there)
         assert len(before) == 12
-        assert there.retry({"timeout"}) == 4
+        assert repair.redo_failed(there, {"timeout"}) == 4
         assert stored(there) == [row for row in before if row["reason"] != "timeout"]
         assert len([name for name in server.filesystem().find(there.url) if not name.endswith("/")]) == 4
 
@@ -290,6 +305,6 @@ def test_images_that_were_repaired_are_ok_after_a_retry(tmp_path: Path, tiny_wei
 
 
 def by_id(settings: GenerateSettings) -> dict[str, dict[str, Any]]:
-    table = write.Run(str(settings.output)).dataset().to_table().to_pylist()
+    table = Run(str(settings.output)).dataset().to_table().to_pylist()
     assert len({row["record_id"] for row in table}) == len(table) == 30
     return {row["record_id"]: row for row in table}

@@ -1,4 +1,4 @@
-"""As many records as CheXmask has: one hour and 20 GB of disk. Slow: run with `pytest -m slow -s tests/test_scale.py`.
+"""As many records as CheXmask has: an hour and 20 GB of disk. Slow: `pytest -m slow -s tests/runs/test_scale.py`.
 
 Images and network are drawn, see `drawn_run`, and an image has 64 pixels, since 690 GB of empty ones prove nothing; all
 else is the product, on the Ray that it starts on this machine. A machine has other things to do, so growth is judged by
@@ -32,7 +32,7 @@ from scipy.optimize import curve_fit
 
 from chexmask_u import cli, record, sources
 from chexmask_u.anatomy import ORGANS
-from chexmask_u.manifests import manifest
+from chexmask_u.manifests import parquet
 from chexmask_u.steps.mask import organ_mask, rle_encode
 from tests.support import drawn_run
 
@@ -237,7 +237,7 @@ def list_images(records: int, folder: Path) -> Path:
             "width": pa.nulls(count),
         }
         parts.append(folder / f"{source}.parquet")
-        manifest.write([pa.table(columns).cast(record.MANIFEST)], str(parts[-1]))
+        parquet.write([pa.table(columns).cast(record.MANIFEST)], str(parts[-1]))
     path = folder / "manifest.parquet"
     less = [] if records == total else ["--accept-less"]
     assert cli.main(["manifest", "merge", *map(str, parts), "--output", str(path), *less]) == 0

@@ -6,12 +6,13 @@ import csv
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from chexmask_u import sources
-from chexmask_u.manifests.join import build
-from chexmask_u.settings import ManifestSourceSettings
+from chexmask_u import cli, sources
+from chexmask_u.steps.read import read_image
 from tests.support.official_layouts import PUBLISHED_FILES
 
 # Where each distribution has the image of an id that CheXmask published.
@@ -112,16 +113,15 @@ def test_a_sixth_source_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # And nothing else has to know of it.
     monkeypatch.setattr(sources, "PUBLISHED", found)
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(b"image")
-    (tmp_path / "sixth.csv").write_text("key,Dice RCA (Mean),Dice RCA (Max),Height,Width\na,0.8,0.9,10,20\n")
-    report = build(
-        ManifestSourceSettings(
-            source="sixth",
-            images=str(tmp_path / "images"),
-            chexmask=str(tmp_path / "sixth.csv"),
-            output=str(tmp_path / "m.parquet"),
-        )
-    )
-    assert (report.rows, report.expected_rows) == (1, None)
-    assert pq.read_table(tmp_path / "m.parquet")["record_id"].to_pylist() == ["sixth/a"]
-    assert sources.get("sixth").crop_border
+    picture = np.zeros((30, 40), np.uint8)
+    picture[5:20, 10:30] = 200
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), picture)
+    (tmp_path / "sixth.csv").write_text("key,Dice RCA (Mean),Dice RCA (Max),Height,Width\na,0.8,0.9,30,40\n")
+    listed, merged = tmp_path / "m.parquet", tmp_path / "all.parquet"
+    tables = ["--images", str(tmp_path / "images"), "--chexmask", str(tmp_path / "sixth.csv")]
+    assert cli.main(["manifest", "sixth", *tables, "--output", str(listed)]) == 0
+    assert cli.main(["manifest", "merge", str(listed), "--accept-less", "--output", str(merged)]) == 0
+    (row,) = pq.read_table(merged).to_pylist()
+    assert (row["record_id"], row["height"], row["width"]) == ("sixth/a", 30, 40)
+    letterbox = read_image(row["uri"], source=row["source"]).letterbox
+    assert (letterbox.crop_left, letterbox.crop_top, letterbox.crop_width, letterbox.crop_height) == (10, 5, 20, 15)

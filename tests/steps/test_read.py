@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chexmask_u import record
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.steps.read import read
 from tests.support.mutants import mutate
@@ -194,6 +194,112 @@ def test_16_bit_colour_becomes_grey_and_is_scaled(tmp_path: Path) -> None:
     assert np.abs(image_of(read_file(path)).astype(int) - recipe(scaled)).max() <= 2
 
 
+def _hot(values: NDArray[Any], pixels: dict[tuple[int, int], int]) -> NDArray[Any]:
+    hot = values.copy()
+    for at, value in pixels.items():
+        hot[at] = value
+    return hot
+
+
+STRAYS = {
+    "a hot pixel": {(300, 200): 65535},
+    "a dead pixel": {(300, 200): 0},
+    "both": {(0, 0): 65535, (1023, 700): 0},
+    "many": {(row, 7 * row % 1024): 9_000 + 800 * (row % 70) for row in range(700)},
+    "a line": {(row, 512): 65535 for row in range(1024)},
+}
+
+
+def _deep_png(values: NDArray[Any], kind: int, depth: int, *extra: bytes) -> bytes:
+    """A PNG of colour type `kind` with 8 or 16 bits a value, of values [H, W, channels], and further chunks."""
+    rows = values.astype(f">u{depth // 8}").reshape(len(values), -1).view(np.uint8)
+    scanlines = np.pad(rows, ((0, 0), (1, 0))).tobytes()
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], len(values), depth, kind, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(scanlines))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + data + png_chunk(b"IEND", b"")
+
+
+def test_transparency_and_colour_profiles_change_no_grey(tmp_path: Path) -> None:
+    grey = texture(211, 300)
+    deep = grey.astype(np.uint16) * 16 + 300
+    scaled = cv2.normalize(deep, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    clear = png_chunk(b"tRNS", struct.pack(">H", int(deep[3, 3])))
+    gamma = png_chunk(b"gAMA", struct.pack(">I", 100_000)) + png_chunk(b"sRGB", b"\0")
+    opacity = texture(211, 300, seed=2)
+    files = {
+        "grey and alpha": (_deep_png(np.dstack([grey, opacity]), 4, 8), grey),
+        "grey and no opacity": (_deep_png(np.dstack([grey, opacity * 0]), 4, 8), grey),
+        "grey and alpha of 16 bits": (_deep_png(np.dstack([deep, opacity.astype(np.uint16) * 257]), 4, 16), scaled),
+        "one grey clear": (_deep_png(deep, 0, 16, clear), scaled),
+        "gamma": (_deep_png(grey, 0, 8, gamma), grey),
+        "gamma of 16 bits": (_deep_png(deep, 0, 16, gamma), scaled),
+        "significant bits": (_deep_png(deep, 0, 16, png_chunk(b"sBIT", b"\x0c")), scaled),
+    }
+    path = tmp_path / "image.png"
+    for name, (data, expected) in files.items():
+        path.write_bytes(data)
+        assert (image_of(read_file(path)) == recipe(expected)).all(), name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    stored = texture(200, 300)
+    shown = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].T,
+        8: np.rot90(stored),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name, options in (("image.png", {}), ("image.jpg", {"quality": 100})):
+        Image.fromarray(stored).save(tmp_path / name, exif=exif, **options)
+        row = read_file(tmp_path / name)
+        assert (row["height"], row["width"]) == shown.shape
+        assert np.abs(image_of(row).astype(int) - recipe(shown.copy())).max() < 10
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_stray_pixels_of_16_bits_leave_the_others_as_they_are(tmp_path: Path, name: str) -> None:
+    values = texture(FRAME, FRAME).astype(np.uint16) * 8 + 3000
+    rows = {}
+    for path, pixels in (("clean.png", values), ("hot.png", _hot(values, STRAYS[name]))):
+        (tmp_path / path).write_bytes(png_bytes(pixels))
+        rows[path] = read_file(tmp_path / path)
+    clean, hot = image_of(rows["clean.png"]), image_of(rows["hot.png"])
+    differing = np.argwhere(clean != hot)
+    assert {tuple(at) for at in differing.tolist()} <= set(STRAYS[name])
+    for at, value in STRAYS[name].items():
+        assert hot[at] == (0 if value == 0 else 255)
+    # As published: from the minimum to the maximum.
+    published = cv2.normalize(_hot(values, STRAYS[name]), None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    bright = np.argwhere(published > 1)
+    (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
+    row = read_file(tmp_path / "hot.png", "padchest")
+    assert (image_of(row) == recipe(published[top:bottom, left:right])).all()
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.3])
+def test_bright_parts_of_a_picture_are_no_strays(tmp_path: Path, share: float) -> None:
+    values = texture(FRAME, FRAME).astype(np.uint16) * 8
+    values[: round(share * FRAME)] = 65535
+    path = tmp_path / "image.png"
+    path.write_bytes(png_bytes(values))
+    assert (image_of(read_file(path)) == cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)).all()
+
+
+def test_what_little_differs_in_a_16_bit_image_is_the_picture(tmp_path: Path) -> None:
+    values = np.full((FRAME, FRAME), 500, np.uint16)
+    values[500:510, 500:510] = np.arange(1000, 1100).reshape(10, 10)
+    path = tmp_path / "image.png"
+    path.write_bytes(png_bytes(values))
+    assert (image_of(read_file(path)) == cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)).all()
+
+
 def test_a_constant_16_bit_image_is_black(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(png_bytes(np.full((40, 50), 777, np.uint16)))
@@ -277,6 +383,8 @@ def _damaged() -> dict[str, tuple[bytes, str]]:
         "text": (b"<html>404: there is nothing here</html>", "unsupported"),
         "zeros": (bytes(5000), "unsupported"),
         "gif": (b"GIF89a" + bytes(100), "unsupported"),
+        "jpeg of 12 bits": (jpeg.replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c"), "unsupported"),
+        "lossless jpeg": (jpeg.replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc3\0\x0b\x08"), "unsupported"),
         "first bytes of a png": (png[:8], "damaged"),
         "first bytes of a jpeg": (jpeg[:3], "damaged"),
         "png of no size": (raw_png(0, 0, b""), "damaged"),
@@ -336,6 +444,23 @@ def test_each_damaged_file_fails_with_its_reason_and_spares_its_neighbours(tmp_p
     # 60,000 x 60,000 pixels would take 3.4 GiB.
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 300
     assert time.perf_counter() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"II*\0" + bytes(99), "TIFF"),
+        (b"<!DOCTYPE html><p>404", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"PK\3\4" + bytes(99), "ZIP"),
+        (b"Doe, Jane", "by its first bytes"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_by_its_name(tmp_path: Path, data: bytes, told: str) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(data)
+    row = read_file(path)
+    assert (row["reason"], told in row["error"], "Jane" in row["error"]) == ("unsupported", True, False)
 
 
 def test_the_limit_on_size_is_the_users(tmp_path: Path) -> None:

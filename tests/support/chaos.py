@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from chexmask_u import storage
-from chexmask_u.runs import write
+from chexmask_u.runs.run import Run
 from tests.support.ray_cluster import RayCluster, parent
 from tests.support.s3 import Gate
 
@@ -84,7 +84,7 @@ class Chaos:
     """
 
     cluster: RayCluster
-    run: write.Run
+    run: Run
     command: Sequence[str]
     env: Mapping[str, str]
     log: Path
@@ -395,7 +395,7 @@ def _files(fs: pafs.FileSystem, path: str) -> list[str]:
     return [info.path for info in found if info.path.endswith(".parquet")]
 
 
-def leftovers(run: write.Run) -> list[str]:
+def leftovers(run: Run) -> list[str]:
     """Parquet files of a run that are no part of what is committed."""
     fs, records = storage.arrow_filesystem(run.records)
     _, checkpoint = storage.arrow_filesystem(run.checkpoint)

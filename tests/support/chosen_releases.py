@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from chexmask_u import anatomy, record
 from chexmask_u.columns import landmark_array, latent_array
 from chexmask_u.images.letterbox import Letterbox
-from chexmask_u.releases import release
+from chexmask_u.releases.release import MARKER, config
+from chexmask_u.releases.validate import validate
 from chexmask_u.steps.mask import organ_rle
 
 
@@ -70,8 +71,8 @@ def write_release(folder: Path, records: Mapping[str, Sequence[Record]], rows_pe
                 # Groups that are cut elsewhere than the shards of the other kind.
                 table = _landmarks(source, shard) if kind == "landmarks" else _masks(source, shard)
                 pq.write_table(table, path, row_group_size=rows_per_shard if kind == "landmarks" else 2)
-                config = source if kind == "landmarks" else f"{source}-masks"
-                facts = {"path": str(path.relative_to(folder)), "config": config, "kind": kind, "rows": len(shard)}
+                facts = {"path": str(path.relative_to(folder)), "config": config(source, kind), "kind": kind}
+                facts |= {"rows": len(shard)}
                 files.append(facts | _digest(path))
     (folder / "README.md").write_text("# A release for tests\n")
     content = {
@@ -83,8 +84,8 @@ def write_release(folder: Path, records: Mapping[str, Sequence[Record]], rows_pe
         "excluded_rows": 0,
         "pages": {"README.md": _digest(folder / "README.md")},
     }
-    (folder / release.MARKER).write_text(json.dumps(content))
-    release.validate(str(folder))
+    (folder / MARKER).write_text(json.dumps(content))
+    validate(str(folder))
     return folder
 
 

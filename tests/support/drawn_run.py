@@ -154,11 +154,11 @@ class Predictor:
     """The product's own step, weights and all, with a drawing in place of the network's answer."""
 
     def __init__(self, **settings: Any) -> None:
-        from chexmask_u.pipeline import _CountingPredictor
+        from chexmask_u.runs.replica import CountingPredictor
         from chexmask_u.steps import predict as predictor
 
         predictor.FRAME, predictor.predict = SIDE, draw
-        self.step = _CountingPredictor(**settings)
+        self.step = CountingPredictor(**settings)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self.step(batch)
@@ -166,7 +166,7 @@ class Predictor:
 
 if __name__ == "__main__":
     # Ray sends what this module defines by value, since no worker could import it.
-    for name, replacement in (("_complete_and_read", read), ("_CountingPredictor", Predictor)):
+    for name, replacement in (("_complete_and_read", read), ("CountingPredictor", Predictor)):
         if not hasattr(pipeline, name):
             raise AttributeError(f"chexmask_u.pipeline has no {name} any more to replace")
         setattr(pipeline, name, replacement)

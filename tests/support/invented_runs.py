@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from chexmask_u import record
 from chexmask_u.anatomy import LANDMARKS, ORGANS
 from chexmask_u.columns import landmark_array, latent_array
-from chexmask_u.releases import release
-from chexmask_u.runs import write
+from chexmask_u.releases import plan, shards
+from chexmask_u.runs.identity import library_versions
+from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
 from chexmask_u.steps import mask
 
@@ -73,7 +74,7 @@ def make_run(folder: Path, sources: Mapping[str, Records], seed: int = 0, weight
             "input_size": 256,
             "sha256": hashlib.sha256(weights.encode()).hexdigest(),
         },
-        "versions": write.versions(),
+        "versions": library_versions(),
     }
     (folder / "run.json").write_text(json.dumps(run))
     return str(folder)
@@ -92,12 +93,17 @@ def flip_a_bit(part: Path) -> None:
 def make_release(run: str, output: str, **settings: Any) -> dict[str, Any]:
     """As `pipeline.make_release` does, in this process."""
     to_release = ReleaseSettings(run=run, output=output, **settings)
-    opened = write.Run(run)
-    plan = release.plan(opened, to_release)
-    if not plan.is_settled:
-        described = [release.describe_shard(opened, plan, shard) for shard in plan.shards]
-        plan = release.settle(plan, to_release, described)
-    return release.finish(plan, [release.write_shard(opened, plan, shard) for shard in plan.shards])
+    opened = Run(run)
+    plan.check(opened, to_release)
+    planned = plan.plan(opened, to_release)
+    if not planned.is_settled:
+        described = [shards.describe_shard(opened, planned, shard) for shard in planned.shards]
+        planned = plan.settle(planned, to_release, described)
+    if planned.is_made:
+        assert planned.before is not None
+        return planned.before.made(before=True)
+    files = [shards.write_shard(opened, planned, shard) for shard in planned.shards]
+    return shards.finish(planned, files).made(before=False)
 
 
 def _row(source: str, number: int, kind: Records, seed: int) -> dict[str, Any]:

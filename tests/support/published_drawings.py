@@ -21,7 +21,7 @@ from chexmask_u.bench.reference import Reference
 from chexmask_u.columns import landmark_array, latent_array
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.model.predict import latent_noise
-from chexmask_u.runs import write
+from chexmask_u.runs.identity import library_versions
 from chexmask_u.sources import synthetic
 from chexmask_u.steps.mask import organ_rle
 
@@ -184,7 +184,7 @@ def write_run(folder: Path, rows: dict[str, Sequence[Row]], missing: int = 0, fa
         "numbers": {"samples": SAMPLES, "seed": 0, "max_side": 10_000},
         "manifest": {"uri": str(folder / "manifest.parquet"), "sha256": digest, "rows": len(names) + missing},
         "weights": {"source": "w.safetensors", "variant": "skip", "input_size": 256, "sha256": weights.sha256},
-        "versions": write.versions(),
+        "versions": library_versions(),
     }
     (folder / "run.json").write_text(json.dumps(run))
     return str(folder)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexmask_u import pipeline, storage
-from chexmask_u.manifests.manifest import list_folder
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
 from chexmask_u.sources import synthetic
 

@@ -100,3 +100,20 @@ def test_a_damaged_landmark_file_is_named(tmp_path: Path, damage: Callable[[byte
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=r"landmarks\.npz: is no \.npz archive"):
         read(tmp_path)
+
+
+def test_images_that_are_linked_from_another_disk_are_read_and_dead_links_are_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "disk")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "images").symlink_to(tmp_path / "disk" / "images")
+    (folder / "landmarks.npz").symlink_to(tmp_path / "disk" / "landmarks.npz")
+    assert len(read(folder)[0]) == 4
+    image = tmp_path / "disk" / "images" / "person1.png"
+    image.unlink()
+    image.symlink_to(tmp_path / "gone.png")
+    found, problems = read(folder)
+    assert ([problem.name for problem in problems], len(found)) == (["person1"], 3)
+    (folder / "more").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"mine/more: is a link that leads nowhere; mend or delete it"):
+        read(folder)

@@ -17,7 +17,7 @@ from tests.support.annotated import settings
 
 def test_loss_of_lungs_ignores_what_the_network_says_of_the_heart(variant: str) -> None:
     torch.manual_seed(0)
-    model = cu.HybridGNet(64, variant)  # type: ignore[arg-type]
+    model = cu.HybridGNet(64, variant)
     objective = Objective(model)
     images, target, noise = torch.rand(2, 1, 64, 64), torch.rand(2, 94, 2), torch.randn(2, 64)
     terms = objective(images, target, noise)
@@ -70,7 +70,7 @@ def test_energy_score_is_least_for_draws_that_are_spread_as_the_truth_is(draws: 
 
 def test_energy_of_lungs_is_that_of_all_draws_of_one_encoding(variant: str) -> None:
     torch.manual_seed(0)
-    model = cu.HybridGNet(64, variant)  # type: ignore[arg-type]
+    model = cu.HybridGNet(64, variant)
     images, target, noise = torch.rand(2, 1, 64, 64), torch.rand(2, 94, 2), torch.randn(2, 3, 64)
     terms = Objective(model, objective="energy")(images, target, noise.flatten(1))
     mean, log_var, features = model.encode(images)

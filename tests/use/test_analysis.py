@@ -192,6 +192,32 @@ def test_regions_lie_where_their_names_say_in_radiographs(shared):
         assert share > 0.9, claim
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(cu.frame_landmarks, cu.landmark_uncertainty, cu.landmark_weights, cu.region_uncertainty, cu.record_masks),
+        *(cu.draw_record, lambda record: cu.trusted_landmarks(record, below=5)),
+    ],
+)
+def test_many_records_in_place_of_one_are_told_so(record, call):
+    import datasets
+
+    table = pa.Table.from_pylist([record, record])
+    dataset = datasets.Dataset(table)
+    many = [table, dataset, dataset.to_iterable_dataset(), table.to_pandas(), polars.from_arrow(table), [record]]
+    for given in (*many, "records.parquet", np.zeros((120, 2)), None):
+        with pytest.raises(TypeError, match=r"record must be one row of a release, not .*; give records\[0\]"):
+            call(given)
+
+
+def test_a_path_in_place_of_an_image_is_told_so(record):
+    for path in ("x.png", Path("x.png")):
+        with pytest.raises(TypeError, match=r"image must be what chexmask_u\.read_image gives.*x\.png.*read the file"):
+            cu.draw_record(record, path)
+    with pytest.raises(TypeError, match="not a dict"):
+        cu.draw_record(record, {"height": 1})
+
+
 def test_masks_are_the_same_from_runs_and_from_landmarks(record):
     landmarks = np.array(record["landmarks_mean"])
     runs = {organ: organ_rle(landmarks, organ, HEIGHT, WIDTH) for organ in cu.ORGANS}

@@ -1,22 +1,32 @@
-"""A release -> the files that other software reads: CheXmask's CSVs or COCO, each whole or not there."""
+"""A release -> the files that other software reads, each whole or not there: one format per module in `formats`."""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, TextIO, cast
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.releases import release
-from chexmask_u.releases.export import chexmask, coco
+from chexmask_u.releases.export import formats
 from chexmask_u.releases.export.output import Journal, whole_files
 from chexmask_u.releases.export.rows import SourceRows
+from chexmask_u.releases.release import Release
+from chexmask_u.result import Result
 from chexmask_u.settings import ExportSettings
 
 __all__ = ["ExportReport", "InputError", "export"]
 
-_FORMATS = {"chexmask-csv": chexmask, "coco": coco}
+
+class Format(Protocol):
+    """What a module in `formats` must have."""
+
+    def files(self, source: str) -> tuple[str, ...]:
+        """The files of a source, below the output."""
+
+    def write(self, rows: SourceRows, *streams: TextIO) -> None:
+        """Write them, record by record."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +56,39 @@ def export(settings: ExportSettings) -> ExportReport:
     that is not there; what it finds in the output and did not write itself is never changed.
 
     Raises:
-        InputError: if there is no release, or it is damaged.
+        InputError: if there is no release, or it is not whole: then before anything is written.
         InputError: if the output cannot be written, or holds something else.
     """
-    folder, output = storage.normalise(settings.release), storage.normalise(settings.output)
-    content = release.read_marker(folder)
-    if f"{output}/".startswith(f"{folder}/"):
+    release, output = Release.open(storage.normalise(settings.release)), storage.normalise(settings.output)
+    if f"{output}/".startswith(f"{release.url}/"):
         raise InputError(f"{output}: is in the release, which never changes; choose another --output")
-    format_ = _FORMATS[settings.format]
-    counts = {source: count["ok"] for source, count in content["counts"].items() if count["ok"]}
-    files = {source: format_.files(source) for source in counts}
-    journal = Journal.open(output, settings.format, content, chain.from_iterable(files.values()))
-    made_before = tuple(source for source in counts if journal.is_done(files[source]))
-    for source, count in counts.items():
+    format_ = _format(settings.format)
+    files = {source: format_.files(source) for source in release.sources}
+    journal = Journal.find(output, settings.format, release, chain.from_iterable(files.values()))
+    made_before = tuple(source for source in release.sources if journal.is_done(files[source]))
+    if len(made_before) < len(files):
+        release.check_bytes()
+        journal.begin()
+    for source in release.sources:
         if source in made_before:
             continue
-        rows = SourceRows(folder, content["version"], source, tuple(content["files"]), count)
-        try:
+        with storage.explained(output, "written"):
             with whole_files([storage.join(output, file) for file in files[source]]) as streams:
-                format_.write(rows, *streams)
+                format_.write(SourceRows(release, source), *streams)
             journal.add(files[source])
-        except OSError as error:
-            raise InputError(f"{output}: cannot be written ({storage.explain(error)})") from error
+    counts = {source: release.counts[source]["ok"] for source in release.sources}
     return ExportReport(output, counts, files, made_before)
+
+
+def _format(name: str) -> Format:
+    return cast("Format", importlib.import_module(f"{formats.__name__}.{name.replace('-', '_')}"))
+
+
+def verb(settings: ExportSettings) -> Result:
+    """`chexmask-u export`."""
+    report = export(settings)
+    lines = [f"{report.output}: {sum(report.rows.values()):,} records"]
+    for source, files in report.files.items():
+        before = " (made before)" if source in report.made_before else ""
+        lines += [f"  {file}: {report.rows[source]:,}{before}" for file in files]
+    return Result(report.asdict(), "\n".join(lines))

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
+from chexmask_u.releases.release import Release
 from chexmask_u.settings import EXPORT_FORMATS
 from chexmask_u.version import __version__
 
@@ -23,41 +24,38 @@ from chexmask_u.version import __version__
 class Journal:
     """Which release an output folder was exported from, and the bytes of each file in it that is done."""
 
-    output: str
-    url: str
+    folder: Folder
+    name: str
     content: dict[str, Any]
 
     @classmethod
-    def open(cls, output: str, format: str, release: dict[str, Any], files: Iterable[str]) -> Journal:
-        """The journal of an output folder, for a release.json in one format; a new one if there is none.
+    def find(cls, output: str, format: str, release: Release, files: Iterable[str]) -> Journal:
+        """The journal of an output folder, for a release in one format; a new one, not yet written, if there is none.
 
         Raises:
-            InputError: if the folder cannot be written, is of another export, or has one of `files` from elsewhere.
-            InputError: if it holds no export, in either format, and something else.
+            InputError: if the folder cannot be read, is of another export, or has one of `files` from elsewhere.
+            InputError: if it holds no export, in whatever format, and something else.
         """
-        url = storage.join(output, _journal(format))
-        digest = hashlib.sha256(json.dumps(release, sort_keys=True).encode()).hexdigest()
-        made_of = {"release": release["version"], "release_sha256": digest, "chexmask_u": __version__}
+        folder, name = Folder(output), _journal(format)
+        digest = hashlib.sha256(json.dumps(release.content, sort_keys=True).encode()).hexdigest()
+        made_of = {"release": release.version, "release_sha256": digest, "chexmask_u": __version__}
+        content = folder.read_json(name)
+        if content is None:
+            _refuse_foreign(folder, files)
+            folder.check_own("export", [_journal(one) for one in EXPORT_FORMATS])
+            content = {"made_of": made_of, "files": {}}
         try:
-            content = _read_json(url)
-            if content is None:
-                _refuse_foreign(output, files)
-                Folder(output).check_own("export", [_journal(one) for one in EXPORT_FORMATS])
-                content = {"made_of": made_of, "files": {}}
-                _write_json(url, content)
-            theirs = content["made_of"]
-        except InputError:
-            raise
+            theirs, _ = _names(content["made_of"]), dict(content["files"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{url}: is damaged ({storage.explain(error)}); choose another --output") from error
-        except Exception as error:
-            raise InputError(f"{output}: cannot be written ({storage.explain(error)})") from error
-        if theirs != made_of:
             raise InputError(
-                f"{output}: was exported from another release or by another version, {_names(theirs)}, not"
-                f" {_names(made_of)}; choose another --output"
+                f"{folder.path(name)}: is damaged ({storage.explain(error)}); choose another --output"
+            ) from error
+        if content["made_of"] != made_of:
+            raise InputError(
+                f"{output}: was exported from another release or by another version, {theirs}, not {_names(made_of)};"
+                " choose another --output"
             )
-        return cls(output, url, content)
+        return cls(folder, name, content)
 
     def is_done(self, files: Iterable[str]) -> bool:
         """Whether all of these files are there as they were written.
@@ -66,19 +64,23 @@ class Journal:
             InputError: if one of them was changed since.
         """
         done = self.content["files"]
-        sizes = {file: _size(storage.join(self.output, file)) if file in done else None for file in files}
+        sizes = {file: _size(self.folder, file) if file in done else None for file in files}
         for file, size in sizes.items():
             if size is not None and size != done[file]:
                 raise InputError(
-                    f"{storage.join(self.output, file)}: has {size:,} bytes, not the {done[file]:,} that were exported;"
+                    f"{self.folder.path(file)}: has {size:,} bytes, not the {done[file]:,} that were exported;"
                     " move it away, or choose another --output"
                 )
         return None not in sizes.values()
 
+    def begin(self) -> None:
+        """Mark the folder as an export's, before its first file."""
+        self.folder.write_json(self.name, self.content)
+
     def add(self, files: Iterable[str]) -> None:
         """Note that these files are done."""
-        self.content["files"] |= {file: _size(storage.join(self.output, file)) for file in files}
-        _write_json(self.url, self.content)
+        self.content["files"] |= {file: _size(self.folder, file) for file in files}
+        self.folder.write_json(self.name, self.content)
 
 
 @contextmanager
@@ -127,33 +129,20 @@ def _names(made_of: dict[str, str]) -> str:
     return f"{made_of['release']} (release.json {made_of['release_sha256'][:8]}, chexmask-u {made_of['chexmask_u']})"
 
 
-def _refuse_foreign(output: str, files: Iterable[str]) -> None:
+def _refuse_foreign(folder: Folder, files: Iterable[str]) -> None:
     for file in files:
-        if _size(storage.join(output, file)) is not None:
+        if _size(folder, file) is not None:
             raise InputError(
-                f"{storage.join(output, file)}: exists, and nothing in {output} says that it was exported from this"
+                f"{folder.path(file)}: exists, and nothing in {folder.url} says that it was exported from this"
                 " release; move it away, or choose another --output"
             )
 
 
-def _size(url: str) -> int | None:
+def _size(folder: Folder, name: str) -> int | None:
     """Bytes of a file, or None if there is none."""
-    fs, path = storage.filesystem(url)
-    try:
-        return int(fs.size(path))
-    except FileNotFoundError:
-        return None
-
-
-def _read_json(url: str) -> dict[str, Any] | None:
-    fs, path = storage.filesystem(url)
-    try:
-        content: dict[str, Any] = json.loads(fs.cat_file(path))
-    except FileNotFoundError:
-        return None
-    return content
-
-
-def _write_json(url: str, content: dict[str, Any]) -> None:
-    with whole_files([url]) as (stream,):
-        json.dump(content, stream, indent=2)
+    fs, path = storage.filesystem(folder.path(name))
+    with storage.explained(folder.path(name)):
+        try:
+            return int(fs.size(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from chexmask_u import anatomy, storage
+from chexmask_u import anatomy
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import Letterbox
-from chexmask_u.releases import release
+from chexmask_u.releases.release import Release
 
 
 @dataclass(frozen=True)
@@ -45,20 +44,15 @@ class Row:
 
 @dataclass(frozen=True)
 class SourceRows:
-    """The records of one source of a release; each call reads them anew, sorted by record id, a few at a time.
+    """The records of one source of a release; each call reads them anew, sorted by record id, a few at a time."""
 
-    Attributes:
-        folder, version: of the release.
-        source: name of the source.
-        files: entries of release.json.
-        count: how many records there are.
-    """
-
-    folder: str
-    version: str
+    release: Release
     source: str
-    files: tuple[dict[str, Any], ...]
-    count: int
+
+    @property
+    def count(self) -> int:
+        """How many records there are."""
+        return self.release.counts[self.source]["ok"]
 
     def landmarks(self) -> Iterator[Row]:
         """Records without their masks.
@@ -66,14 +60,14 @@ class SourceRows:
         Raises:
             InputError: if a file is missing or damaged.
         """
-        records = (row for table in self._tables("landmarks") for row in _rows(table))
+        records = (row for table in self.release.rows(self.source, "landmarks") for row in _rows(table))
         # A bar on a terminal only; a whole source takes minutes.
         count = 0
         for row in tqdm(records, total=self.count, desc=self.source, unit="record", disable=None):
             count += 1
             yield row
         if count != self.count:
-            raise InputError(f"{self.folder}: holds {count:,} records of {self.source}, not {self.count:,}")
+            raise InputError(f"{self.release.url}: holds {count:,} records of {self.source}, not {self.count:,}")
 
     def with_masks(self) -> Iterator[Row]:
         """Records with their masks.
@@ -81,20 +75,14 @@ class SourceRows:
         Raises:
             InputError: if a file is missing or damaged, or masks and landmarks are not of the same records.
         """
-        masks: Iterator[dict[str, Any]] = (row for table in self._tables("masks") for row in table.to_pylist())
+        masks = (row for table in self.release.rows(self.source, "masks") for row in table.to_pylist())
         for row in self.landmarks():
             mask = next(masks, None)
             if mask is None or mask["record_id"] != row.record_id:
-                raise InputError(f"{self.folder}: masks of {self.source} are not of the same records as its landmarks")
+                raise InputError(
+                    f"{self.release.url}: masks of {self.source} are not of the same records as its landmarks"
+                )
             yield replace(row, masks={organ: mask[organ] for organ in anatomy.ORGANS})
-
-    def _tables(self, kind: str) -> Iterator[pa.Table]:
-        fs, path = storage.arrow_filesystem(self.folder)
-        config = self.source if kind == "landmarks" else f"{self.source}-masks"
-        for file in self.files:
-            if file["config"] == config:
-                name = file["path"]
-                yield from release.read_rows(fs, storage.join(path, name), f"{self.folder}/{name}", kind)
 
 
 def _rows(table: pa.Table) -> Iterator[Row]:

@@ -1,8 +1,7 @@
-"""Manifests: what a folder's listing holds, and which files are refused before a run begins."""
+"""Manifest files: which ones a run takes, and which are refused before it begins."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -15,29 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexmask_u import record
-from chexmask_u.errors import InputError
-from chexmask_u.manifests.manifest import (
-    BATCH_ROWS,
-    Listing,
-    ManifestFacts,
-    check_columns,
-    complete,
-    inspect,
-    list_folder,
-)
-from chexmask_u.settings import ManifestFolderSettings
-from chexmask_u.storage import arrow_filesystem, filesystem
-
-
-def fill(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"not looked at")
-    return folder
-
-
-def list_images(folder: Path | str, output: Path, source: str = "folder") -> Listing:
-    return list_folder(ManifestFolderSettings(uri=str(folder), output=str(output), source=source))
+from chexmask_u.manifests.check import ManifestFacts, check_columns, inspect
+from chexmask_u.manifests.parquet import BATCH_ROWS, complete
+from tests.support.manifest_files import fill, refusal
 
 
 def write(path: Path, **columns: Any) -> str:
@@ -57,109 +36,6 @@ def check(uri: str) -> ManifestFacts:
     """As a run does it: the footer first, then the ids."""
     check_columns(uri)
     return inspect(uri)
-
-
-def refusal(action: Any, *arguments: Any, error: type[ValueError] = InputError) -> str:
-    with pytest.raises(error) as caught:
-        action(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-# Folders
-
-
-def test_every_image_below_a_folder_is_listed_once_and_in_order(tmp_path: Path) -> None:
-    images = ["b/z.png", "b/a/deep/er/1.JPG", "A.jpeg", "a.PNG", "b.png", "10.Jpeg", "2.jpg", "looks.like.jpg.png"]
-    images += ["scan.dcm", "scan.DICOM", "scan.Dcm"]
-    others = ["notes.txt", "png", "image.png.txt", "b/archive.zip", "dcm", "jpg.d/readme"]
-    hidden = [".DS_Store", "._a.png", ".cache/thumb.png", "b/.ipynb_checkpoints/z.png"]
-    folder = fill(tmp_path / "images", *images, *others, *hidden)
-    (folder / "empty.png").mkdir()
-    listing = list_images(folder, tmp_path / "m.parquet", "my-data")
-    assert listing == Listing(str(tmp_path / "m.parquet"), len(images), len(others) + len(hidden))
-    table = pq.read_table(tmp_path / "m.parquet")
-    assert table.schema == record.MANIFEST
-    rows = table.to_pylist()
-    assert [row["image_id"] for row in rows] == sorted(images)
-    for row in rows:
-        assert row["record_id"] == f"my-data/{row['image_id']}"
-        assert row["source"] == "my-data"
-        assert Path(row["uri"]) == folder / row["image_id"]
-        assert row["height"] is row["width"] is row["dice_rca_mean"] is row["dice_rca_max"] is None
-
-
-def test_a_listing_is_a_manifest(tmp_path: Path) -> None:
-    list_images(fill(tmp_path / "images", "a.png", "b.png", "c/d.png"), tmp_path / "m.parquet")
-    facts = check(str(tmp_path / "m.parquet"))
-    assert (facts.rows, facts.sources) == (3, {"folder": 3})
-    assert facts.sha256 == hashlib.sha256((tmp_path / "m.parquet").read_bytes()).hexdigest()
-
-
-def test_relative_folders_are_listed_by_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Workers run in other folders.
-    fill(tmp_path / "images", "a.png")
-    monkeypatch.chdir(tmp_path)
-    for uri in ("images", "./images/", "file://images", "images/../images"):
-        list_folder(ManifestFolderSettings(uri=uri, output="m.parquet"))
-        assert pq.read_table("m.parquet")["uri"].to_pylist() == [str(tmp_path / "images" / "a.png")]
-
-
-def test_listing_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "images", *(f"{index % 7}/{index}.png" for index in range(100)))
-    list_images(folder, tmp_path / "one.parquet")
-    list_images(folder, tmp_path / "two.parquet")
-    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
-
-
-def test_folders_that_give_no_listing_are_refused(tmp_path: Path) -> None:
-    output = tmp_path / "m.parquet"
-    missing = refusal(list_images, tmp_path / "missing", output)
-    assert str(tmp_path / "missing") in missing
-    assert "no such folder" in missing
-
-    (tmp_path / "empty").mkdir()
-    assert ".png, .jpg, .jpeg" in refusal(list_images, tmp_path / "empty", output)
-    assert ".png, .jpg, .jpeg" in refusal(list_images, fill(tmp_path / "texts", "a.txt", ".b.png"), output)
-
-    image = fill(tmp_path / "images", "a.png") / "a.png"
-    assert "give the folder" in refusal(list_images, image, output)
-    assert "unknown scheme nosuch://" in refusal(list_images, "nosuch://bucket/images", output, error=InputError)
-    assert not output.exists()
-
-
-@pytest.mark.parametrize("source", ["My Data", "", "../up", "a/b", "failures", "mine-masks", "-a", "ünï", "a\n"])
-def test_a_source_that_names_no_dataset_config_is_refused(tmp_path: Path, source: str) -> None:
-    folder = fill(tmp_path / "images", "a.png")
-    message = refusal(list_images, folder, tmp_path / "m.parquet", source)
-    assert repr(source) in message
-    assert "lower case letters" in message
-    uri = write(tmp_path / "other.parquet", source=["folder", source or "."])
-    assert "lower case letters" in refusal(check, uri)
-
-
-def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "images", "a.png")
-    assert "cannot be written" in refusal(list_images, folder, tmp_path / "no" / "such" / "m.parquet")
-    (tmp_path / "folder.parquet").mkdir()
-    assert "cannot be written" in refusal(list_images, folder, tmp_path / "folder.parquet")
-    assert "let --output end in .parquet" in refusal(list_images, folder, tmp_path / "m.csv")
-
-
-def test_a_file_name_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "images", "a.png")
-    try:
-        (folder / os.fsdecode(b"scan-\xff.png")).write_bytes(b"")
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names only")
-    message = refusal(list_images, folder, tmp_path / "m.parquet")
-    assert "scan-" in message
-    assert "rename" in message
-    message.encode()
-
-
-# Files
 
 
 def test_a_hand_made_manifest_is_taken(tmp_path: Path) -> None:
@@ -269,7 +145,7 @@ def test_faults_are_found_wherever_they_stand_in_a_long_manifest(tmp_path: Path)
     assert "3 rows have no uri" in refusal(check, with_changes("uri", first=None, middle="", last=None))
     assert "uri 'b.png' is relative" in refusal(check, with_changes("uri", middle="b.png", last="c.png"))
     assert "'Not This'" in refusal(check, with_changes("source", last="Not This"))
-    assert "s33://x/a" in refusal(check, with_changes("uri", first="memory://a", last="s33://x/a"), error=InputError)
+    assert "s33://x/a" in refusal(check, with_changes("uri", first="memory://a", last="s33://x/a"))
 
 
 def test_different_ids_are_not_taken_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +163,7 @@ def test_a_driver_checks_a_long_manifest_in_little_memory(tmp_path: Path) -> Non
     )
     script = (
         "import resource, sys\n"
-        "from chexmask_u.manifests.manifest import inspect\n"
+        "from chexmask_u.manifests.check import inspect\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == 'linux' else 1024)\n"
         "before = peak()\n"
         "print(inspect(sys.argv[1]).rows, (peak() - before) / 1024)\n"
@@ -310,18 +186,69 @@ def test_a_manifest_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_images_on_a_storage_that_nothing_opens_are_refused(tmp_path: Path) -> None:
     uri = write(tmp_path / "m.parquet", uri=["/images/a.png", "s33://bucket/b.png"])
-    message = refusal(check, uri, error=InputError)
+    message = refusal(check, uri)
     assert "s33://bucket/b.png" in message
     assert "unknown scheme s33://" in message
     assert "s3://" in message
 
 
-@pytest.mark.parametrize("key", ["a", "two words", "a#b", "a%20b", "100%", "what?", "ü/胸", "[x]*", "a+b", "a=1&b"])
-def test_keys_of_a_bucket_are_taken_literally(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    # Nothing is asked of this server: a client is made for it, and no more.
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
-        monkeypatch.setenv(name, "us-east-1")
-    # Parquet goes through one of them and images through the other.
-    for opener in (arrow_filesystem, filesystem):
-        assert opener(f"s3://bucket/{key}/m.parquet")[1] == f"bucket/{key}/m.parquet"
+@pytest.mark.parametrize("source", ["My Data", "../up", "a/b", "failures", "mine-masks", "-a", "\u00fcn\u00ef", "a\n"])
+def test_a_source_that_names_no_dataset_config_is_refused(tmp_path: Path, source: str) -> None:
+    message = refusal(check, write(tmp_path / "m.parquet", source=["folder", source]))
+    assert repr(source) in message
+    assert "lower case letters" in message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "b.png",
+        "./b.png",
+        "~/b.png",
+        "file://images/b.png",
+        "file:b.png",
+        "zip://b.png::a.zip",
+        "zip://b.png::file://a.zip",
+        "simplecache::b.png",
+    ],
+)
+def test_a_uri_that_is_another_place_to_a_worker_is_refused(tmp_path: Path, uri: str) -> None:
+    message = refusal(check, write(tmp_path / "m.parquet", uri=["/images/a.png", uri]))
+    assert f"uri {uri!r} is relative" in message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/images/a::b.png",
+        "file:///images/100%.png",
+        "file://localhost/images/b.png",
+        "file:/images/b.png",
+        "s3://bucket/a::b.png",
+        "zip://b.png::/data/a.zip",
+        "zip://b.png::file:///data/a.zip",
+        "simplecache::/images/b.png",
+        "simplecache::zip://b.png::s3://bucket/a.zip",
+    ],
+)
+def test_a_uri_that_is_one_place_to_everybody_is_taken(tmp_path: Path, uri: str) -> None:
+    assert check(write(tmp_path / "m.parquet", uri=["/images/a.png", uri])).rows == 2
+
+
+def test_each_scheme_of_a_chained_uri_is_looked_at(tmp_path: Path) -> None:
+    uris = ["zip://a.png::/data/a.zip", "zip://b.png::nosuch://bucket/a.zip"]
+    assert "unknown scheme nosuch://" in refusal(check, write(tmp_path / "m.parquet", uri=uris))
+
+
+def test_what_is_no_manifest_is_told_how_to_get_one(tmp_path: Path) -> None:
+    image = fill(tmp_path / "images", "a.png") / "a.png"
+    told = refusal(check_columns, str(tmp_path / "images"))
+    assert "is a folder, not a manifest" in told
+    assert f"`chexmask-u manifest folder {tmp_path / 'images'} --output M.parquet`" in told
+    (tmp_path / "m.csv").write_text("record_id,uri\n")
+    for path, what in ((image, "is an image"), (tmp_path / "m.csv", "no Parquet file"), (tmp_path / "n", "no such")):
+        for action in (check_columns, inspect):
+            told = refusal(action, str(path))
+            assert str(path) in told
+            assert what in told
+            assert "`chexmask-u manifest folder FOLDER --output M.parquet`" in told

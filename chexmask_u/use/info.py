@@ -20,7 +20,8 @@ from chexmask_u import sources, storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.model.predict import Prediction, predict
-from chexmask_u.runs import write
+from chexmask_u.result import DONE, INCOMPLETE, Result
+from chexmask_u.runs.identity import library_versions
 from chexmask_u.settings import InfoSettings
 from chexmask_u.sources import synthetic
 from chexmask_u.steps.predict import Predictor
@@ -72,7 +73,7 @@ def run(settings: InfoSettings) -> dict[str, Any]:
     found = find(settings.weights)
     model = load_model(found)
     local = settings.weights != DEMO and storage.is_local(settings.weights)
-    facts: dict[str, Any] = write.versions() | {
+    facts: dict[str, Any] = library_versions() | {
         "devices": devices(),
         "weights": {
             **found.facts(),
@@ -248,3 +249,9 @@ def _checked(found: Mapping[str, Any]) -> list[str]:
         f"  {found['milliseconds_per_image']:.1f} ms an image on {found['device']}, {found['batch']} at once, "
         f"{found['samples']} draws",
     ]
+
+
+def verb(settings: InfoSettings) -> Result:
+    """`chexmask-u info`."""
+    facts = run(settings)
+    return Result(facts, render(facts), DONE if facts.get("check", {"sane": True})["sane"] else INCOMPLETE)

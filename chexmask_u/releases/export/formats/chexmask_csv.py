@@ -1,4 +1,4 @@
-"""The published CheXmask layout: per source one CSV in OriginalResolution and one in Preprocessed."""
+"""The published CSVs: per source one in OriginalResolution and one in Preprocessed."""
 
 from __future__ import annotations
 
