@@ -35,7 +35,7 @@ from chexmask_u.model.predict import latent_noise, predict
 from chexmask_u.steps.predict import Predictor
 from chexmask_u.weight_files import load_model
 
-# What the cases are compared with: the published algorithm, and its two halves.
+# What all else is compared with: the published algorithm, and its two halves.
 REFERENCE = "published algorithm"
 REFERENCE_ENCODER = "published algorithm, encoder alone"
 REFERENCE_DECODER = "published algorithm, decoder alone"
@@ -44,12 +44,12 @@ VALUE_BYTES: dict[Precision, int] = {"float32": 4, "tf32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Case:
+class Timed:
     """Something to time.
 
     Attributes:
         name: unique among what is timed together.
-        reference: name of the case that it is compared with.
+        reference: name of what it is compared with.
         call: does it once.
         images: that one call does.
         passes: what it must compute and move for one image.
@@ -100,7 +100,7 @@ def precisions(device: str) -> tuple[Precision, ...]:
 
 def cases(
     weights: str, device: str, published: Apart, images: NDArray[np.uint8], samples: int, sizes: Sizes
-) -> list[Case]:
+) -> list[Timed]:
     """What to time, the published algorithm first.
 
     Args:
@@ -126,7 +126,7 @@ def cases(
     return found
 
 
-def measure(timed: Sequence[Case], device: str, repeats: int) -> tuple[list[Row], Machine]:
+def measure(timed: Sequence[Timed], device: str, repeats: int) -> tuple[list[Row], Machine]:
     """Time cases and the machine's own rates in turn, round by round, after a round that does not count.
 
     Returns:
@@ -184,23 +184,23 @@ def work(model: Network, batch: int, samples: int) -> list[Work]:
     return [*encoder_work(model.input_size, batch, value_bytes), *decoding]
 
 
-def _references(published: Apart, model: Network, samples: int) -> list[Case]:
+def _references(published: Apart, model: Network, samples: int) -> list[Timed]:
     """The published algorithm on one image, whole and by halves."""
     encoding = encoder_work(model.input_size, 1, VALUE_BYTES["float32"])
     decoding = decoder_work(model.input_size, model.variant, samples, VALUE_BYTES["float32"])
     facts = {"batch": 1, "samples": samples, "precision": "float32"}
     return [
-        Case(REFERENCE, REFERENCE, published.predict, 1, [*encoding, *decoding], "float32", facts),
-        Case(REFERENCE_ENCODER, REFERENCE_ENCODER, published.encode, 1, encoding, "float32", facts),
-        Case(REFERENCE_DECODER, REFERENCE_DECODER, published.decode, 1, decoding, "float32", facts),
+        Timed(REFERENCE, REFERENCE, published.predict, 1, [*encoding, *decoding], "float32", facts),
+        Timed(REFERENCE_ENCODER, REFERENCE_ENCODER, published.encode, 1, encoding, "float32", facts),
+        Timed(REFERENCE_DECODER, REFERENCE_DECODER, published.decode, 1, decoding, "float32", facts),
     ]
 
 
-def _whole(step: Predictor, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+def _whole(step: Predictor, images: NDArray[np.uint8], batch: int, samples: int) -> Timed:
     model = step.model
     stacked = _repeat(images, batch)
     ids = [str(row) for row in range(batch)]
-    return Case(
+    return Timed(
         f"predict, batch {batch}, N = {samples}, {model.precision}",
         REFERENCE,
         lambda: predict(model, stacked, ids, samples),
@@ -217,14 +217,14 @@ def _halved(model: Network) -> HybridGNet:
     return model
 
 
-def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Case:
+def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Timed:
     grey = _grey(model, _repeat(images, batch))
 
     def encode() -> None:
         with torch.inference_mode():
             model.encode(grey)
 
-    return Case(
+    return Timed(
         f"encoder alone, batch {batch}, {model.precision}",
         REFERENCE_ENCODER,
         encode,
@@ -235,7 +235,7 @@ def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Case:
     )
 
 
-def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Timed:
     with torch.inference_mode():
         mean, log_var, features = model.encode(_grey(model, _repeat(images, batch)))
         noise = torch.from_numpy(np.stack([latent_noise(str(row), samples, 0) for row in range(batch)]))
@@ -245,7 +245,7 @@ def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: 
         with torch.inference_mode():
             model.decode(z, features)
 
-    return Case(
+    return Timed(
         f"decoder alone, batch {batch}, N = {samples}",
         REFERENCE_DECODER,
         decode,

@@ -25,7 +25,7 @@ from chexmask_u.training.contour import in_annotators_order
 from chexmask_u.training.datasets import Dataset, datasets
 
 Choice = Callable[[Sequence[str]], Sequence[bool]]
-"""Of a list of "dataset/name", which ones."""
+"""Tells which ones are meant of a list of "dataset/name"."""
 
 PROBLEMS: dict[str, str] = {
     "no_annotation": "an image without landmarks or masks",
@@ -371,7 +371,7 @@ def check(landmarks: NDArray[np.float64], in_frame: NDArray[np.float64], size: t
         raise _UnusableError(
             "resolution", f"the lungs' middle is at {middle[0]:.2f}, {middle[1]:.2f} of the image's side"
         )
-    # Of 865 annotated radiographs the tops lie 0.2 to 0.7 times as far apart as the lowest points.
+    # In 865 annotated radiographs the tops lie 0.2 to 0.7 times as far apart as the lowest points.
     tops, lowest = (
         organs["left_lung"][pick(organs["left_lung"][:, 1]), 0]
         - organs["right_lung"][pick(organs["right_lung"][:, 1]), 0]
