@@ -124,4 +124,5 @@ class HybridGNet(Network):
 
 
 def _in_float32(mean: Tensor, log_var: Tensor, features: Features) -> tuple[Tensor, Tensor, Features]:
+    """What an encoder gives, [B, 64] twice and its feature maps, whatever the format that it computed in."""
     return mean.float(), log_var.float(), Features(*(maps.float() for maps in features))

@@ -98,7 +98,7 @@ def _is_whole(filesystem: pafs.FileSystem, folder: str) -> bool:
     # What the storage says is wrong is no fault of the file's.
     try:
         _state(content)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         print(f"{folder}: a checkpoint that a kill tore; passed over", file=sys.stderr)
         return False
     return True

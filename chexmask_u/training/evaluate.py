@@ -234,6 +234,7 @@ def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32
 def _predict(
     model: Network, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
 ) -> Prediction:
+    """What `predict` gives of images uint8 [N, 1024, 1024], so many at once."""
     return Prediction.join(
         [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
     )
@@ -241,7 +242,7 @@ def _predict(
 
 @torch.inference_mode()
 def _decode_mean(model: Network, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """Landmarks [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
+    """Landmarks float32 [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
     decoded = []
     for rows in _batches(len(images), size):
         grey = model.grey(torch.from_numpy(images[rows]).to(model.device))

@@ -243,6 +243,7 @@ def split_csv(names: Sequence[str], parts: Sequence[str]) -> str:
 
 
 def _read_dataset(dataset: Dataset, side: int, max_side: int, only: Choice | None) -> tuple[Examples, list[Problem]]:
+    """The examples of one dataset, as `read_examples` gives those of all."""
     images = dataset.images()
     problems: list[Problem] = []
     annotations: dict[str, Annotation] = {}
@@ -297,6 +298,7 @@ class _UnusableError(Exception):
 def _example(
     dataset: Dataset, uri: str, annotation: Annotation, side: int, max_side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """One image uint8 [S, S] of side S with its landmarks float32 [120, 2], unit square, NaN where there are none."""
     try:
         points, annotated_size = annotation.load()
     except InputError as error:
@@ -321,7 +323,7 @@ def _example(
 
 
 def _complete(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Landmarks [120, 2] of all that were given."""
+    """Landmarks float64 [120, 2], NaN for the heart where only the lungs' [94, 2] were given; same frame."""
     lungs = LANDMARKS["heart"].start
     if points.shape not in ((N_LANDMARKS, 2), (lungs, 2)):
         raise _UnusableError("count", f"has {list(points.shape)}, not [{N_LANDMARKS}, 2] or [{lungs}, 2]")

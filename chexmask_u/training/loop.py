@@ -271,6 +271,7 @@ class Batches:
 
 
 def _differing(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """So many of the rows [n], drawn: [count], each at most once if there are enough."""
     if not count:
         return rows[:0]
     return rng.choice(rows, count, replace=count > len(rows))
