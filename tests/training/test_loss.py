@@ -88,7 +88,7 @@ def test_energy_of_lungs_is_that_of_all_draws_of_one_encoding(variant: str) -> N
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"draws": 1}, "--draws must be at least 2, not 1"), ({"variant": "dropout"}, "needs --variant skip or noskip")],
+    [({"draws": 1}, "--draws must be at least 2"), ({"variant": "dropout"}, "needs --variant skip or noskip")],
 )
 def test_energy_score_of_what_has_no_draws_to_compare_is_refused(changes: dict[str, object], words: str) -> None:
     settings(**changes)
