@@ -59,7 +59,7 @@ def implausible(landmarks: NDArray[Any], letterbox: Letterbox, height: int, widt
 
 
 def _faults(points: NDArray[np.float64]) -> Iterator[str]:
-    """Of landmarks [120, 2] in the 1024 frame."""
+    """What is wrong with landmarks [120, 2], x then y, pixels of the 1024 frame."""
     areas = {organ: float(enclosed(points[nodes])) for organ, nodes in LANDMARKS.items()}
     masks = {organ: organ_mask(points, organ, FRAME, FRAME) for organ in ORGANS}
     for organ, mask in masks.items():

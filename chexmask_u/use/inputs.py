@@ -104,6 +104,6 @@ def _fixed_part(url: str) -> str:
 
 
 def _file_name(url: str) -> str:
-    """Of a web address without what follows the path, which may be a secret."""
+    """The name that a path ends in; of a web address without what follows the path, which may be a secret."""
     path = urlsplit(url).path if split_protocol(url)[0] in ("http", "https") else url
     return PurePosixPath(path).name

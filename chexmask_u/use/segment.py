@@ -208,6 +208,7 @@ def _predict(
 def _checked(
     prediction: Prediction, draws: NDArray[np.float32], index: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | ReadError:
+    """Mean, std and draws of one image of a batch, whose draws are float32 [B, N, 120, 2]; see `_predict`."""
     problem = implausible(prediction, index)
     if problem:
         return ReadError("invalid_prediction", problem)
@@ -223,6 +224,7 @@ def _segmentation(
     draws: NDArray[np.float32],
     unsure: float,
 ) -> Segmentation:
+    """From mean and std [120, 2] and draws [N, 120, 2] in pixels of the 1024 frame."""
     letterbox = image.letterbox
     # As a record stores them: of what was rounded to float32 afterwards, others would draw another border.
     landmarks = letterbox.to_original(mean).astype(np.float32)
@@ -251,6 +253,7 @@ def _segmentation(
 def _record(
     image: ReadImage, landmarks: NDArray[np.float32], std: NDArray[np.float32], uncertainty: float
 ) -> dict[str, Any]:
+    """A record's columns, with landmarks and their std [120, 2] in original pixels."""
     return {
         "height": image.height,
         "width": image.width,

@@ -350,7 +350,7 @@ def test_beyond_the_border_area_box_and_visibility_are_those_that_pycocotools_co
     np.testing.assert_array_equal(points[:, 2], np.where(outside, 0, 2))
     assert heart["num_keypoints"] == (~outside).sum() < 26
     assert set(lung["keypoints"][2::3]) == {2}
-    # Of the whole contour, which pycocotools cuts while it fills it, and of the polygon that was cut here.
+    # Masks of the whole contour, which pycocotools cuts while it fills it, and of the polygon that was cut here.
     whole = coco_masks.merge(coco_masks.frPyObjects([record.mean[part].ravel().tolist()], 300, 200))
     edge = cv2.arcLength(record.mean[part].clip(0, (200, 300)).astype(np.float32), True)
     assert heart["area"] == pytest.approx(float(coco_masks.area(whole)), abs=2 + edge / 50)

@@ -36,7 +36,7 @@ class Record:
 
 
 def letterbox(height: int, width: int, crop: tuple[int, int, int, int] | None = None) -> Letterbox:
-    """Of an image whose crop is (left, top, width, height); the whole image unless given."""
+    """The letterbox of an image whose crop is (left, top, width, height); the whole image unless given."""
     left, top, crop_width, crop_height = crop or (0, 0, width, height)
     side = max(crop_width, crop_height)
     pads = (side - crop_width) // 2, (side - crop_height) // 2
