@@ -210,7 +210,7 @@ def test_a_run_can_go_on_from_weights_on_other_images(
     output, weights = tmp_path / "run", str(trained / "model.safetensors")
     command = ["train", *people, *SMALL, "--epochs", "1", "--drawings", "8", "--output", str(output)]
     assert main([*command, "--initial-weights", "demo"]) == 2
-    assert "--initial-weights demo: are of the variant skip at input size 256" in capsys.readouterr().err
+    assert "--initial-weights demo: are of the variant skip at input size 512" in capsys.readouterr().err
     assert main([*command, "--initial-weights", weights]) == 0
     assert float(rows(output)[0]["train_landmarks"]) < 0.7 * float(rows(trained)[0]["train_landmarks"])
     kept = {"source": weights, "commit": None, "file": "model.safetensors"}

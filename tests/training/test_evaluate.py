@@ -22,7 +22,7 @@ def test_the_commands_in_the_card_of_the_bundled_weights_are_such_that_train_tak
     command = card.split("```sh\nchexmask-u ")[number]
     given = vars(_parser().parse_args(shlex.split(command.partition("```")[0].replace("\\\n", " "))))
     parsed = TrainSettings.from_mapping(given)
-    assert (parsed.input_size, parsed.half, parsed.drawings) == (256, True, 4000)
+    assert (parsed.input_size, parsed.half, parsed.freeze_convolutions) == (512, True, number == 2)
 
 
 def test_evaluate_gives_the_bundled_weights_the_scores_of_their_card(shared: Path) -> None:
@@ -30,13 +30,15 @@ def test_evaluate_gives_the_bundled_weights_the_scores_of_their_card(shared: Pat
     given = {"data": [str(shared / "data" / "jsrt")], "split": str(split), "samples": 20, "device": "cpu"}
     summary = evaluate.evaluate(EvaluateSettings.from_mapping(given)).summary
     assert summary["images"] == 20
-    assert summary["mse"] == pytest.approx(156, abs=0.5)
+    assert summary["mse"] == pytest.approx(172, abs=0.5)
+    assert summary["mse_of_mean"] == pytest.approx(157, abs=0.5)
     dice = [summary[f"dice_{organ}"] for organ in cu.ORGANS]
-    np.testing.assert_allclose(dice, [0.970, 0.962, 0.944], atol=0.0006)
-    assert summary["std"] == pytest.approx(2.2, abs=0.05)
+    np.testing.assert_allclose(dice, [0.972, 0.966, 0.940], atol=0.0006)
+    assert summary["std"] == pytest.approx(10.6, abs=0.05)
+    assert summary["std_error_ratio"] == pytest.approx(0.94, abs=0.006)
     # The cover hides the right lung.
     assert summary["covered"]["std_ratio_under_cover"] > 1.3
-    assert summary["covered"]["images_higher"] >= 0.9
+    assert summary["covered"]["images_higher"] > 0.8
 
 
 @pytest.mark.parametrize("seed", [0, 1])
