@@ -123,7 +123,7 @@ def _verbs() -> Iterator[Verb]:
     yield Verb(
         "plan",
         of.PlanSettings,
-        "bench.plan:verb",
+        "bench.forecast:verb",
         "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16",
     )
     yield Verb(

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
-from chexmask_u.model.dropout import DropoutNet, noise_size
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,6 +30,11 @@ class Prediction:
     landmarks_std: NDArray[np.float32]
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
+
+    @classmethod
+    def join(cls, parts: Sequence[Prediction]) -> Prediction:
+        """The predictions of several batches, at least one, as one."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __repr__(self) -> str:
         arrays = (f"{field.name} float32 {list(getattr(self, field.name).shape)}" for field in fields(self))
@@ -54,7 +57,7 @@ def latent_noise(record_id: str, n_samples: int, seed: int, size: int = LATENT_S
 
 
 def predict(
-    model: HybridGNet,
+    model: Network,
     images: NDArray[np.uint8],
     record_ids: Sequence[str],
     n_samples: int = 50,
@@ -77,7 +80,7 @@ def predict(
 
 
 def predict_draws(
-    model: HybridGNet,
+    model: Network,
     images: NDArray[np.uint8],
     record_ids: Sequence[str],
     n_samples: int = 50,
@@ -88,7 +91,7 @@ def predict_draws(
 
 
 def _predict(
-    model: HybridGNet,
+    model: Network,
     images: NDArray[np.uint8],
     record_ids: Sequence[str],
     n_samples: int,
@@ -96,7 +99,7 @@ def _predict(
     with_draws: bool,
 ) -> tuple[Prediction, NDArray[np.float32]]:
     """The prediction and its draws, which are none (float32 [0, N, 120, 2]) unless asked for."""
-    if not isinstance(model, HybridGNet):
+    if not isinstance(model, Network):
         raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
     if not isinstance(images, np.ndarray):
         raise TypeError(
@@ -122,10 +125,10 @@ def _predict(
         return once, draws[:1]
 
     def flat_of(part: slice) -> NDArray[np.float32]:
-        size = noise_size(model.variant)
-
         def noise() -> NDArray[np.float32]:
-            return np.stack([latent_noise(record_id, n_samples, seed, size) for record_id in record_ids[part]])
+            return np.stack(
+                [latent_noise(record_id, n_samples, seed, model.noise_size) for record_id in record_ids[part]]
+            )
 
         return _reduce(model, images[part], noise, with_draws)
 
@@ -183,7 +186,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _reduce(
-    model: HybridGNet, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]], with_draws: bool
+    model: Network, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]], with_draws: bool
 ) -> NDArray[np.float32]:
     """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2].
 
@@ -192,18 +195,8 @@ def _reduce(
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
     with torch.inference_mode():
-        grey = _on_device(images, model.device).unsqueeze(1).float().div_(255)
-        if model.input_size != FRAME:
-            size = (model.input_size, model.input_size)
-            grey = F.interpolate(grey, size, mode="area")
-        if isinstance(model, DropoutNet):
-            drawn, latents = model.sample(grey, _on_device(noise(), model.device))
-            sigma, mean = torch.std_mean(latents, dim=1, correction=0)
-        else:
-            mean, log_var, features = model.encode(grey)
-            sigma = torch.exp(log_var / 2)
-            z = mean.unsqueeze(1) + _on_device(noise(), model.device) * sigma.unsqueeze(1)
-            drawn = model.decode(z, features)
+        grey = model.grey(_on_device(images, model.device))
+        drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
         drawn = drawn * FRAME
         std, centre = torch.std_mean(drawn, dim=1, correction=0)
         results = [centre.flatten(1), std.flatten(1), mean, sigma] + ([drawn.flatten(1)] if with_draws else [])

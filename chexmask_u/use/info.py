@@ -181,7 +181,7 @@ def check(weights: str, sha256: str, device: str = "auto") -> dict[str, Any]:
     return {
         "sane": not problems,
         "problems": problems,
-        "device": predictor.device,
+        "device": predictor.device_name,
         "milliseconds_per_image": 1000 * statistics.median(seconds) / batch,
         "batch": batch,
         "samples": SAMPLES,

@@ -20,7 +20,7 @@ from chexmask_u.folder import Folder
 from chexmask_u.images import memory
 from chexmask_u.manifests.check import check_source_name
 from chexmask_u.model.device import choose
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.record import FAILED, OK, ReadError
 from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import SegmentSettings
@@ -80,7 +80,7 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
 def _segment(
     inputs: Sequence[Input],
     output: Folder,
-    model: HybridGNet,
+    model: Network,
     settings: SegmentSettings,
     preview: page.Page | None,
 ) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def _write_files(
     return files
 
 
-def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: HybridGNet) -> None:
+def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: Network) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -330,7 +330,7 @@ def _measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | No
         read_seconds=read_seconds,
         predict_seconds=predict_seconds,
         mask_seconds=mask_seconds,
-        device=predictor.device,
+        device=predictor.device_name,
         file_bytes=file_bytes,
         record_bytes=_stored_bytes(records),
         release_bytes=_stored_bytes(records.select(record.LANDMARK_RELEASE.names))
