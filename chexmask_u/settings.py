@@ -523,6 +523,12 @@ class TrainSettings(AnnotatedSettings):
         None,
         "weights to begin with, as --weights of generate, of the same variant and input size (default: random ones)",
     )
+    freeze_convolutions: bool = setting(
+        False,
+        "keep the encoder's convolutions as --initial-weights has them, and train its linear layers and the decoder: "
+        "cheap enough for a CPU",
+        numbers=True,
+    )
     epochs: int = setting(1000, "epochs in all; a finished run goes on if there are to be more", least=1)
     batches: int = setting(100, "batches in an epoch", numbers=True, least=1)
     batch_size: int = setting(4, "images in a batch, over all workers", numbers=True, least=1)
@@ -600,6 +606,8 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+        if self.freeze_convolutions and (self.initial_weights is None or self.variant == "dropout"):
+            raise InputError("--freeze-convolutions: needs --initial-weights, and --variant skip or noskip")
         if self.objective == "energy" and self.draws < 2:
             raise InputError(f"--draws must be at least 2 with --objective energy, not {self.draws}")
         if self.objective == "energy" and self.variant == "dropout":

@@ -36,6 +36,9 @@ class HybridGNet(Network):
     has_posterior = True
     variants: tuple[str, ...] = ("skip", "noskip")
 
+    convolutions_frozen: bool = False
+    """Whether the encoder's convolutions stay as they are in training; they then run as in inference."""
+
     def __init__(self, input_size: int = 1024, variant: str = "skip") -> None:
         super().__init__(input_size, variant)
         if variant not in self.variants:
@@ -95,14 +98,26 @@ class HybridGNet(Network):
         return Draws(self.decode(mean.unsqueeze(1), features), mean, torch.exp(log_var / 2))
 
     def training_draws(self, images: Tensor, noise: Tensor, precision: str = "float32") -> TrainingDraws:
-        with training_arithmetic(precision, images.device):
-            mean, log_var, features = self.encode(images)
-        mean, log_var, features = _in_float32(mean, log_var, features)
+        if self.convolutions_frozen:
+            with torch.no_grad():
+                _, _, features = self.encode(images)
+            mean, log_var = self.encoder.latents(features)
+        else:
+            with training_arithmetic(precision, images.device):
+                mean, log_var, features = self.encode(images)
+            mean, log_var, features = _in_float32(mean, log_var, features)
         # Before the divergence: gradients are summed in the opposite order, on which a trained network's digits hang.
         z = reparameterised(mean, log_var, noise)
         # KL(N(m, s²) || N(0, 1)) of each latent (Kingma and Welling, 2014, appendix B), summed over the latents.
         divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()
         return TrainingDraws(self.decode_all(z, features), divergence)
+
+    def freeze_convolutions(self) -> None:
+        self.convolutions_frozen = True
+        self.encoder.requires_grad_(False)
+        for linear in (self.encoder.fc_mu, self.encoder.fc_logvar):
+            if linear is not None:
+                linear.requires_grad_(True)
 
     def compile_checked(self, images: Tensor, noise: Tensor) -> tuple[float, Tensor]:
         plain_mean, log_var, features = self.encode(images)

@@ -109,6 +109,10 @@ class Network(nn.Module, ABC):
             precision: of the encoder's convolutions, "float32" or "bfloat16"; all that follows is float32.
         """
 
+    def freeze_convolutions(self) -> None:
+        """Keep the encoder's convolutions as they are in training."""
+        raise NotImplementedError(f"the variant {self.variant} cannot be trained in part")
+
     def compile_checked(self, images: Tensor, noise: Tensor) -> tuple[float, Tensor]:
         """Have torch compile the network, for any batch size, and compare it with its plain form; in inference mode.
 

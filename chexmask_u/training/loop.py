@@ -77,13 +77,14 @@ class Training:
         self.batches = Batches(settings, train, first_drawing, place)
         torch.manual_seed(settings.seed)
         self.model = build(settings.input_size, settings.variant)
+        if settings.freeze_convolutions:
+            self.model.freeze_convolutions()
         # Instance norm on a GPU undoes it, before each convolution.
         self.layout = torch.channels_last if place.device.type == "cpu" else torch.contiguous_format
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch lacks this one
         self.objective = prepare(Objective(self.model, settings.precision, settings.objective))
-        self.optimiser = torch.optim.Adam(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        learning = [weights for weights in self.model.parameters() if weights.requires_grad]
+        self.optimiser = torch.optim.Adam(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 import chexmask_u as cu
+from chexmask_u.errors import InputError
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.training import evaluate, examples, scores
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.loop import Batches, DivergedError, Place, Training
+from chexmask_u.training.loss import Objective
 from tests.support.annotated import HERE, settings
 
 
@@ -147,3 +150,20 @@ def test_loss_that_is_not_finite_stops_before_the_weights_change_and_names_its_b
     assert facts["images"] == [mixed.names[row] for row in rows]
     assert all(name in str(caught.value) for name in facts["images"])
     assert all(bool(torch.isfinite(value).all()) for value in training.model.parameters())
+
+
+def test_frozen_convolutions_stay_and_the_rest_learns(mixed: Examples) -> None:
+    with pytest.raises(InputError, match="--freeze-convolutions: needs --initial-weights"):
+        settings(freeze_convolutions=True)
+    chosen = settings(freeze_convolutions=True, initial_weights="demo", batches=4, batch_size=4, weight_decay=0.1)
+    training = Training(chosen, mixed, 12, mixed.take([0]), HERE, lambda module: module)
+    free = copy.deepcopy(training.model)
+    free.convolutions_frozen = False
+    batch = next(training.batches.of_epoch(0))
+    given = batch.images, batch.target, batch.noise
+    for frozen, learnt in zip(training.objective(*given), Objective(free)(*given), strict=True):
+        torch.testing.assert_close(frozen, learnt, rtol=1e-4, atol=1e-4)
+    before = {name: weights.clone() for name, weights in training.model.state_dict().items()}
+    training.run_epoch(lambda _: None)
+    for name, weights in training.model.state_dict().items():
+        assert torch.equal(weights, before[name]) == ("dconv" in name), name
