@@ -214,11 +214,15 @@ class SegmentSettings(Settings):
         UNSURE,
         "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
         numbers=True,
-        least=0,
     )
     label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
     preview: bool = setting(False, "write preview.html, one page of all images, and open it where there is a display")
     device: str = _device("where the network runs; auto: on a GPU if there is one")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.unsure > 0:
+            raise InputError(f"--unsure must be more than 0, not {self.unsure}")
 
 
 @dataclass(frozen=True)

@@ -196,8 +196,7 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         `probe` and `forecast` as dicts, with `efficiency` and `cores_per_gpu`.
 
     Raises:
-        InputError: if the probe can say nothing, or is asked for GPUs where none was probed.
-        InputError: on bad input.
+        InputError: on bad input; or if the probe can say nothing, or is asked for GPUs where none was probed.
     """
     manifest_uri = storage.normalise(settings.manifest)
     check_columns(manifest_uri)

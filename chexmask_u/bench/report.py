@@ -95,9 +95,8 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         What the JSON file holds; see `render` for its meaning.
 
     Raises:
-        InputError: if there is no GPU where one is asked for, no image can be read, or the published algorithm has no
-            such variant of the network.
-        InputError: on other bad input.
+        InputError: if there is no GPU where one is asked for, no image can be read, the published algorithm has no such
+            variant of the network, or other input is bad.
     """
     kind = choose(settings.device)
     scale = _scale(settings.quick, kind)

@@ -44,7 +44,7 @@ class File:
         rows: how many it holds.
         outside: records with a mean landmark outside their image; of landmarks only, as is `uncertainty`.
         uncertainty: records by the bin of `BIN_EDGES` that their uncertainty lies in.
-        arrow_bytes: size of its rows in memory, as `datasets` counts it; None in releases that tests write.
+        arrow_bytes: size of its rows in memory, as `datasets` counts it; None where a release does not tell.
         bytes, sha256: of the file.
     """
 

@@ -67,7 +67,7 @@ def _named(name: str, output: str) -> Iterator[Input]:
     """The images behind one argument."""
     url = storage.normalise(name)
     file_name = _file_name(url)
-    try:
+    with storage.explained(name, "listed"):
         fs, path = storage.filesystem(url)
         if _is_pattern(url) and not fs.exists(path):
             folder, below = _fixed_part(url), fs.glob(path)
@@ -80,10 +80,6 @@ def _named(name: str, output: str) -> Iterator[Input]:
         else:
             yield Input(url, file_name)
             return
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{name}: cannot be listed ({storage.explain(error)})") from error
     images = [image for image in images if not storage.join(folder, image).startswith(output)]
     if not images:
         raise InputError(f"{name}: {missing}")

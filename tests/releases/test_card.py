@@ -21,13 +21,13 @@ import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from chexmask_u import pipeline, record, sources
+from chexmask_u import record, sources
 from chexmask_u.errors import InputError
 from chexmask_u.releases import card as cards
 from chexmask_u.releases.release import MARKER, Release
+from chexmask_u.releases.validate import validate
 from chexmask_u.runs.run import Run
 from chexmask_u.runs.summary import BIN_EDGES, summarise
-from chexmask_u.settings import ValidateSettings
 from tests.support import invented_runs
 from tests.support import real_release as drawn
 
@@ -205,7 +205,7 @@ def test_an_edited_page_is_found(released, tmp_path, page):
     (copy / page).write_bytes(content)
     assert hashlib.sha256(content).hexdigest() != hashlib.sha256((released / page).read_bytes()).hexdigest()
     with pytest.raises(InputError, match=page):
-        pipeline.validate(ValidateSettings(release=str(copy)))
+        validate(str(copy))
 
 
 def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch, capsys):
