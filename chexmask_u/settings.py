@@ -19,7 +19,7 @@ WEIGHTS_HELP = (
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
-UNSURE = 5.0
+UNSURE = 25.0
 
 
 def _export_formats() -> dict[str, str]:

@@ -163,13 +163,13 @@ def test_a_body_is_plausible_at_any_size_and_its_faults_are_named(shape):
 def test_unsure_regions_are_named_in_words():
     regions = dict.fromkeys([*cu.ORGANS, *cu.REGIONS], 2.0)
     assert doubts.unsure(regions) == []
-    regions |= {"left_lung.costophrenic_angle": 8.4, "left_lung.diaphragm": 6.0}
-    regions |= {name: 30.0 for name in regions if name.startswith("heart")}
+    regions |= {"left_lung.costophrenic_angle": 38.4, "left_lung.diaphragm": 26.0}
+    regions |= {name: 60.0 for name in regions if name.startswith("heart")}
     assert doubts.unsure(regions) == [
-        "left lung unsure: costophrenic angle (8 px), diaphragm (6 px)",
-        "heart unsure: everywhere (30 px)",
+        "left lung unsure: costophrenic angle (38 px), diaphragm (26 px)",
+        "heart unsure: everywhere (60 px)",
     ]
-    assert doubts.unsure(regions, above=8) == [
-        "left lung unsure: costophrenic angle (8 px)",
+    assert doubts.unsure(regions, above=30) == [
+        "left lung unsure: costophrenic angle (38 px)",
         *doubts.unsure(regions)[1:],
     ]
