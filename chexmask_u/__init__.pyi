@@ -17,6 +17,7 @@ from .steps.mask import organ_mask as organ_mask
 from .steps.mask import rle_decode as rle_decode
 from .steps.mask import rle_encode as rle_encode
 from .steps.read import read_image as read_image
+from .use.analysis import contour_spread as contour_spread
 from .use.analysis import draw_record as draw_record
 from .use.analysis import frame_landmarks as frame_landmarks
 from .use.analysis import landmark_uncertainty as landmark_uncertainty

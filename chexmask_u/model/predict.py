@@ -19,17 +19,22 @@ from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.model.dropout import DropoutNet, noise_size
 from chexmask_u.model.hybridgnet import HybridGNet
 
+# Numbers of an image's mean, std and covariance of landmarks, mean and sigma of latents.
+_RESULT_SIZES = (2 * N_LANDMARKS, 2 * N_LANDMARKS, N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
+
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
     """Landmarks float32 [B, 120, 2] in pixels of the 1024 frame and latents float32 [B, 64], as mean and std.
 
-    `landmarks_std` is the predictive uncertainty: the standard deviation over the draws (ddof = 0). `latent_std` is the
-    posterior's sigma.
+    `landmarks_std` is the predictive uncertainty: the standard deviation over the draws (ddof = 0). It is how far the
+    draws lie apart, which with most weights is less than how far they lie from the truth. `landmarks_xy` float32
+    [B, 120] is the covariance of x and y over the same draws, in pixels². `latent_std` is the posterior's sigma.
     """
 
     landmarks_mean: NDArray[np.float32]
     landmarks_std: NDArray[np.float32]
+    landmarks_xy: NDArray[np.float32]
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
 
@@ -90,7 +95,7 @@ def predict(
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
     if not len(images):
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
-        return Prediction(landmarks, landmarks, latents, latents)
+        return Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
 
     if model.device.type != "cpu" and len(images) == 1:
         # What was compiled for batches would be compiled once more for one image.
@@ -111,12 +116,13 @@ def predict(
         flat = np.concatenate(_side_by_side(flat_of, each))
     else:
         flat = flat_of(slice(None))
-    nodes = 2 * N_LANDMARKS
+    centre, std, covariance, mean, sigma = np.split(flat, np.cumsum(_RESULT_SIZES[:-1]), axis=1)
     return Prediction(
-        landmarks_mean=flat[:, :nodes].reshape(-1, N_LANDMARKS, 2),
-        landmarks_std=flat[:, nodes : 2 * nodes].reshape(-1, N_LANDMARKS, 2),
-        latent_mean=flat[:, 2 * nodes : -LATENT_SIZE],
-        latent_std=flat[:, -LATENT_SIZE:],
+        landmarks_mean=centre.reshape(-1, N_LANDMARKS, 2),
+        landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
+        landmarks_xy=covariance,
+        latent_mean=mean,
+        latent_std=sigma,
     )
 
 
@@ -159,7 +165,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 def _reduce(
     model: HybridGNet, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2].
+    """Mean, std and covariance of landmarks, mean and sigma of latents, side by side: float32 [B, `_RESULT_SIZES`].
 
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
@@ -178,8 +184,11 @@ def _reduce(
             drawn = model.decode(z, features)
         drawn = drawn * FRAME
         std, centre = torch.std_mean(drawn, dim=1, correction=0)
-        # One copy from the device for all four results.
-        flat: NDArray[np.float32] = torch.cat([centre.flatten(1), std.flatten(1), mean, sigma], dim=1).cpu().numpy()
+        offset = drawn - centre.unsqueeze(1)
+        covariance = (offset[..., 0] * offset[..., 1]).mean(dim=1)
+        # One copy from the device for all five results.
+        results = [centre.flatten(1), std.flatten(1), covariance, mean, sigma]
+        flat: NDArray[np.float32] = torch.cat(results, dim=1).cpu().numpy()
     return flat
 
 

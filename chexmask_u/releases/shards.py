@@ -68,7 +68,7 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[File, bytes]:
     if shard.source is not None:
         wanted &= pc.field("source") == shard.source
     wanted &= ~pc.field("source").isin(pa.array(plan.excluded, pa.string()))
-    schema = record.RELEASED[shard.kind]
+    schema = plan.release([]).schema(shard.kind)
     dataset = run.dataset(shard.files)
 
     def rows(columns: list[str], first: str, last: str) -> pa.Table:

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -237,12 +237,7 @@ def _predict(
     model: HybridGNet, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
 ) -> Prediction:
     parts = [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
-    return Prediction(
-        *(
-            np.concatenate([getattr(part, field) for part in parts])
-            for field in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std")
-        )
-    )
+    return Prediction(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Prediction)))
 
 
 @torch.inference_mode()

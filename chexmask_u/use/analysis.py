@@ -6,7 +6,7 @@ an Arrow table. Standard deviations are taken to the 1024 frame first, where ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
-from chexmask_u.images.letterbox import Letterbox
+from chexmask_u.calibration import row
+from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.steps.mask import organ_mask, rle_decode
 
@@ -34,8 +35,8 @@ def frame_landmarks(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDA
     Raises:
         ValueError: if the record lacks a column, or its landmarks are not [120, 2].
     """
-    letterbox = _letterbox(record)
-    mean, std = _points(record, "landmarks_mean"), _points(record, "landmarks_std")
+    letterbox = row.letterbox(record)
+    mean, std = row.points(record, "landmarks_mean"), row.points(record, "landmarks_std")
     return letterbox.to_frame(mean), letterbox.spread_to_frame(std)
 
 
@@ -44,7 +45,25 @@ def landmark_uncertainty(record: Mapping[str, Any]) -> NDArray[np.float64]:
 
     Its mean over the landmarks is the record's ``uncertainty``.
     """
-    return _letterbox(record).spread_to_frame(_points(record, "landmarks_std")).mean(axis=1)
+    return row.letterbox(record).spread_to_frame(row.points(record, "landmarks_std")).mean(axis=1)
+
+
+def contour_spread(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Standard deviation of each landmark's draws across and along the mean contour, pixels of the 1024 frame.
+
+    A mask or a measurement feels what lies across; along the contour, where annotators differ most, neither does. The
+    contour's direction at a landmark is that from the landmark before it to the one behind it; see
+    `calibration.spread.across_and_along` for the formula.
+
+    Returns:
+        Across and along, float64 [120] each.
+
+    Raises:
+        ValueError: if the record has no ``landmarks_xy``, as those of releases before schema 1.1.
+    """
+    letterbox = row.letterbox(record)
+    mean, std = frame_landmarks(record)
+    return across_and_along(mean, std, letterbox.covariance_to_frame(row.nodes(record, "landmarks_xy")))
 
 
 def trusted_landmarks(
@@ -87,7 +106,7 @@ def landmark_weights(
     """
     if not floor > 0:
         raise ValueError(f"floor must be positive, not {floor}")
-    spread = _letterbox(record).spread_to_frame(_points(record, "landmarks_std"))
+    spread = row.letterbox(record).spread_to_frame(row.points(record, "landmarks_std"))
     variance = np.maximum(np.square(spread).mean(axis=1), floor**2)
     if per == "landmark":
         groups: list[Any] = []
@@ -121,10 +140,10 @@ def record_masks(record: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
     Raises:
         ValueError: if it is of neither, or damaged.
     """
-    height, width = (int(_column(record, name)) for name in ("height", "width"))
+    height, width = (int(row.column(record, name)) for name in ("height", "width"))
     if ORGANS[0] in record:
-        return {organ: rle_decode(str(_column(record, organ)), height, width) for organ in ORGANS}
-    landmarks = _points(record, "landmarks_mean")
+        return {organ: rle_decode(str(row.column(record, organ)), height, width) for organ in ORGANS}
+    landmarks = row.points(record, "landmarks_mean")
     return {organ: organ_mask(landmarks, organ, height, width) for organ in ORGANS}
 
 
@@ -161,9 +180,9 @@ def draw_record(
     if not (image is None or isinstance(image, ReadImage) or np.ndim(image) in (2, 3)):
         raise TypeError(
             "image must be what chexmask_u.read_image gives, or an array [height, width] or [height, width, 3], not"
-            f" {_named(image)}" + ("; read the file first" if isinstance(image, str | PathLike) else "")
+            f" {row.named(image)}" + ("; read the file first" if isinstance(image, str | PathLike) else "")
         )
-    height, width = (int(_column(record, name)) for name in ("height", "width"))
+    height, width = (int(row.column(record, name)) for name in ("height", "width"))
     if image is not None:
         rows, columns = (image.height, image.width) if isinstance(image, ReadImage) else np.shape(image)[:2]
         if (rows, columns) != (height, width):
@@ -171,7 +190,7 @@ def draw_record(
                 f"image has {rows} rows and {columns} columns, the record {height} and {width};"
                 " give the file that the record was made of, as distributed"
             )
-    mean, std = _points(record, "landmarks_mean"), _points(record, "landmarks_std")
+    mean, std = row.points(record, "landmarks_mean"), row.points(record, "landmarks_std")
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 7 * height / width + 0.5), layout="constrained")
     if isinstance(image, ReadImage):
@@ -200,50 +219,8 @@ def draw_record(
     ax.add_collection(ellipses)
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="x, original pixels", ylabel="y, original pixels")
     # Not the record's id: in some sources it is a path with a patient's number in it.
-    ax.set_title(f"uncertainty {float(_column(record, 'uncertainty')):.3g} px", loc="left")
+    ax.set_title(f"uncertainty {float(row.column(record, 'uncertainty')):.3g} px", loc="left")
     ax.figure.colorbar(
         scale, ax=ax, label=f"standard deviation, pixels of the {FRAME} frame", extend="both", shrink=0.8
     )
     return ax
-
-
-def _column(record: Mapping[str, Any], name: str) -> Any:
-    """One value of a record.
-
-    Raises:
-        TypeError: if what is given is no record but many of them, or none.
-        ValueError: if it has no such column.
-    """
-    # A row of pandas has one axis, a frame two; a table of Arrow or a dataset may have the column, all rows of it.
-    if not hasattr(record, "__getitem__") or isinstance(record, str | bytes) or _has_rows(record):
-        raise TypeError(
-            f"record must be one row of a release, not {_named(record)}; give records[0] of a dataset,"
-            " frame.iloc[0] of pandas, frame.row(0, named=True) of Polars, or table.to_pylist()[0] of Arrow"
-        )
-    if name not in record:
-        raise ValueError(f"the record has no {name}; give a row of a release, with that column")
-    return record[name]
-
-
-def _has_rows(record: Any) -> bool:
-    """Whether it is a table, a dataset, a list or an array: records, and not one of them."""
-    return isinstance(record, Sequence) or hasattr(record, "column_names") or len(getattr(record, "shape", ())) > 1
-
-
-def _named(given: Any) -> str:
-    """What somebody gave, in few words."""
-    return repr(given) if isinstance(given, str | bytes | PathLike) else f"a {type(given).__name__}"
-
-
-def _points(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
-    """Float64 [120, 2] of lists, arrays, tensors, or an array of arrays as pandas has it."""
-    points = np.array([np.asarray(point, np.float64) for point in _column(record, name)])
-    if points.shape != (N_LANDMARKS, 2):
-        raise ValueError(f"{name} must be [{N_LANDMARKS}, 2], not {list(points.shape)}")
-    return points
-
-
-def _letterbox(record: Mapping[str, Any]) -> Letterbox:
-    row = _column(record, "letterbox")
-    # Formats of `datasets` make arrays or tensors of the members.
-    return Letterbox.from_row({name: np.asarray(value).item() for name, value in row.items()})

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexmask_u import anatomy, record
-from chexmask_u.columns import landmark_array, latent_array
+from chexmask_u.columns import landmark_array, latent_array, node_array
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.releases.release import MARKER, config
 from chexmask_u.releases.validate import validate
@@ -77,6 +77,7 @@ def write_release(folder: Path, records: Mapping[str, Sequence[Record]], rows_pe
     (folder / "README.md").write_text("# A release for tests\n")
     content = {
         "version": "v1.0.0",
+        "schema_version": record.SCHEMA_VERSION,
         "files": files,
         "counts": {source: {"ok": len(of_source), "failed": 0} for source, of_source in records.items()},
         "failures": {},
@@ -101,6 +102,7 @@ def _landmarks(source: str, rows: Sequence[Record]) -> pa.Table:
         **{name: [getattr(row, name) for row in rows] for name in ("image_id", "height", "width")},
         "landmarks_mean": landmark_array([row.mean for row in rows]),
         "landmarks_std": landmark_array([row.std for row in rows]),
+        "landmarks_xy": node_array([np.zeros(anatomy.N_LANDMARKS)] * len(rows)),
         "uncertainty": [float(row.letterbox.spread_to_frame(row.std).mean()) for row in rows],
         "latent_mean": latent_array(zeros),
         "latent_std": latent_array(zeros),
