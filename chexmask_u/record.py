@@ -167,16 +167,32 @@ RELEASED: dict[str, pa.Schema] = {
 
 _SINCE = {"landmarks_xy": "1.1"}
 
+CALIBRATED = pa.schema(
+    [
+        pa.field("landmarks_radius", NODE_ARRAY),
+        pa.field("contour_radius", NODE_ARRAY),
+        pa.field("ood_score", pa.float32()),
+    ]
+)
+"""What a calibration adds to the landmark configs of a release."""
 
-def released(kind: str, schema_version: str = SCHEMA_VERSION) -> pa.Schema:
+RADIUS_COVERAGE = 0.9
+
+ODD_SCORE = 99.0
+"""The percentile of `ood_score` from which on a record is counted as unlike the known radiographs."""
+
+
+def released(kind: str, schema_version: str = SCHEMA_VERSION, *, calibrated: bool = False) -> pa.Schema:
     """Columns of one kind of config in a release.
 
     Args:
         kind: a key of `RELEASED`.
         schema_version: of the release: an earlier one has fewer columns.
+        calibrated: whether it was made with a calibration.
     """
     version = _numbers(schema_version)
-    return pa.schema(field for field in RELEASED[kind] if _numbers(_SINCE.get(field.name, "1.0")) <= version)
+    columns = [field for field in RELEASED[kind] if _numbers(_SINCE.get(field.name, "1.0")) <= version]
+    return pa.schema([*columns, *(CALIBRATED if calibrated and kind == "landmarks" else ())])
 
 
 def _numbers(schema_version: str) -> tuple[int, ...]:
@@ -240,6 +256,22 @@ COLUMNS: dict[str, Column] = {
         )
         for organ in ORGANS
     },
+    "landmarks_radius": Column(
+        f"distance within which the annotated landmark lies for {RADIUS_COVERAGE:.0%} of the landmarks, on images as"
+        " those of the calibration; null where there is no landmarks_xy",
+        _ORIGINAL,
+        (N_LANDMARKS,),
+    ),
+    "contour_radius": Column(
+        f"distance within which the annotated contour passes for {RADIUS_COVERAGE:.0%} of the landmarks, likewise",
+        _ORIGINAL,
+        (N_LANDMARKS,),
+    ),
+    "ood_score": Column(
+        f"percentile among known frontal chest radiographs, by posterior and spread: beyond {ODD_SCORE:.0f} the image"
+        " is unlike nearly all of them; null where there is no landmarks_xy",
+        "0 to 100",
+    ),
     "reason": Column("why the image gave no record"),
 }
 """What every column of a release means: the one place that knows their units."""

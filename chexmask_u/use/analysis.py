@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
 from chexmask_u.calibration import row
+from chexmask_u.calibration.calibration import Calibration, Of
 from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.images.preparation import ReadImage
+from chexmask_u.record import RADIUS_COVERAGE
 from chexmask_u.steps.mask import organ_mask, rle_decode
 
 if TYPE_CHECKING:
@@ -66,26 +68,65 @@ def contour_spread(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDAr
     return across_and_along(mean, std, letterbox.covariance_to_frame(row.nodes(record, "landmarks_xy")))
 
 
+def landmark_radius(
+    record: Mapping[str, Any], of: Of = "landmark", calibration: Calibration | None = None
+) -> NDArray[np.float64]:
+    """Radius of each landmark with a coverage of 90%, float64 [120], pixels of the 1024 frame.
+
+    Args:
+        record: of a landmark config.
+        of: the distance to the annotated "landmark" or "contour".
+        calibration: to compute it with; without, it is what the release holds.
+
+    Raises:
+        ValueError: if the release was made without a calibration and none is given, or `calibration.radius` raises one.
+    """
+    if calibration is not None:
+        return calibration.radius(record, RADIUS_COVERAGE, of).astype(np.float64)
+    name = "landmarks_radius" if of == "landmark" else "contour_radius"
+    letterbox = row.letterbox(record)
+    if name not in record:
+        raise ValueError(
+            f"the record has no {name}: its release was made without a calibration; give one as"
+            " calibration=chexmask_u.load_calibration(FILE)"
+        )
+    return row.nodes(record, name) * letterbox.scale
+
+
 def trusted_landmarks(
-    record: Mapping[str, Any], *, below: float | None = None, quantile: float | None = None
+    record: Mapping[str, Any],
+    *,
+    below: float | None = None,
+    quantile: float | None = None,
+    within: float | None = None,
+    calibration: Calibration | None = None,
 ) -> NDArray[np.bool_]:
     """Which landmarks to keep, bool [120].
 
     Args:
         record: of a landmark config.
-        below: keep landmarks whose standard deviation is below so many pixels of the 1024 frame.
-        quantile: keep this share of the record's landmarks, the surest ones, between 0 and 1. It keeps as many of an
-            image where all are bad.
+        below: keep landmarks whose standard deviation is below so many pixels of the 1024 frame. That is how far the
+            draws lie apart, which is less than how far they lie from the truth.
+        quantile: keep this share of the record's landmarks, those whose draws lie least apart, between 0 and 1. It
+            keeps as many of an image where all are bad.
+        within: keep landmarks whose radius is at most so many pixels of the 1024 frame, see `landmark_radius`.
+        calibration: of `within`, for records of a release without radii.
 
     Raises:
-        ValueError: unless exactly one of the two is given, and the share is one.
+        ValueError: unless exactly one of the three is given, and the share is one; or as `landmark_radius` does.
     """
+    if within is not None and below is None and quantile is None:
+        return landmark_radius(record, calibration=calibration) <= within
+    if within is not None:
+        raise ValueError("give only one of below, quantile and within")
     std = landmark_uncertainty(record)
     if below is not None and quantile is None:
         return std < below
     if quantile is not None and below is None and 0 <= quantile <= 1:
         return std <= np.quantile(std, quantile)
-    raise ValueError("give either below (pixels of the 1024 frame) or quantile (share of the landmarks, 0 to 1)")
+    raise ValueError(
+        "give either below or within (pixels of the 1024 frame) or quantile (share of the landmarks, 0 to 1)"
+    )
 
 
 def landmark_weights(
