@@ -44,6 +44,7 @@ class File:
         rows: how many it holds.
         outside: records with a mean landmark outside their image; of landmarks only, as is `uncertainty`.
         uncertainty: records by the bin of `BIN_EDGES` that their uncertainty lies in.
+        odd: records with an `ood_score` beyond `record.ODD_SCORE`; of landmarks of a calibrated release only.
         arrow_bytes: size of its rows in memory, as `datasets` counts it; None in releases that tests write.
         bytes, sha256: of the file.
     """
@@ -54,6 +55,7 @@ class File:
     rows: int
     outside: int | None = None
     uncertainty: Mapping[str, int] | None = None
+    odd: int | None = None
     arrow_bytes: int | None = None
     bytes: int
     sha256: str
@@ -116,7 +118,12 @@ class Release(Folder):
 
     def schema(self, kind: str) -> pa.Schema:
         """Columns of one kind of its configs, a key of `record.RELEASED`."""
-        return record.released(kind, self.content["schema_version"])
+        return record.released(kind, self.content["schema_version"], calibrated=self.calibration is not None)
+
+    @property
+    def calibration(self) -> Mapping[str, Any] | None:
+        """What is said of the calibration that radii are of; None where there are none."""
+        return self.content.get("calibration")
 
     @property
     def sources(self) -> list[str]:

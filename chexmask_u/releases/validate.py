@@ -14,7 +14,7 @@ from chexmask_u.result import Result
 from chexmask_u.settings import ValidateSettings
 
 # A run that was begun before there were such columns has none in its earlier parts.
-_MAY_BE_NULL = ("landmarks_xy",)
+_MAY_BE_NULL = ("landmarks_xy", "landmarks_radius", "contour_radius", "ood_score")
 
 _REMEDY = "make it again from its run, with another --output"
 
@@ -101,7 +101,7 @@ def _check_numbers(where: str, group: pa.Table) -> None:
         numbers = values.to_numpy(zero_copy_only=False)
         if not np.isfinite(numbers).all():
             raise InputError(f"{where}: {name} holds values that are not finite; {_REMEDY}")
-        if name.endswith("_std") and numbers.min() < 0:
+        if name.endswith(("_std", "_radius")) and len(numbers) and numbers.min() < 0:
             raise InputError(f"{where}: {name} holds negative values; {_REMEDY}")
 
 
