@@ -97,7 +97,7 @@ class Calibration:
 
     def expected_error(self, x: Any, of: Of = "landmark") -> NDArray[np.float32]:
         """Expected distance of each landmark to its annotation, or to the contour; as `radius` gives its own."""
-        return self._as_given(x, self._radius(of).expected(Seen.of(x).spread_features()))
+        return self._as_given(x, self.expected(Seen.of(x), of))
 
     def ood_score(self, x: Any) -> NDArray[np.float32]:
         """Percentile of each image among the known radiographs, 0 to 100: beyond 99 it is unlike nearly all of them.
@@ -197,6 +197,10 @@ class Calibration:
 
     def __repr__(self) -> str:
         return f"Calibration(weights_sha256={self.weights_sha256[:12]!r}, digest={self.digest[:12]!r})"
+
+    def expected(self, seen: Seen, of: str) -> NDArray[np.float64]:
+        """As `expected_error`, of what was seen of B images already: float64 [B, 120]."""
+        return self._radius(of).expected(seen.spread_features())
 
     def radii(self, seen: Seen, coverage: float, of: str) -> NDArray[np.float64]:
         """As `radius`, of what was seen of B images already: float64 [B, 120]."""

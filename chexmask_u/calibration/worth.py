@@ -47,8 +47,8 @@ def trust(uncertainty: NDArray[np.floating], errors: NDArray[np.floating]) -> di
     Returns:
         ``r`` and ``rho``: Pearson's and Spearman's correlation over all landmarks; ``ause``: the area between the mean
         error of what is left as the most uncertain landmarks are dropped one by one and as the worst ones are, over the
-        mean error (0: as good as knowing the errors); ``image_rho``: Spearman's over the images' means, None for fewer
-        than three. Each with an ``..._interval`` of 90%, over resampled images.
+        mean error (0: as good as knowing the errors); ``image_rho``: Spearman's over the images' means. Each with an
+        ``..._interval`` of 90%, over resampled images; None for fewer than three images, or where nothing varies.
     """
     measures: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
         "r": lambda u, e: _correlation(u[np.isfinite(e)], e[np.isfinite(e)]),
@@ -64,9 +64,12 @@ def trust(uncertainty: NDArray[np.floating], errors: NDArray[np.floating]) -> di
     samples = [rng.integers(0, len(errors), len(errors)) for _ in range(_RESAMPLINGS)]
     found: dict[str, Any] = {}
     for name, measure in measures.items():
-        found[name] = measure(uncertainty, errors)
-        again = [measure(uncertainty[rows], errors[rows]) for rows in samples]
-        found[f"{name}_interval"] = [float(end) for end in np.nanquantile(again, _ENDS)]
+        value = measure(uncertainty, errors)
+        again = np.array([measure(uncertainty[rows], errors[rows]) for rows in samples])
+        known = np.isfinite(value) and np.isfinite(again).any()
+        found[name] = value if known else None
+        ends = np.quantile(again[np.isfinite(again)], _ENDS) if known else None
+        found[f"{name}_interval"] = None if ends is None else [float(end) for end in ends]
     return found
 
 

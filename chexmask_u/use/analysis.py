@@ -1,4 +1,4 @@
-"""What researchers do with a released record: trust, weigh and judge its landmarks, rebuild its masks, draw it.
+"""What researchers do with a released record: choose, weigh and judge its landmarks, rebuild its masks, draw it.
 
 A `record` is a row of a landmark config as a mapping: of `datasets` in any format, of a pandas or Polars frame, or of
 an Arrow table. Standard deviations are taken to the 1024 frame first, where images of any size compare.
@@ -44,6 +44,8 @@ def frame_landmarks(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDA
 
 def landmark_uncertainty(record: Mapping[str, Any]) -> NDArray[np.float64]:
     """Standard deviation of each landmark, float64 [120], pixels of the 1024 frame: the mean of its two axes.
+
+    It is the spread of the draws, which is less than the error; see `landmark_radius` for how far a landmark may be off.
 
     Its mean over the landmarks is the record's ``uncertainty``.
     """

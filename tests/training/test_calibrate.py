@@ -72,6 +72,22 @@ def test_what_was_made_of_drawings_is_read_and_names_them(made: Path, tiny_weigh
     assert calibration.ood_score(prediction).shape == (2,)
 
 
+def test_evaluate_sets_spread_and_radius_against_both_errors(
+    made: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--weights", tiny_weights, "--drawings", 6, "--seed", 3, *QUICK]
+    found = told(capsys, "evaluate", *words, "--calibration", made)["trust"]
+    assert set(found) == {"landmark", "contour"}
+    for measures in found.values():
+        assert set(measures) == {"std", "across", "radius"}
+        for one in measures.values():
+            assert one["r_interval"][0] <= one["r"] <= one["r_interval"][1]
+            assert one["ause"] >= 0
+        shares = [one["coverage"] for one in measures["radius"]["coverages"].values()]
+        assert shares == sorted(shares)
+    assert set(told(capsys, "evaluate", *words)["trust"]["landmark"]) == {"std", "across"}
+
+
 def test_another_site_needs_masks_alone_and_is_told_what_is_not_checked(
     made: Path, masks: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
