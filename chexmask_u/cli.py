@@ -119,6 +119,12 @@ def verbs() -> Iterator[Verb]:
         "training.evaluate:verb",
         "chexmask-u evaluate --weights RUN/model.safetensors --data FOLDER --split RUN/split.csv",
     )
+    yield Verb(
+        "calibrate",
+        of.CalibrateSettings,
+        "training.calibrate:verb",
+        "chexmask-u calibrate --weights RUN --data FOLDER --split RUN/split.csv --output RUN/calibration.json",
+    )
     yield Verb("bench", of.BenchSettings, "bench.report:verb", "chexmask-u bench --output benchmarks/results")
     yield Verb(
         "plan",

@@ -11,7 +11,7 @@ import pyarrow as pa
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
 from chexmask_u.manifests import parquet
-from chexmask_u.releases import loading, shards
+from chexmask_u.releases import loading, radii, shards
 from chexmask_u.releases import plan as release_plan
 from chexmask_u.result import Result
 from chexmask_u.runs import attempt as attempts
@@ -151,8 +151,9 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
     check_places({"the run": settings.run, "--output": settings.output})
     run = Run(storage.normalise(settings.run))
     release_plan.check(run, settings)
+    calibration = radii.calibration(run, settings)
     with connected(settings.address), stopped_in_one_line():
-        plan = on_worker(release_plan.plan, run, settings)
+        plan = on_worker(release_plan.plan, run, settings, calibration)
         if not plan.is_settled:
             described = on_workers(shards.describe_shard, release_plan.calls(run, plan))
             plan = on_worker(release_plan.settle, plan, settings, described)

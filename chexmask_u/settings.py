@@ -11,6 +11,9 @@ from typing import Any, Self
 from chexmask_u.errors import InputError
 from chexmask_u.record import REASONS
 
+# Of --calibration: none at all.
+NO_CALIBRATION = "none"
+
 # Of --retry: every reason.
 ALL = "all"
 
@@ -357,6 +360,11 @@ class ReleaseSettings(Settings):
     allow_failed: int | None = setting(
         None, "go on only if at most so many images failed (default: any number)", least=0
     )
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), which adds radii and ood_score to the landmarks;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+    )
     rows_per_shard: int = setting(25_000, "records in one Parquet file and row group", least=1)
     address: str | None = _address()
 
@@ -645,7 +653,42 @@ class EvaluateSettings(AnnotatedSettings):
     )
     batch_size: int = setting(8, "images the network takes at once", least=1)
     device: str = _device("where the network runs; auto: CUDA where there is a GPU")
+    calibration: str | None = setting(
+        None, "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged (default: none)"
+    )
     output: str | None = setting(None, "folder for scores.json, images.csv and a figure (default: print only)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+
+
+@dataclass(frozen=True)
+class CalibrateSettings(AnnotatedSettings):
+    """Measure how far landmarks are off, and make of it radii in pixels for any coverage and a score of odd images."""
+
+    output: str = setting("", "calibration.json to write (local path or URL)", required=True)
+    weights: str = _weights()
+    start: str | None = setting(
+        None,
+        "calibration of the same weights made elsewhere, as calibration.json or 'demo', to be rescaled on --data:"
+        " all of the images count then, and masks are enough",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and that"
+        " is not measured on them; may be repeated",
+    )
+    known: tuple[str, ...] = setting(
+        (),
+        "folder of frontal chest radiographs without annotations that ood_score is to know, beside those of --data; may"
+        " be repeated",
+    )
+    drawings: int = setting(
+        0, "drawn radiographs to add, others than a training was shown with the same --seed", numbers=True, least=0
+    )
+    samples: int = _samples(least=2)
+    seed: int = setting(
+        0, "fixes the draws, together with each image's folder and name, and the drawings", numbers=True
+    )
+    batch_size: int = setting(8, "images the network takes at once", least=1)
+    device: str = _device("where the network runs; auto: CUDA where there is a GPU")

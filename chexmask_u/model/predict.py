@@ -17,17 +17,22 @@ from numpy.typing import NDArray
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.model.network import Network
 
+# Numbers of an image's mean, std and covariance of landmarks, mean and sigma of latents.
+_RESULT_SIZES = (2 * N_LANDMARKS, 2 * N_LANDMARKS, N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
+
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
     """Landmarks float32 [B, 120, 2] in pixels of the 1024 frame and latents float32 [B, 64], as mean and std.
 
-    `landmarks_std` is the predictive uncertainty: the standard deviation over the draws (ddof = 0). `latent_std` is the
-    posterior's sigma.
+    `landmarks_std` is the predictive uncertainty: the standard deviation over the draws (ddof = 0). It is how far the
+    draws lie apart, which with most weights is less than how far they lie from the truth. `landmarks_xy` float32
+    [B, 120] is the covariance of x and y over the same draws, in pixels². `latent_std` is the posterior's sigma.
     """
 
     landmarks_mean: NDArray[np.float32]
     landmarks_std: NDArray[np.float32]
+    landmarks_xy: NDArray[np.float32]
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
 
@@ -116,7 +121,8 @@ def _predict(
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
     if not len(images):
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
-        return Prediction(landmarks, landmarks, latents, latents), np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
+        empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
+        return empty, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
     if model.device.type != "cpu" and len(images) == 1:
         # What was compiled for batches would be compiled once more for one image.
@@ -138,13 +144,14 @@ def _predict(
         flat = np.concatenate(_side_by_side(flat_of, each))
     else:
         flat = flat_of(slice(None))
-    sizes = (2 * N_LANDMARKS, 2 * N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
-    mean, std, latent_mean, latent_std, draws = np.split(flat, np.cumsum(sizes), axis=1)
+    parts = np.split(flat, np.cumsum(_RESULT_SIZES), axis=1)
+    centre, std, covariance, mean, sigma, draws = parts
     prediction = Prediction(
-        landmarks_mean=mean.reshape(-1, N_LANDMARKS, 2),
+        landmarks_mean=centre.reshape(-1, N_LANDMARKS, 2),
         landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
-        latent_mean=latent_mean,
-        latent_std=latent_std,
+        landmarks_xy=covariance,
+        latent_mean=mean,
+        latent_std=sigma,
     )
     return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
 
@@ -188,7 +195,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 def _reduce(
     model: Network, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]], with_draws: bool
 ) -> NDArray[np.float32]:
-    """Mean and std of landmarks, mean and sigma of latents, side by side: float32 [B, 120 * 2 * 2 + 64 * 2].
+    """Mean, std and covariance of landmarks, mean and sigma of latents, side by side: float32 [B, `_RESULT_SIZES`].
 
     The draws come behind, N * 120 * 2 more, where they are asked for.
 
@@ -199,8 +206,11 @@ def _reduce(
         drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
         drawn = drawn * FRAME
         std, centre = torch.std_mean(drawn, dim=1, correction=0)
-        results = [centre.flatten(1), std.flatten(1), mean, sigma] + ([drawn.flatten(1)] if with_draws else [])
+        offset = drawn - centre.unsqueeze(1)
+        covariance = (offset[..., 0] * offset[..., 1]).mean(dim=1)
         # One copy from the device for all results.
+        results = [centre.flatten(1), std.flatten(1), covariance, mean, sigma]
+        results += [drawn.flatten(1)] if with_draws else []
         flat: NDArray[np.float32] = torch.cat(results, dim=1).cpu().numpy()
     return flat
 

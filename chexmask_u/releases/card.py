@@ -76,10 +76,13 @@ def pages(release: Release) -> dict[str, bytes]:
             uncertainty=uncertainty["sources"],
             first_source=release.sources[0],
             config=config,
-            columns={kind: _columns(schema) for kind, schema in record.RELEASED.items()},
+            columns={kind: _columns(release.schema(kind)) for kind in record.RELEASED},
             landmarks={organ: f"{part.start}-{part.stop - 1}" for organ, part in LANDMARKS.items()},
             regions=REGIONS,
             reasons=record.REASONS,
+            calibration=release.calibration,
+            odd=sum(file.odd or 0 for file in release.files),
+            odd_score=record.ODD_SCORE,
             outside=sum(file.outside or 0 for file in release.files),
         ),
         croissant.NAME: croissant.render(release, title, description, " ".join([citation, *CITATIONS])).encode(),
@@ -103,7 +106,7 @@ def _yaml(release: Release, title: str, terms: Mapping[str, sources.Source]) -> 
         configs[name] = {"data_files": [{"split": "train", "path": croissant.glob(parts[0])}]}
         size = sum(part.arrow_bytes or 0 for part in parts)
         infos[name] = DatasetInfo(
-            features=Features.from_arrow_schema(record.RELEASED[parts[0].kind]),
+            features=Features.from_arrow_schema(release.schema(parts[0].kind)),
             splits=SplitDict(
                 {"train": SplitInfo("train", num_bytes=size, num_examples=sum(part.rows for part in parts))}
             ),

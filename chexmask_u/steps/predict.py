@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
-from chexmask_u.columns import landmark_array, latent_array, replace
+from chexmask_u.columns import landmark_array, latent_array, node_array, replace
 from chexmask_u.images import memory
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
@@ -108,9 +109,7 @@ class Predictor:
         names = [record_ids[row] for row in rows]
         prediction, too_big = _predict_in_memory(self.model, images, names, self.samples, self.seed)
 
-        results: dict[str, list[Any]] = {
-            name: [None] * len(status) for name in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std")
-        }
+        results: dict[str, list[Any]] = {field.name: [None] * len(status) for field in fields(Prediction)}
         uncertainty: list[float | None] = [None] * len(status)
         latent_uncertainty: list[float | None] = [None] * len(status)
         for index, row in enumerate(rows):
@@ -135,6 +134,7 @@ class Predictor:
             error=error,
             landmarks_mean=landmark_array(results["landmarks_mean"]),
             landmarks_std=landmark_array(results["landmarks_std"]),
+            landmarks_xy=node_array(results["landmarks_xy"]),
             uncertainty=uncertainty,
             latent_mean=latent_array(results["latent_mean"]),
             latent_std=latent_array(results["latent_std"]),
@@ -196,7 +196,7 @@ def _predict_in_memory(
     if len(images) == 1:
         points = np.full((1, N_LANDMARKS, 2), np.nan, np.float32)
         latents = np.full((1, LATENT_SIZE), np.nan, np.float32)
-        return Prediction(points, points, latents, latents), {0: problem}
+        return Prediction(points, points, points[..., 0], latents, latents), {0: problem}
     half = len(images) // 2
     first, first_failed = _predict_in_memory(model, images[:half], record_ids[:half], n_samples, seed)
     second, second_failed = _predict_in_memory(model, images[half:], record_ids[half:], n_samples, seed)
@@ -211,9 +211,8 @@ def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 def implausible(prediction: Prediction, index: int) -> str | None:
     """Why a record's numbers cannot be kept, or None."""
-    mean, std = prediction.landmarks_mean[index], prediction.landmarks_std[index]
-    latents = (prediction.latent_mean[index], prediction.latent_std[index])
-    if not all(np.isfinite(values).all() for values in (mean, std, *latents)):
+    mean = prediction.landmarks_mean[index]
+    if not all(np.isfinite(getattr(prediction, field.name)[index]).all() for field in fields(Prediction)):
         return "a landmark or latent is not a finite number"
     if mean.min() < -FAR_OUTSIDE or mean.max() > FRAME + FAR_OUTSIDE:
         return f"landmarks span {mean.min():.0f} to {mean.max():.0f} px of the {FRAME} frame"

@@ -91,7 +91,8 @@ def plainly(model: HybridGNet, images: np.ndarray, names: list[str], samples: in
         noise = torch.stack([torch.from_numpy(latent_noise(name, samples, 0)) for name in names])
         landmarks = model.decode_all(mean[:, None] + noise * sigma[:, None], features).landmarks * 1024
         std, centre = torch.std_mean(landmarks, dim=1, correction=0)
-    return cu.Prediction(*(values.numpy() for values in (centre, std, mean, sigma)))
+        covariance = (landmarks - centre[:, None]).prod(dim=-1).mean(dim=1)
+    return cu.Prediction(*(values.numpy() for values in (centre, std, covariance, mean, sigma)))
 
 
 def moved(found: cu.Prediction, expected: cu.Prediction) -> tuple[float, float]:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from chexmask_u import record
 from chexmask_u.anatomy import LANDMARKS, ORGANS
-from chexmask_u.columns import landmark_array, latent_array
-from chexmask_u.releases import plan, shards
+from chexmask_u.columns import landmark_array, latent_array, node_array
+from chexmask_u.releases import plan, radii, shards
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
@@ -100,7 +100,7 @@ def make_release(run: str, output: str, **settings: Any) -> dict[str, Any]:
     to_release = ReleaseSettings(run=run, output=output, **settings)
     opened = Run(run)
     plan.check(opened, to_release)
-    planned = plan.plan(opened, to_release)
+    planned = plan.plan(opened, to_release, radii.calibration(opened, to_release))
     if not planned.is_settled:
         described = [shards.describe_shard(opened, planned, shard) for shard in planned.shards]
         planned = plan.settle(planned, to_release, described)
@@ -141,6 +141,7 @@ def _row(source: str, number: int, kind: Records, seed: int) -> dict[str, Any]:
         "letterbox": box | {"pad_left": pad_left, "pad_top": pad_top, "scale": scale},
         "landmarks_mean": original,
         "landmarks_std": (std / scale).astype(np.float32),
+        "landmarks_xy": (0.5 * std.prod(axis=1) / scale**2).astype(np.float32),
         "uncertainty": std.mean(),
         "latent_mean": latent[0].astype(np.float32),
         "latent_std": np.abs(latent[1]).astype(np.float32),
@@ -156,4 +157,6 @@ def _column(field_: pa.Field, rows: list[dict[str, Any]]) -> pa.Array:
         return landmark_array(values)
     if field_.type == record.LATENT_ARRAY:
         return latent_array(values)
+    if field_.type == record.NODE_ARRAY:
+        return node_array(values)
     return pa.array(values, field_.type)
