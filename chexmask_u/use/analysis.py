@@ -46,8 +46,7 @@ def frame_landmarks(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDA
 def landmark_uncertainty(record: Mapping[str, Any]) -> NDArray[np.float64]:
     """Standard deviation of each landmark, float64 [120], pixels of the 1024 frame: the mean of its two axes.
 
-    It is the spread of the draws, which is less than the error; see `landmark_radius` for how far one may be off.
-
+    It is the spread of the draws, which is less than the error; `landmark_radius` says how far a landmark may be off.
     Its mean over the landmarks is the record's ``uncertainty``.
     """
     return row.letterbox(record).spread_to_frame(row.points(record, "landmarks_std")).mean(axis=1)

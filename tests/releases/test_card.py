@@ -216,7 +216,8 @@ def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch,
     demo = tmp_path / "chexmask-u-demo"
     demo.mkdir()
     (demo / "release").symlink_to(released.parent)
-    (demo / "images").symlink_to(released.parents[1] / "synthetic" / "images")
+    for name in ("images", "landmarks.npz"):
+        (demo / name).symlink_to(released.parents[1] / "synthetic" / name)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for cell in cells:
@@ -224,7 +225,7 @@ def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch,
     said = capsys.readouterr().out
     assert "8 records with an image, 0 without; 4 images without a record" in said
     figures = [plt.figure(number) for number in plt.get_fignums()]
-    assert len(figures) == 4
+    assert len(figures) == 5
     # Both pictures of the first figure have an image below their contours.
     assert [len(axes.images) for axes in figures[0].axes[:2]] == [1, 1]
     plt.close("all")
