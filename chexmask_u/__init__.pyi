@@ -5,6 +5,8 @@ from .anatomy import LANDMARKS as LANDMARKS
 from .anatomy import N_LANDMARKS as N_LANDMARKS
 from .anatomy import ORGANS as ORGANS
 from .anatomy import REGIONS as REGIONS
+from .calibration.calibration import Calibration as Calibration
+from .calibration.calibration import load_calibration as load_calibration
 from .errors import CheckpointError as CheckpointError
 from .images.letterbox import Letterbox as Letterbox
 from .images.preparation import ReadImage as ReadImage
@@ -17,8 +19,10 @@ from .steps.mask import organ_mask as organ_mask
 from .steps.mask import rle_decode as rle_decode
 from .steps.mask import rle_encode as rle_encode
 from .steps.read import read_image as read_image
+from .use.analysis import contour_spread as contour_spread
 from .use.analysis import draw_record as draw_record
 from .use.analysis import frame_landmarks as frame_landmarks
+from .use.analysis import landmark_radius as landmark_radius
 from .use.analysis import landmark_uncertainty as landmark_uncertainty
 from .use.analysis import landmark_weights as landmark_weights
 from .use.analysis import record_masks as record_masks

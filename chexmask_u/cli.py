@@ -54,7 +54,7 @@ class Verb:
         return verb(settings)
 
 
-def _verbs() -> Iterator[Verb]:
+def verbs() -> Iterator[Verb]:
     """The verbs, in the order in which data flow."""
     yield Verb(
         "manifest folder",
@@ -119,11 +119,17 @@ def _verbs() -> Iterator[Verb]:
         "training.evaluate:verb",
         "chexmask-u evaluate --weights RUN/model.safetensors --data FOLDER --split RUN/split.csv",
     )
+    yield Verb(
+        "calibrate",
+        of.CalibrateSettings,
+        "training.calibrate:verb",
+        "chexmask-u calibrate --weights RUN --data FOLDER --split RUN/split.csv --output RUN/calibration.json",
+    )
     yield Verb("bench", of.BenchSettings, "bench.report:verb", "chexmask-u bench --output benchmarks/results")
     yield Verb(
         "plan",
         of.PlanSettings,
-        "bench.plan:verb",
+        "bench.forecast:verb",
         "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16",
     )
     yield Verb(
@@ -208,16 +214,16 @@ def _parser() -> _Parser:
         " 2 bad usage or input.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    top = parser.add_subparsers(required=True, metavar="VERB")
     groups: dict[str, Any] = {}
-    for verb in _verbs():
+    for verb in verbs():
         group, _, name = verb.words.rpartition(" ")
         if group and group not in groups:
             about = "List images as a manifest."
-            groups[group] = verbs.add_parser(group, help=about, description=about).add_subparsers(
+            groups[group] = top.add_parser(group, help=about, description=about).add_subparsers(
                 required=True, metavar="KIND"
             )
-        _add(groups.get(group, verbs), name, verb)
+        _add(groups.get(group, top), name, verb)
     return parser
 
 

@@ -29,10 +29,14 @@ def landmark_array(values: Sequence[NDArray[Any] | None]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), points, mask=pa.array(~valid))
 
 
+def node_array(values: Sequence[NDArray[Any] | None]) -> pa.Array:
+    """One [120] array or None per row -> `record.NODE_ARRAY`."""
+    return _vectors(values, N_LANDMARKS)
+
+
 def latent_array(values: Sequence[NDArray[Any] | None]) -> pa.Array:
     """One [64] array or None per row -> `record.LATENT_ARRAY`."""
-    filled, valid = _filled(values, (LATENT_SIZE,))
-    return pa.FixedSizeListArray.from_arrays(pa.array(filled.ravel()), LATENT_SIZE, mask=pa.array(~valid))
+    return _vectors(values, LATENT_SIZE)
 
 
 def to_landmarks(column: pa.ChunkedArray) -> Iterator[NDArray[np.float32] | None]:
@@ -43,6 +47,17 @@ def to_landmarks(column: pa.ChunkedArray) -> Iterator[NDArray[np.float32] | None
         present = iter(values)
         for valid in chunk.is_valid().to_pylist():
             yield np.asarray(next(present), np.float32) if valid else None
+
+
+def to_nodes(column: pa.ChunkedArray) -> Iterator[NDArray[np.float32] | None]:
+    """One float32 [120] array, or None where there is none, per row of a `record.NODE_ARRAY` column."""
+    for values in column:
+        yield np.array(values.values, np.float32) if values.is_valid else None
+
+
+def _vectors(values: Sequence[NDArray[Any] | None], size: int) -> pa.Array:
+    filled, valid = _filled(values, (size,))
+    return pa.FixedSizeListArray.from_arrays(pa.array(filled.ravel()), size, mask=pa.array(~valid))
 
 
 def _filled(values: Sequence[NDArray[Any] | None], shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:

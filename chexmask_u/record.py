@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+"""Of the columns: a larger second number adds some that rows of before have null, a larger first one changes others."""
 
 OK = "ok"
 FAILED = "failed"
@@ -50,6 +51,8 @@ class ReadError(Exception):
 # takes and filters wrong rows, without an error, and that is how anybody reads a part of a Parquet file.
 LANDMARK_ARRAY = pa.list_(pa.list_(pa.float32(), 2))
 """x then y of the 120 landmarks; `datasets` reads it as an array of 120 x 2."""
+
+NODE_ARRAY = pa.list_(pa.float32(), N_LANDMARKS)
 
 LATENT_ARRAY = pa.list_(pa.float32(), LATENT_SIZE)
 
@@ -105,6 +108,7 @@ PREDICTED = pa.schema(
         # Pixels of the 1024 frame until `mask` maps them to original pixels.
         pa.field("landmarks_mean", LANDMARK_ARRAY),
         pa.field("landmarks_std", LANDMARK_ARRAY),
+        pa.field("landmarks_xy", NODE_ARRAY),
         pa.field("uncertainty", pa.float32()),
         pa.field("latent_mean", LATENT_ARRAY),
         pa.field("latent_std", LATENT_ARRAY),
@@ -134,6 +138,7 @@ LANDMARK_RELEASE = pa.schema(
             "width",
             "landmarks_mean",
             "landmarks_std",
+            "landmarks_xy",
             "uncertainty",
             "latent_mean",
             "latent_std",
@@ -159,6 +164,39 @@ RELEASED: dict[str, pa.Schema] = {
     "failures": FAILURE_RELEASE,
 }
 """Schema of each kind of config that a release has."""
+
+_SINCE = {"landmarks_xy": "1.1"}
+
+CALIBRATED = pa.schema(
+    [
+        pa.field("landmarks_radius", NODE_ARRAY),
+        pa.field("contour_radius", NODE_ARRAY),
+        pa.field("ood_score", pa.float32()),
+    ]
+)
+"""What a calibration adds to the landmark configs of a release."""
+
+RADIUS_COVERAGE = 0.9
+
+ODD_SCORE = 99.0
+"""The percentile of `ood_score` from which on a record is counted as unlike the known radiographs."""
+
+
+def released(kind: str, schema_version: str = SCHEMA_VERSION, *, calibrated: bool = False) -> pa.Schema:
+    """Columns of one kind of config in a release.
+
+    Args:
+        kind: a key of `RELEASED`.
+        schema_version: of the release: an earlier one has fewer columns.
+        calibrated: whether it was made with a calibration.
+    """
+    version = _numbers(schema_version)
+    columns = [field for field in RELEASED[kind] if _numbers(_SINCE.get(field.name, "1.0")) <= version]
+    return pa.schema([*columns, *(CALIBRATED if calibrated and kind == "landmarks" else ())])
+
+
+def _numbers(schema_version: str) -> tuple[int, ...]:
+    return tuple(map(int, schema_version.split(".")))
 
 
 @dataclass(frozen=True)
@@ -187,7 +225,16 @@ COLUMNS: dict[str, Column] = {
     "width": Column("of the original image as shown", "pixels"),
     "landmarks_mean": Column("mean of the draws; x then y of each landmark", _ORIGINAL, (N_LANDMARKS, 2)),
     "landmarks_std": Column(
-        "standard deviation of the draws (ddof = 0), x then y: the predictive uncertainty", _ORIGINAL, (N_LANDMARKS, 2)
+        "standard deviation of the draws (ddof = 0), x then y: the predictive uncertainty. How far the draws lie apart,"
+        " which is less than how far they lie from the truth",
+        _ORIGINAL,
+        (N_LANDMARKS, 2),
+    ),
+    "landmarks_xy": Column(
+        "covariance of x and y of the draws (ddof = 0), from which the spread across the contour follows; null in"
+        " records of runs that were begun before schema 1.1",
+        "pixels² of the original image",
+        (N_LANDMARKS,),
     ),
     "uncertainty": Column("mean over landmarks and axes of the standard deviation: compare images by this one", _FRAME),
     "latent_mean": Column("mean of the latent posterior", "latent units", (LATENT_SIZE,)),
@@ -209,6 +256,22 @@ COLUMNS: dict[str, Column] = {
         )
         for organ in ORGANS
     },
+    "landmarks_radius": Column(
+        f"distance within which the annotated landmark lies for {RADIUS_COVERAGE:.0%} of the landmarks, on images as"
+        " those of the calibration; null where there is no landmarks_xy",
+        _ORIGINAL,
+        (N_LANDMARKS,),
+    ),
+    "contour_radius": Column(
+        f"distance within which the annotated contour passes for {RADIUS_COVERAGE:.0%} of the landmarks, likewise",
+        _ORIGINAL,
+        (N_LANDMARKS,),
+    ),
+    "ood_score": Column(
+        f"percentile among known frontal chest radiographs, by posterior and spread: beyond {ODD_SCORE:.0f} the image"
+        " is unlike nearly all of them; null where there is no landmarks_xy",
+        "0 to 100",
+    ),
     "reason": Column("why the image gave no record"),
 }
 """What every column of a release means: the one place that knows their units."""

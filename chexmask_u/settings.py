@@ -11,6 +11,9 @@ from typing import Any, Self
 from chexmask_u.errors import InputError
 from chexmask_u.record import REASONS
 
+# Of --calibration: none at all.
+NO_CALIBRATION = "none"
+
 # Of --retry: every reason.
 ALL = "all"
 
@@ -19,7 +22,7 @@ WEIGHTS_HELP = (
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
-UNSURE = 5.0
+UNSURE = 25.0
 
 
 def _export_formats() -> dict[str, str]:
@@ -214,11 +217,15 @@ class SegmentSettings(Settings):
         UNSURE,
         "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
         numbers=True,
-        least=0,
     )
     label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
     preview: bool = setting(False, "write preview.html, one page of all images, and open it where there is a display")
     device: str = _device("where the network runs; auto: on a GPU if there is one")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.unsure > 0:
+            raise InputError(f"--unsure must be more than 0, not {self.unsure}")
 
 
 @dataclass(frozen=True)
@@ -352,6 +359,11 @@ class ReleaseSettings(Settings):
     exclude: tuple[str, ...] = setting((), "source of the run that is left out of the release; may be repeated")
     allow_failed: int | None = setting(
         None, "go on only if at most so many images failed (default: any number)", least=0
+    )
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), which adds radii and ood_score to the landmarks;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
     )
     rows_per_shard: int = setting(25_000, "records in one Parquet file and row group", least=1)
     address: str | None = _address()
@@ -521,6 +533,12 @@ class TrainSettings(AnnotatedSettings):
         None,
         "weights to begin with, as --weights of generate, of the same variant and input size (default: random ones)",
     )
+    freeze_convolutions: bool = setting(
+        False,
+        "keep the encoder's convolutions as --initial-weights has them, and train its linear layers and the decoder: "
+        "cheap enough for a CPU",
+        numbers=True,
+    )
     epochs: int = setting(1000, "epochs in all; a finished run goes on if there are to be more", least=1)
     batches: int = setting(100, "batches in an epoch", numbers=True, least=1)
     batch_size: int = setting(4, "images in a batch, over all workers", numbers=True, least=1)
@@ -598,6 +616,8 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+        if self.freeze_convolutions and (self.initial_weights is None or self.variant == "dropout"):
+            raise InputError("--freeze-convolutions: needs --initial-weights, and --variant skip or noskip")
         if self.objective == "energy" and self.draws < 2:
             raise InputError(f"--draws must be at least 2 with --objective energy, not {self.draws}")
         if self.objective == "energy" and self.variant == "dropout":
@@ -635,7 +655,42 @@ class EvaluateSettings(AnnotatedSettings):
     )
     batch_size: int = setting(8, "images the network takes at once", least=1)
     device: str = _device("where the network runs; auto: CUDA where there is a GPU")
+    calibration: str | None = setting(
+        None, "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged (default: none)"
+    )
     output: str | None = setting(None, "folder for scores.json, images.csv and a figure (default: print only)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+
+
+@dataclass(frozen=True)
+class CalibrateSettings(AnnotatedSettings):
+    """Measure how far landmarks are off, and make of it radii in pixels for any coverage and a score of odd images."""
+
+    output: str = setting("", "calibration.json to write (local path or URL)", required=True)
+    weights: str = _weights()
+    start: str | None = setting(
+        None,
+        "calibration of the same weights made elsewhere, as calibration.json or 'demo', to be rescaled on --data:"
+        " all of the images count then, and masks are enough",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and that"
+        " is not measured on them; may be repeated",
+    )
+    known: tuple[str, ...] = setting(
+        (),
+        "folder of frontal chest radiographs without annotations that ood_score is to know, beside those of --data; may"
+        " be repeated",
+    )
+    drawings: int = setting(
+        0, "drawn radiographs to add, others than a training was shown with the same --seed", numbers=True, least=0
+    )
+    samples: int = _samples(least=2)
+    seed: int = setting(
+        0, "fixes the draws, together with each image's folder and name, and the drawings", numbers=True
+    )
+    batch_size: int = setting(8, "images the network takes at once", least=1)
+    device: str = _device("where the network runs; auto: CUDA where there is a GPU")

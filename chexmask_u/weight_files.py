@@ -18,7 +18,7 @@ from chexmask_u.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from chexmask_u.model.hybridgnet import HybridGNet
+    from chexmask_u.model.network import Network
 
 DEMO = "demo"
 
@@ -154,7 +154,7 @@ class WeightFile:
 
 def load_model(
     source: str | Path | WeightFile = DEMO, *, device: str | torch.device = "cpu", sha256: str | None = None
-) -> HybridGNet:
+) -> Network:
     """Load HybridGNet in evaluation mode; input size and variant are read from the weights.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from chexmask_u.cli import main
@@ -44,6 +45,12 @@ def test_an_earlier_run_goes_on_to_the_same_records(
     found = changed["sources"]["synthetic"]
     assert (found["in_both"], found["added"], found["removed"]) == (9, 0, 0)
     assert max(moved["max"] for moved in found["farthest"].values()) < 0.01
+    # Its earlier parts were written before there was such a column.
+    rows = pq.read_table(Path(release["folder"]) / "synthetic" / "landmarks-00000-of-00001.parquet")
+    kept_ids = set(pq.read_table(KEPT / "run" / "records", columns=["record_id"])["record_id"].to_pylist())
+    for row in rows.to_pylist():
+        assert (row["landmarks_xy"] is None) == (row["record_id"] in kept_ids)
+    assert facts(capsys, "validate", release["folder"])["schema_version"] == "1.1"
 
 
 def test_an_earlier_release_is_a_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

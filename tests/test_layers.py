@@ -21,6 +21,7 @@ ORDER = (
     "manifests images model",
     "weight_files",
     "steps",
+    "calibration",
     "runs",
     "releases use",
     "pipeline demo",

@@ -57,6 +57,14 @@ class Letterbox:
         """Standard deviations [..., 2] in original pixels -> frame pixels."""
         return np.asarray(spread, np.float64) * self.scale
 
+    def covariance_to_original(self, covariance: NDArray[Any]) -> NDArray[np.float64]:
+        """Covariances of x and y in pixels² of the frame -> original pixels²."""
+        return np.asarray(covariance, np.float64) / self.scale**2
+
+    def covariance_to_frame(self, covariance: NDArray[Any]) -> NDArray[np.float64]:
+        """Covariances of x and y in original pixels² -> pixels² of the frame."""
+        return np.asarray(covariance, np.float64) * self.scale**2
+
     def _shift(self) -> NDArray[np.float64]:
         return np.array([self.pad_left - self.crop_left, self.pad_top - self.crop_top], np.float64)
 

@@ -13,12 +13,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.errors import CheckpointError
-from chexmask_u.model.decoder import CHEBYSHEV_ORDER
-from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
-from chexmask_u.model.hybridgnet import HybridGNet, Variant
+from chexmask_u.model.network import Network
+from chexmask_u.model.variants import build, called
 
 # Where a checkpoint holds its state dict: in one of them, or in one within the other.
 _WRAPPERS = ("state_dict", "model", "state_dict")
@@ -33,8 +31,8 @@ _OTHERS = {
 _LONGEST_START = max(map(len, _OTHERS))
 
 
-def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: str) -> HybridGNet:
-    """Read HybridGNet from a file, in evaluation mode; input size and variant are read from the tensors.
+def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: str) -> Network:
+    """Read a network from a file, in evaluation mode; input size and variant are read from the tensors.
 
     Args:
         path: a safetensors file by its suffix, else one of PyTorch, read with ``weights_only``: a state dict or a
@@ -47,14 +45,15 @@ def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: 
         CheckpointError: if the file is damaged, its keys or sizes do not fit, or the config contradicts them.
     """
     state = _without_prefix(_read_state(path, source), source)
-    model = build(_input_size(state, source), _variant(state))
+    named = {_module_key(key): value for key, value in state.items()}
+    model = build(_input_size(state, source), called(named))
     _check_fit(state, model, source)
     _check_config(config, model, f"{source}: {config_name}")
-    model.load_state_dict({_module_key(key): value.float() for key, value in state.items()})
+    model.load_state_dict({key: value.float() for key, value in named.items()})
     return model.eval()
 
 
-def save_model(model: HybridGNet, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
+def save_model(model: Network, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
     """Save the weights as safetensors with upstream's key names; returns the sha256 of the file."""
     state = {
         key.removeprefix("decoder."): value.detach().to("cpu", dtype).contiguous()
@@ -113,12 +112,6 @@ def _module_key(key: str) -> str:
     return key if key.startswith("encoder.") else f"decoder.{key}"
 
 
-def _variant(state: dict[str, Tensor]) -> Variant:
-    if not any(key.startswith("SC_1.") for key in state):
-        return "noskip"
-    return "skip" if any(key.startswith("encoder.fc_logvar.") for key in state) else "dropout"
-
-
 def _input_size(state: dict[str, Tensor], source: str) -> int:
     weight = state.get(_LATENT)
     if weight is None or weight.ndim != 2:
@@ -129,7 +122,7 @@ def _input_size(state: dict[str, Tensor], source: str) -> int:
     return side * DOWNSAMPLING
 
 
-def _check_fit(state: dict[str, Tensor], model: HybridGNet, source: str) -> None:
+def _check_fit(state: dict[str, Tensor], model: Network, source: str) -> None:
     expected = {key.removeprefix("decoder."): value.shape for key, value in model.state_dict().items()}
     problems = [f"missing {key}" for key in expected.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - expected.keys()]
@@ -149,15 +142,8 @@ def _check_fit(state: dict[str, Tensor], model: HybridGNet, source: str) -> None
         raise CheckpointError(f"{source}: does not fit HybridGNet ({model.variant}): {shown}{more}")
 
 
-def _check_config(config: Mapping[str, Any], model: HybridGNet, name: str) -> None:
-    # Upstream's other fields, such as the widths of its layers, are spelled in ways that no tensor tells.
-    told = {
-        "inputsize": model.input_size,
-        "latents": LATENT_SIZE,
-        "K": CHEBYSHEV_ORDER,
-        "use_skip": model.variant != "noskip",
-    }
-    for field, value in told.items():
+def _check_config(config: Mapping[str, Any], model: Network, name: str) -> None:
+    for field, value in model.config().items():
         if field in config and config[field] != value:
             raise CheckpointError(
                 f"{name}: {field} is {config[field]!r}, but the weights beside it are of {field} {value!r}; "

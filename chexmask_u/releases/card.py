@@ -12,7 +12,6 @@ import jinja2
 import matplotlib.style
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from chexmask_u import record, sources
@@ -77,10 +76,13 @@ def pages(release: Release) -> dict[str, bytes]:
             uncertainty=uncertainty["sources"],
             first_source=release.sources[0],
             config=config,
-            columns={kind: _columns(schema) for kind, schema in record.RELEASED.items()},
+            columns={kind: _columns(release.schema(kind)) for kind in record.RELEASED},
             landmarks={organ: f"{part.start}-{part.stop - 1}" for organ, part in LANDMARKS.items()},
             regions=REGIONS,
             reasons=record.REASONS,
+            calibration=release.calibration,
+            odd=sum(file.odd or 0 for file in release.files),
+            odd_score=record.ODD_SCORE,
             outside=sum(file.outside or 0 for file in release.files),
         ),
         croissant.NAME: croissant.render(release, title, description, " ".join([citation, *CITATIONS])).encode(),
@@ -104,7 +106,7 @@ def _yaml(release: Release, title: str, terms: Mapping[str, sources.Source]) -> 
         configs[name] = {"data_files": [{"split": "train", "path": croissant.glob(parts[0])}]}
         size = sum(part.arrow_bytes or 0 for part in parts)
         infos[name] = DatasetInfo(
-            features=Features.from_arrow_schema(record.RELEASED[parts[0].kind]),
+            features=Features.from_arrow_schema(release.schema(parts[0].kind)),
             splits=SplitDict(
                 {"train": SplitInfo("train", num_bytes=size, num_examples=sum(part.rows for part in parts))}
             ),
@@ -185,16 +187,6 @@ def _uncertainty(release: Release) -> dict[str, Any]:
             for source, histogram in counts.items()
         },
     }
-
-
-def _quantile(histogram: NDArray[np.int_], q: float) -> float:
-    """In pixels of the 1024 frame, from counts in the bins of `BIN_EDGES`."""
-    (occupied,) = np.nonzero(histogram)
-    share = np.cumsum(histogram[occupied]) / histogram.sum()
-    at = int(np.searchsorted(share, q))
-    before = share[at - 1] if at else 0.0
-    low, high = np.log2(BIN_EDGES[occupied[at] : occupied[at] + 2])
-    return float(2 ** (low + (high - low) * (q - before) / (share[at] - before)))
 
 
 def _chart(uncertainty: Mapping[str, Any]) -> bytes:

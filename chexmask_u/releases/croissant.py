@@ -67,7 +67,7 @@ def render(release: Release, title: str, description: str, cite_as: str) -> str:
         "citeAs": cite_as,
         "distribution": [_file(file) for file in release.files]
         + [_file_set(config, glob(files[0])) for config, files in release.configs.items()],
-        "recordSet": [_record_set(config, record.RELEASED[files[0].kind]) for config, files in release.configs.items()],
+        "recordSet": [_record_set(config, release.schema(files[0].kind)) for config, files in release.configs.items()],
     }
     return json.dumps(metadata, indent=1) + "\n"
 

@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from chexmask_u import record, storage
+from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.manifests import parquet
@@ -58,6 +59,7 @@ class Plan:
         rows_per_group: rows in one row group.
         excluded: sources of the run that are left out.
         before: the newest version in the same place, or the one that is asked for where that is there; or None.
+        calibration: that radii are of; None for none.
         is_made: whether `before` is this very release, so that nothing is to be written.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     attempt: str
     excluded: tuple[str, ...] = ()
     before: Release | None = None
+    calibration: Calibration | None = None
     is_made: bool = False
 
     @property
@@ -108,7 +111,7 @@ def check(run: Run, settings: ReleaseSettings) -> None:
     _check_counts(run, report["sources"], settings)
 
 
-def plan(run: Run, settings: ReleaseSettings) -> Plan:
+def plan(run: Run, settings: ReleaseSettings, calibration: Calibration | None = None) -> Plan:
     """Check that a run is complete and cut it into shards by sorted record id.
 
     Only ids, sources, statuses and uncertainties are read; a worker does it, since memory grows with the ids. Nothing
@@ -163,8 +166,10 @@ def plan(run: Run, settings: ReleaseSettings) -> Plan:
         # Rows of the manifest whose sources are left out; which ones they are is nobody's business.
         "excluded_rows": manifest_rows - len(table),
     }
+    if calibration is not None:
+        header["calibration"] = calibration.summary(record.RADIUS_COVERAGE)
     before = _before(settings)
-    draft = Plan("", header, tuple(shards), settings.rows_per_shard, "", settings.exclude, before)
+    draft = Plan("", header, tuple(shards), settings.rows_per_shard, "", settings.exclude, before, calibration)
     return draft if before is not None and _may_have_the_numbers_of(before, draft) else settle(draft, settings)
 
 

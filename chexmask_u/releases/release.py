@@ -44,7 +44,8 @@ class File:
         rows: how many it holds.
         outside: records with a mean landmark outside their image; of landmarks only, as is `uncertainty`.
         uncertainty: records by the bin of `BIN_EDGES` that their uncertainty lies in.
-        arrow_bytes: size of its rows in memory, as `datasets` counts it; None in releases that tests write.
+        odd: records with an `ood_score` beyond `record.ODD_SCORE`; of landmarks of a calibrated release only.
+        arrow_bytes: size of its rows in memory, as `datasets` counts it; None where a release does not tell.
         bytes, sha256: of the file.
     """
 
@@ -54,6 +55,7 @@ class File:
     rows: int
     outside: int | None = None
     uncertainty: Mapping[str, int] | None = None
+    odd: int | None = None
     arrow_bytes: int | None = None
     bytes: int
     sha256: str
@@ -94,7 +96,7 @@ class Release(Folder):
             )
         opened = cls(url, content)
         try:
-            opened.paths, opened.counts, opened.content["failures"], opened.manifest_rows
+            opened.paths, opened.counts, opened.content["failures"], opened.manifest_rows, opened.schema("landmarks")
             versions.parse(opened.version)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder.path(MARKER)}: is damaged ({storage.explain(error)}); {_REMEDY}") from error
@@ -113,6 +115,15 @@ class Release(Folder):
     def manifest_rows(self) -> int:
         """Rows of the manifest that its run is of."""
         return int(self.content["manifest"]["rows"])
+
+    def schema(self, kind: str) -> pa.Schema:
+        """Columns of one kind of its configs, a key of `record.RELEASED`."""
+        return record.released(kind, self.content["schema_version"], calibrated=self.calibration is not None)
+
+    @property
+    def calibration(self) -> Mapping[str, Any] | None:
+        """What is said of the calibration that radii are of; None where there are none."""
+        return self.content.get("calibration")
 
     @property
     def sources(self) -> list[str]:
@@ -157,7 +168,7 @@ class Release(Folder):
             source: of the rows; None for failures, which all sources share.
             kind: a key of `record.RELEASED`.
             at_once: rows in one table, or fewer.
-            any_schema: whether columns may be those of another schema than this code's.
+            any_schema: whether columns may be others than the release's own.
 
         Raises:
             InputError: if a file is missing, damaged, or has other columns.
@@ -171,8 +182,8 @@ class Release(Folder):
         fs, path = storage.arrow_filesystem(url)
         with storage.explained(url), fs.open_input_file(path) as stream:
             parquet = pq.ParquetFile(stream, page_checksum_verification=True)
-            if not any_schema and not parquet.schema_arrow.equals(record.RELEASED[file.kind]):
-                raise InputError(f"{url}: its columns are not those of schema {record.SCHEMA_VERSION}")
+            if not any_schema and not parquet.schema_arrow.equals(self.schema(file.kind)):
+                raise InputError(f"{url}: its columns are not those of schema {self.content['schema_version']}")
             for batch in parquet.iter_batches(batch_size=at_once):
                 yield pa.Table.from_batches([batch])
 

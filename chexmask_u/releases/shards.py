@@ -14,7 +14,7 @@ from chexmask_u import record
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.releases import card, validate
+from chexmask_u.releases import card, radii, validate
 from chexmask_u.releases.plan import Plan, Shard, described, read
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release
 from chexmask_u.runs.run import Run
@@ -68,7 +68,7 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[File, bytes]:
     if shard.source is not None:
         wanted &= pc.field("source") == shard.source
     wanted &= ~pc.field("source").isin(pa.array(plan.excluded, pa.string()))
-    schema = record.RELEASED[shard.kind]
+    schema = plan.release([]).schema(shard.kind)
     dataset = run.dataset(shard.files)
 
     def rows(columns: list[str], first: str, last: str) -> pa.Table:
@@ -84,7 +84,11 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[File, bytes]:
         # Group by group, since masks of a whole shard are more than a GB in memory.
         for start in range(0, len(ids), rows_per_group):
             group = ids.slice(start, rows_per_group)
-            table = rows(schema.names, group[0].as_py(), group[-1].as_py())
+            names = [name for name in schema.names if name not in record.CALIBRATED.names]
+            table = rows(names, group[0].as_py(), group[-1].as_py())
+            if plan.calibration is not None and shard.kind == "landmarks":
+                for name, column in radii.columns(table, plan.calibration).items():
+                    table = table.append_column(name, column)
             writer.write_table(table.cast(schema), row_group_size=rows_per_group)
     content = sink.getvalue()
     file = File(
@@ -95,6 +99,9 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[File, bytes]:
         # A shard of landmarks is one group.
         outside=_outside(table) if shard.kind == "landmarks" else None,
         uncertainty=_histogram(table["uncertainty"]) if shard.kind == "landmarks" else None,
+        odd=pc.sum(pc.greater(table["ood_score"], record.ODD_SCORE), min_count=0).as_py()
+        if plan.calibration is not None and shard.kind == "landmarks"
+        else None,
         arrow_bytes=_arrow_bytes(content),
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
@@ -112,7 +119,7 @@ def _outside(table: pa.Table) -> int:
 
 
 def _histogram(uncertainty: pa.ChunkedArray) -> dict[str, int]:
-    """Records by bin: bin k holds uncertainties from `report.BIN_EDGES`[k] on, in pixels of the 1024 frame."""
+    """Records by bin: bin k holds uncertainties from `summary.BIN_EDGES`[k] on, in pixels of the 1024 frame."""
     counts = distribution(np.sort(uncertainty.to_numpy()))["histogram"]
     return {str(index): count for index, count in enumerate(counts) if count}
 

@@ -13,6 +13,9 @@ from chexmask_u.releases.release import ATTEMPT, MARKER, Release, config
 from chexmask_u.result import Result
 from chexmask_u.settings import ValidateSettings
 
+# A run that was begun before there were such columns has none in its earlier parts.
+_MAY_BE_NULL = ("landmarks_xy", "landmarks_radius", "contour_radius", "ood_score")
+
 _REMEDY = "make it again from its run, with another --output"
 
 
@@ -84,9 +87,13 @@ def check_content(release: Release) -> None:
 
 
 def _check_numbers(where: str, group: pa.Table) -> None:
-    """Check that the numbers of some rows of `record.LANDMARK_RELEASE` are there, finite, and no spread negative."""
-    for name in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std"):
+    """Check that the numbers of some rows of landmarks are there, finite, and no spread negative."""
+    for name in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std", *_MAY_BE_NULL):
+        if name in _MAY_BE_NULL and name not in group.column_names:
+            continue
         values = group[name].combine_chunks()
+        if name in _MAY_BE_NULL:
+            values = values.drop_null()
         while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
             if values.null_count:
                 raise InputError(f"{where}: {name} has nulls; {_REMEDY}")
@@ -94,7 +101,7 @@ def _check_numbers(where: str, group: pa.Table) -> None:
         numbers = values.to_numpy(zero_copy_only=False)
         if not np.isfinite(numbers).all():
             raise InputError(f"{where}: {name} holds values that are not finite; {_REMEDY}")
-        if name.endswith("_std") and numbers.min() < 0:
+        if name.endswith(("_std", "_radius")) and len(numbers) and numbers.min() < 0:
             raise InputError(f"{where}: {name} holds negative values; {_REMEDY}")
 
 

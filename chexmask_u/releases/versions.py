@@ -57,6 +57,8 @@ def change(before: Release, now: Release) -> Change:
     """
     if before.content["schema_version"] != now.content["schema_version"]:
         return "major"
+    if (before.calibration is None) != (now.calibration is None):
+        return "major"
     return "patch" if _numbers(before) == _numbers(now) else "minor"
 
 

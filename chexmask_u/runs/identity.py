@@ -79,7 +79,8 @@ def _identity(
 ) -> dict[str, Any]:
     """What may not change between the attempts of one run, by the name that a user knows it by."""
     return {
-        "schema": schema_version,
+        # A run goes on when columns have been added: where its earlier parts lack one, it is null.
+        "schema": schema_version and schema_version.partition(".")[0],
         "weights sha256": weights.get("sha256"),
         "manifest sha256": manifest.get("sha256"),
         **{f"--{name.replace('_', '-')}": value for name, value in numbers.items()},

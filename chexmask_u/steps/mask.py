@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from chexmask_u import anatomy, record, storage
-from chexmask_u.columns import landmark_array, replace, to_landmarks
+from chexmask_u.columns import landmark_array, node_array, replace, to_landmarks, to_nodes
 from chexmask_u.images.letterbox import Letterbox
 
 # No image that OpenCV reads is larger; beyond, filling a contour takes seconds, and then overflows.
@@ -19,7 +19,8 @@ FARTHEST = 2**20
 
 
 # What the step adds to a row or may change.
-_MASK_COLUMNS = ("status", "reason", "error", "landmarks_mean", "landmarks_std", *anatomy.ORGANS, "mask_seconds")
+_LANDMARK_COLUMNS = ("landmarks_mean", "landmarks_std", "landmarks_xy")
+_MASK_COLUMNS = ("status", "reason", "error", *_LANDMARK_COLUMNS, *anatomy.ORGANS, "mask_seconds")
 
 
 def organ_mask(landmarks: NDArray[Any], organ: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -98,27 +99,35 @@ def mask(batch: pa.Table) -> pa.Table:
     rows = zip(
         to_landmarks(batch["landmarks_mean"]),
         to_landmarks(batch["landmarks_std"]),
+        to_nodes(batch["landmarks_xy"]),
         batch.select(["status", "reason", "error", "letterbox", "height", "width"]).to_pylist(),
         strict=True,
     )
-    masked = [_mask_row(mean, std, row) for mean, std, row in rows]
+    masked = [_mask_row(*row) for row in rows]
     columns = {name: [row[name] for row in masked] for name in _MASK_COLUMNS}
     columns |= {name: landmark_array(columns[name]) for name in ("landmarks_mean", "landmarks_std")}
+    columns["landmarks_xy"] = node_array(columns["landmarks_xy"])
     return replace(batch, record.RECORD, **columns)
 
 
-def _mask_row(mean: NDArray[Any] | None, std: NDArray[Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+def _mask_row(
+    mean: NDArray[Any] | None, std: NDArray[Any] | None, covariance: NDArray[Any] | None, row: dict[str, Any]
+) -> dict[str, Any]:
     """The columns that the step adds or changes, of one row."""
     start = time.perf_counter()
     result = {name: row[name] for name in ("status", "reason", "error")}
-    result |= dict.fromkeys(("landmarks_mean", "landmarks_std", *anatomy.ORGANS))
-    if mean is not None and std is not None:
+    result |= dict.fromkeys((*_LANDMARK_COLUMNS, *anatomy.ORGANS))
+    if mean is not None and std is not None and covariance is not None:
         try:
             letterbox = Letterbox.from_row(row["letterbox"])
             # As they are stored: of what was rounded to float32 afterwards, others would draw another border.
             original = letterbox.to_original(mean).astype(np.float32)
             masks = {organ: organ_rle(original, organ, row["height"], row["width"]) for organ in anatomy.ORGANS}
-            result |= {"landmarks_mean": original, "landmarks_std": letterbox.spread_to_original(std)} | masks
+            result |= masks | {
+                "landmarks_mean": original,
+                "landmarks_std": letterbox.spread_to_original(std),
+                "landmarks_xy": letterbox.covariance_to_original(covariance),
+            }
         except Exception as error:
             result |= {"status": record.FAILED, "reason": "internal", "error": storage.explain(error)}
     return result | {"mask_seconds": time.perf_counter() - start}

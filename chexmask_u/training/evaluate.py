@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
+from chexmask_u.calibration.calibration import Calibration, Of, load_calibration
+from chexmask_u.calibration.conformal import images_needed
+from chexmask_u.calibration.fit import COVERAGES
+from chexmask_u.calibration.seen import Seen
+from chexmask_u.calibration.worth import by_image, contour_errors, landmark_errors, trust
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.model.device import choose
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.result import Result
 from chexmask_u.runs.job import check_places
@@ -64,8 +67,8 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
         return [given.get(name.partition("/")[2], part) == part for name in names]
 
     found, problems = annotated.read_examples(settings, FRAME, only=wanted)
-    if settings.output is not None:
-        Folder(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
+    if (folder := _output(settings)) is not None:
+        folder.write(PROBLEMS, annotated.problems_csv(problems))
     annotated.refuse(problems, settings.on_bad)
     if given:
         annotated.split(found.names, 0.0, settings.split)
@@ -79,22 +82,35 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Score the weights that the settings name on the images that they name.
 
     Raises:
-        CheckpointError, InputError, and as `read`.
-        InputError: if there is no GPU where one is asked for.
-        InputError: if the output holds something else than an earlier evaluation.
+        CheckpointError: as `load_model`.
+        InputError: as `read`; or if there is no GPU where one is asked for, or the output holds something else than an
+            earlier evaluation.
     """
     check_places({"--output": settings.output})
-    if settings.output is not None:
-        _check_own(Folder(storage.normalise(settings.output)))
+    folder = _output(settings)
+    if folder is not None:
+        _check_own(folder)
     weights = weight_files.find(settings.weights)
     model = weight_files.load_model(weights, device=choose(settings.device))
+    assert model.sha256 is not None
+    judged = None
+    if settings.calibration is not None:
+        judged = load_calibration(settings.calibration)
+        judged.check_weights(model.sha256, f"--calibration {settings.calibration}")
     examples, problems = read(settings)
     weight_files.say_if_demonstration(settings.weights)
     if settings.data and settings.split is None:
         print(
             "no --split: every image is scored, also those that the weights may have been trained on", file=sys.stderr
         )
-    result = score(model, examples, samples=settings.samples, seed=settings.seed, batch_size=settings.batch_size)
+    result = score(
+        model,
+        examples,
+        samples=settings.samples,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        judged=judged,
+    )
     head = {
         "weights": settings.weights,
         "commit": weights.commit,
@@ -105,12 +121,15 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         "left_out": len(problems),
     }
     evaluation = Evaluation(head | result.summary, result.images)
-    if settings.output is not None:
-        folder = Folder(storage.normalise(settings.output))
+    if folder is not None:
         folder.write("images.csv", images_csv(evaluation.images))
         folder.write("uncertainty.png", uncertainty(evaluation.summary))
-        folder.write(SCORES, json.dumps(evaluation.summary, indent=2) + "\n")
+        folder.write_json(SCORES, evaluation.summary)
     return evaluation
+
+
+def _output(settings: EvaluateSettings) -> Folder | None:
+    return None if settings.output is None else Folder(storage.normalise(settings.output))
 
 
 def _check_own(folder: Folder) -> None:
@@ -120,20 +139,30 @@ def _check_own(folder: Folder) -> None:
         raise InputError(f"{folder.url}: holds a training run; choose another --output or a new folder in it")
 
 
-def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, batch_size: int) -> Evaluation:
+def score(
+    model: Network,
+    examples: Examples,
+    *,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    judged: Calibration | None = None,
+) -> Evaluation:
     """Score a model on annotated images.
 
     ``summary`` has, over all images and in pixels of the 1024 frame: what `scores.mean_scores` gives, of the landmarks
     decoded from the posterior mean; ``mse_of_mean``, of the mean over the draws, which is what a dataset holds; what
-    `scores.calibration` and `scores.posterior` give; ``covered``, what hiding the right lung does; and ``from_masks``,
-    of how many images the annotation is a mask, against which distances are meaningful only for a network that was
-    trained on masks.
+    `scores.calibration` and `scores.posterior` give; ``covered``, what hiding the right lung does; ``from_masks``, of
+    how many images the annotation is a mask, against which distances are meaningful only for a network that was trained
+    on masks; and ``trust``, what `worth.trust` says of a landmark's std, of its part across the contour and of the
+    radius, each against the distance to the annotated landmark and contour, with the radius's coverage.
 
     Args:
         model: from `load_model`.
         examples: in the 1024 frame.
         samples, seed: as `predict` takes them; the names of the examples fix the draws.
         batch_size: images the network takes at once.
+        judged: the calibration whose radii are to be judged, if any.
     """
     truth = examples.landmarks * np.float32(FRAME)
     clear = _predict(model, examples.images, examples.names, samples, seed, batch_size)
@@ -154,7 +183,8 @@ def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, bat
         "mse_of_mean": float(np.nanmean(np.nanmean(np.square(offset), axis=(1, 2)))),
         **calibration(clear.landmarks_mean, clear.landmarks_std, truth),
         # Without a variational layer there is no posterior.
-        **({} if model.variant == "dropout" else posterior(clear.latent_mean, clear.latent_std)),
+        **(posterior(clear.latent_mean, clear.latent_std) if model.has_posterior else {}),
+        "trust": _trust(clear, truth, np.array([name in examples.from_masks for name in examples.names]), judged),
         "covered": mean_scores(covered_rows)
         | calibration(covered.landmarks_mean, covered.landmarks_std, truth)
         | _occlusion(clear, covered, truth),
@@ -166,6 +196,59 @@ def score(model: HybridGNet, examples: Examples, *, samples: int, seed: int, bat
         )
     ]
     return Evaluation(summary, images)
+
+
+def _trust(
+    prediction: Prediction, truth: NDArray[np.float32], from_masks: NDArray[np.bool_], judged: Calibration | None
+) -> dict[str, Any]:
+    """What `worth.trust` says, by error and by uncertainty; and the coverage of the radius."""
+    seen = Seen.of(prediction)
+    landmark = landmark_errors(seen.landmarks, truth)
+    # Nodes spaced along a mask's contour are no landmarks that somebody saw.
+    landmark[from_masks] = np.nan
+    errors: dict[Of, NDArray[np.float64]] = {"landmark": landmark, "contour": contour_errors(seen.landmarks, truth)}
+    found: dict[str, Any] = {}
+    for of, distances in errors.items():
+        there = np.isfinite(distances).any(axis=1)
+        if not there.any():
+            continue
+        measured, of_these = distances[there], seen.take(there)
+        found[of] = {"std": trust(of_these.std, measured), "across": trust(of_these.across, measured)}
+        radius = None if judged is None else (judged.landmark if of == "landmark" else judged.contour)
+        if judged is None or radius is None:
+            continue
+        reach = [coverage for coverage in COVERAGES if images_needed(coverage) <= radius.scores.images]
+        radii = {coverage: judged.radii(of_these, coverage, of) for coverage in reach}
+        coverages = {}
+        for coverage, pixels in radii.items():
+            within = np.where(np.isfinite(measured), measured <= pixels, np.nan)
+            share, interval = by_image(np.nanmean(within, axis=1))
+            coverages[f"{coverage:g}"] = {
+                "coverage": share,
+                "interval": interval,
+                "mean_radius": float(pixels[np.isfinite(measured)].mean()),
+            }
+        found[of]["radius"] = {**trust(judged.expected(of_these, of), measured), "coverages": coverages}
+    return found
+
+
+def _trust_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for of, measures in found.items():
+        for name, one in measures.items():
+            if one["r"] is None:
+                continue
+            low, high = one["r_interval"]
+            covered = "".join(
+                f"; asked for {coverage}: {share['coverage']:.2f} [{share['interval'][0]:.2f},"
+                f" {share['interval'][1]:.2f}] within {share['mean_radius']:.1f} px"
+                for coverage, share in one.get("coverages", {}).items()
+            )
+            lines.append(
+                f"  {name} against the distance to the {of}: r {one['r']:.2f} [{low:.2f}, {high:.2f}], rho"
+                f" {one['rho']:.2f}, AUSE {one['ause']:.2f}; of images rho {_or_unknown(one['image_rho'])}{covered}"
+            )
+    return lines
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -197,6 +280,7 @@ def table(summary: dict[str, Any]) -> str:
         f"  right lung covered: std {covered['std']:.2f} px; {covered['std_ratio_under_cover']:.2f} times as large "
         f"under the cover, {covered['std_ratio_elsewhere']:.2f} times elsewhere; "
         f"larger in {100 * covered['images_higher']:.0f}% of the images; MSE {covered['mse']:.0f} px²",
+        *_trust_lines(summary["trust"]),
     ]
     return "\n".join(lines)
 
@@ -229,33 +313,27 @@ def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32
     }
 
 
-def _batches(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
 def _predict(
-    model: HybridGNet, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
+    model: Network, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
 ) -> Prediction:
-    parts = [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
-    return Prediction(
-        *(
-            np.concatenate([getattr(part, field) for part in parts])
-            for field in ("landmarks_mean", "landmarks_std", "latent_mean", "latent_std")
-        )
+    """What `predict` gives of images uint8 [N, 1024, 1024], so many at once."""
+    return Prediction.join(
+        [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
     )
 
 
 @torch.inference_mode()
-def _decode_mean(model: HybridGNet, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """Landmarks [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
+def _decode_mean(model: Network, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """Landmarks float32 [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
     decoded = []
     for rows in _batches(len(images), size):
-        grey = torch.from_numpy(images[rows]).to(model.device).unsqueeze(1).float() / 255
-        if model.input_size != FRAME:
-            grey = F.interpolate(grey, (model.input_size, model.input_size), mode="area")
-        mean, _, features = model.encode(grey)
-        decoded.append(model.decode(mean.unsqueeze(1), features)[:, 0].float().cpu().numpy() * FRAME)
+        grey = model.grey(torch.from_numpy(images[rows]).to(model.device))
+        decoded.append(model.centre(grey).landmarks[:, 0].cpu().numpy() * FRAME)
     return np.concatenate(decoded)
+
+
+def _batches(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def verb(settings: EvaluateSettings) -> Result:

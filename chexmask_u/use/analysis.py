@@ -1,4 +1,4 @@
-"""What researchers do with a released record: trust, weigh and judge its landmarks, rebuild its masks, draw it.
+"""What researchers do with a released record: choose, weigh and judge its landmarks, rebuild its masks, draw it.
 
 A `record` is a row of a landmark config as a mapping: of `datasets` in any format, of a pandas or Polars frame, or of
 an Arrow table. Standard deviations are taken to the 1024 frame first, where images of any size compare.
@@ -6,7 +6,7 @@ an Arrow table. Standard deviations are taken to the 1024 frame first, where ima
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
-from chexmask_u.images.letterbox import Letterbox
+from chexmask_u.calibration import row
+from chexmask_u.calibration.calibration import Calibration, Of
+from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.images.preparation import ReadImage
+from chexmask_u.record import RADIUS_COVERAGE
 from chexmask_u.steps.mask import organ_mask, rle_decode
 from chexmask_u.use import picture
 
@@ -35,39 +38,97 @@ def frame_landmarks(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDA
     Raises:
         ValueError: if the record lacks a column, or its landmarks are not [120, 2].
     """
-    letterbox = _letterbox(record)
-    mean, std = _points(record, "landmarks_mean"), _points(record, "landmarks_std")
+    letterbox = row.letterbox(record)
+    mean, std = row.points(record, "landmarks_mean"), row.points(record, "landmarks_std")
     return letterbox.to_frame(mean), letterbox.spread_to_frame(std)
 
 
 def landmark_uncertainty(record: Mapping[str, Any]) -> NDArray[np.float64]:
     """Standard deviation of each landmark, float64 [120], pixels of the 1024 frame: the mean of its two axes.
 
+    It is the spread of the draws, which is less than the error; `landmark_radius` says how far a landmark may be off.
     Its mean over the landmarks is the record's ``uncertainty``.
     """
-    return _letterbox(record).spread_to_frame(_points(record, "landmarks_std")).mean(axis=1)
+    return row.letterbox(record).spread_to_frame(row.points(record, "landmarks_std")).mean(axis=1)
+
+
+def contour_spread(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Standard deviation of each landmark's draws across and along the mean contour, pixels of the 1024 frame.
+
+    A mask or a measurement feels what lies across; along the contour, where annotators differ most, neither does. The
+    contour's direction at a landmark is that from the landmark before it to the one behind it; see
+    `calibration.spread.across_and_along` for the formula.
+
+    Returns:
+        Across and along, float64 [120] each.
+
+    Raises:
+        ValueError: if the record has no ``landmarks_xy``, as those of releases before schema 1.1.
+    """
+    letterbox = row.letterbox(record)
+    mean, std = frame_landmarks(record)
+    return across_and_along(mean, std, letterbox.covariance_to_frame(row.nodes(record, "landmarks_xy")))
+
+
+def landmark_radius(
+    record: Mapping[str, Any], of: Of = "landmark", calibration: Calibration | None = None
+) -> NDArray[np.float64]:
+    """Radius of each landmark with a coverage of 90%, float64 [120], pixels of the 1024 frame.
+
+    Args:
+        record: of a landmark config.
+        of: the distance to the annotated "landmark" or "contour".
+        calibration: to compute it with; without, it is what the release holds.
+
+    Raises:
+        ValueError: if the release was made without a calibration and none is given, or `calibration.radius` raises one.
+    """
+    if calibration is not None:
+        return calibration.radius(record, RADIUS_COVERAGE, of).astype(np.float64)
+    name = "landmarks_radius" if of == "landmark" else "contour_radius"
+    letterbox = row.letterbox(record)
+    if name not in record:
+        raise ValueError(
+            f"the record has no {name}: its release was made without a calibration; give one as"
+            " calibration=chexmask_u.load_calibration(FILE)"
+        )
+    return row.nodes(record, name) * letterbox.scale
 
 
 def trusted_landmarks(
-    record: Mapping[str, Any], *, below: float | None = None, quantile: float | None = None
+    record: Mapping[str, Any],
+    *,
+    below: float | None = None,
+    quantile: float | None = None,
+    within: float | None = None,
+    calibration: Calibration | None = None,
 ) -> NDArray[np.bool_]:
     """Which landmarks to keep, bool [120].
 
     Args:
         record: of a landmark config.
-        below: keep landmarks whose standard deviation is below so many pixels of the 1024 frame.
-        quantile: keep this share of the record's landmarks, the surest ones, between 0 and 1. It keeps as many of an
-            image where all are bad.
+        below: keep landmarks whose standard deviation is below so many pixels of the 1024 frame. That is how far the
+            draws lie apart, which is less than how far they lie from the truth.
+        quantile: keep this share of the record's landmarks, those whose draws lie least apart, between 0 and 1. It
+            keeps as many of an image where all are bad.
+        within: keep landmarks whose radius is at most so many pixels of the 1024 frame, see `landmark_radius`.
+        calibration: of `within`, for records of a release without radii.
 
     Raises:
-        ValueError: unless exactly one of the two is given, and the share is one.
+        ValueError: unless exactly one of the three is given, and the share is one; or as `landmark_radius` does.
     """
+    if within is not None and below is None and quantile is None:
+        return landmark_radius(record, calibration=calibration) <= within
+    if within is not None:
+        raise ValueError("give only one of below, quantile and within")
     std = landmark_uncertainty(record)
     if below is not None and quantile is None:
         return std < below
     if quantile is not None and below is None and 0 <= quantile <= 1:
         return std <= np.quantile(std, quantile)
-    raise ValueError("give either below (pixels of the 1024 frame) or quantile (share of the landmarks, 0 to 1)")
+    raise ValueError(
+        "give either below or within (pixels of the 1024 frame) or quantile (share of the landmarks, 0 to 1)"
+    )
 
 
 def landmark_weights(
@@ -88,7 +149,7 @@ def landmark_weights(
     """
     if not floor > 0:
         raise ValueError(f"floor must be positive, not {floor}")
-    spread = _letterbox(record).spread_to_frame(_points(record, "landmarks_std"))
+    spread = row.letterbox(record).spread_to_frame(row.points(record, "landmarks_std"))
     variance = np.maximum(np.square(spread).mean(axis=1), floor**2)
     if per == "landmark":
         groups: list[Any] = []
@@ -122,10 +183,10 @@ def record_masks(record: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
     Raises:
         ValueError: if it is of neither, or damaged.
     """
-    height, width = (int(_column(record, name)) for name in ("height", "width"))
+    height, width = (int(row.column(record, name)) for name in ("height", "width"))
     if ORGANS[0] in record:
-        return {organ: rle_decode(str(_column(record, organ)), height, width) for organ in ORGANS}
-    landmarks = _points(record, "landmarks_mean")
+        return {organ: rle_decode(str(row.column(record, organ)), height, width) for organ in ORGANS}
+    landmarks = row.points(record, "landmarks_mean")
     return {organ: organ_mask(landmarks, organ, height, width) for organ in ORGANS}
 
 
@@ -160,9 +221,9 @@ def draw_record(
     if not (image is None or isinstance(image, ReadImage) or np.ndim(image) in (2, 3)):
         raise TypeError(
             "image must be what chexmask_u.read_image gives, or an array [height, width] or [height, width, 3], not"
-            f" {_named(image)}" + ("; read the file first" if isinstance(image, str | PathLike) else "")
+            f" {row.named(image)}" + ("; read the file first" if isinstance(image, str | PathLike) else "")
         )
-    height, width = (int(_column(record, name)) for name in ("height", "width"))
+    height, width = (int(row.column(record, name)) for name in ("height", "width"))
     if image is not None:
         rows, columns = (image.height, image.width) if isinstance(image, ReadImage) else np.shape(image)[:2]
         if (rows, columns) != (height, width):
@@ -170,7 +231,7 @@ def draw_record(
                 f"image has {rows} rows and {columns} columns, the record {height} and {width};"
                 " give the file that the record was made of, as distributed"
             )
-    mean, std = _points(record, "landmarks_mean"), _points(record, "landmarks_std")
+    mean, std = row.points(record, "landmarks_mean"), row.points(record, "landmarks_std")
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 7 * height / width + 0.5), layout="constrained")
     if isinstance(image, ReadImage):
@@ -197,50 +258,8 @@ def draw_record(
     ax.add_collection(ellipses)
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="x, original pixels", ylabel="y, original pixels")
     # Not the record's id: in some sources it is a path with a patient's number in it.
-    ax.set_title(f"uncertainty {float(_column(record, 'uncertainty')):.3g} px", loc="left")
+    ax.set_title(f"uncertainty {float(row.column(record, 'uncertainty')):.3g} px", loc="left")
     ax.figure.colorbar(
         scale, ax=ax, label=f"standard deviation, pixels of the {FRAME} frame", extend="both", shrink=0.8
     )
     return ax
-
-
-def _column(record: Mapping[str, Any], name: str) -> Any:
-    """One value of a record.
-
-    Raises:
-        TypeError: if what is given is no record but many of them, or none.
-        ValueError: if it has no such column.
-    """
-    # A row of pandas has one axis, a frame two; a table of Arrow or a dataset may have the column, all rows of it.
-    if not hasattr(record, "__getitem__") or isinstance(record, str | bytes) or _has_rows(record):
-        raise TypeError(
-            f"record must be one row of a release, not {_named(record)}; give records[0] of a dataset,"
-            " frame.iloc[0] of pandas, frame.row(0, named=True) of Polars, or table.to_pylist()[0] of Arrow"
-        )
-    if name not in record:
-        raise ValueError(f"the record has no {name}; give a row of a release, with that column")
-    return record[name]
-
-
-def _has_rows(record: Any) -> bool:
-    """Whether it is a table, a dataset, a list or an array: records, and not one of them."""
-    return isinstance(record, Sequence) or hasattr(record, "column_names") or len(getattr(record, "shape", ())) > 1
-
-
-def _named(given: Any) -> str:
-    """What somebody gave, in few words."""
-    return repr(given) if isinstance(given, str | bytes | PathLike) else f"a {type(given).__name__}"
-
-
-def _points(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
-    """Float64 [120, 2] of lists, arrays, tensors, or an array of arrays as pandas has it."""
-    points = np.array([np.asarray(point, np.float64) for point in _column(record, name)])
-    if points.shape != (N_LANDMARKS, 2):
-        raise ValueError(f"{name} must be [{N_LANDMARKS}, 2], not {list(points.shape)}")
-    return points
-
-
-def _letterbox(record: Mapping[str, Any]) -> Letterbox:
-    row = _column(record, "letterbox")
-    # Formats of `datasets` make arrays or tensors of the members.
-    return Letterbox.from_row({name: np.asarray(value).item() for name, value in row.items()})

@@ -28,8 +28,9 @@ def unsure(regions: Mapping[str, float], above: float = UNSURE) -> list[str]:
 
     Args:
         regions: of `region_uncertainty`.
-        above: pixels of the 1024 frame. With the bundled weights no region of 25 radiographs of JSRT is above the
-            default, and one or more in 3 of 16 radiographs from elsewhere; other weights have other spreads.
+        above: pixels of the 1024 frame. With the bundled weights no region of 20 radiographs of JSRT that they were not
+            trained on is above the default (22 at most), and one or more in 6 of 24 radiographs from elsewhere; other
+            weights have other spreads.
     """
     lines = []
     for organ in ORGANS:
@@ -59,7 +60,7 @@ def implausible(landmarks: NDArray[Any], letterbox: Letterbox, height: int, widt
 
 
 def _faults(points: NDArray[np.float64]) -> Iterator[str]:
-    """Of landmarks [120, 2] in the 1024 frame."""
+    """What is wrong with landmarks [120, 2], x then y, pixels of the 1024 frame."""
     areas = {organ: float(enclosed(points[nodes])) for organ, nodes in LANDMARKS.items()}
     masks = {organ: organ_mask(points, organ, FRAME, FRAME) for organ in ORGANS}
     for organ, mask in masks.items():

@@ -67,7 +67,7 @@ def _named(name: str, output: str) -> Iterator[Input]:
     """The images behind one argument."""
     url = storage.normalise(name)
     file_name = _file_name(url)
-    try:
+    with storage.explained(name, "listed"):
         fs, path = storage.filesystem(url)
         if _is_pattern(url) and not fs.exists(path):
             folder, below = _fixed_part(url), fs.glob(path)
@@ -83,10 +83,6 @@ def _named(name: str, output: str) -> Iterator[Input]:
         else:
             yield Input(url, file_name)
             return
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{name}: cannot be listed ({storage.explain(error)})") from error
     images = [image for image in images if not storage.join(folder, image).startswith(output)]
     if not images:
         raise InputError(f"{name}: {missing}")
@@ -107,6 +103,6 @@ def _fixed_part(url: str) -> str:
 
 
 def _file_name(url: str) -> str:
-    """Of a web address without what follows the path, which may be a secret."""
+    """The name that a path ends in; of a web address without what follows the path, which may be a secret."""
     path = urlsplit(url).path if split_protocol(url)[0] in ("http", "https") else url
     return PurePosixPath(path).name

@@ -75,7 +75,7 @@ def measure(landmarks: NDArray[Any], draws: NDArray[Any], spacing: Spacing | Non
 
 
 def cardiothoracic_ratio(landmarks: NDArray[np.float64]) -> Any:
-    """Of landmarks [..., 120, 2]; [...]."""
+    """The heart's width over the thorax's, [...], of landmarks [..., 120, 2], x then y, in pixels of any frame."""
     return _extent(landmarks[..., LANDMARKS["heart"], :]) / _extent(_lungs(landmarks))
 
 
@@ -86,14 +86,16 @@ def enclosed(ring: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _lungs(landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Both lungs' landmarks [..., 94, 2] of all of them [..., 120, 2]."""
     return np.concatenate([landmarks[..., LANDMARKS[organ], :] for organ in ("right_lung", "left_lung")], axis=-2)
 
 
 def _extent(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Horizontal extents [...] of points [..., nodes, 2], x then y."""
     return np.asarray(np.ptp(points[..., 0], axis=-1))
 
 
 def _summary(values: NDArray[np.float64], unit: str) -> Measurement:
-    """Of the mean contour's value, which comes first, and the draws'."""
+    """A measurement of values [1 + N]: the mean contour's comes first, then the draws'."""
     low, high = np.quantile(values[1:], ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2))
     return Measurement(float(values[0]), float(low), float(high), unit)

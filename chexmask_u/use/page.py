@@ -16,7 +16,7 @@ from chexmask_u.use import picture
 from chexmask_u.use.measurements import INTERVAL
 from chexmask_u.use.segment import Segmentation
 
-# Of a table that is to be read, not searched: millimetres where there are some.
+# The measurements of a table that is to be read, not searched; in millimetres where there are some.
 _SHOWN = ("thorax_width", "heart_width", "right_lung_area", "left_lung_area", "heart_area")
 
 

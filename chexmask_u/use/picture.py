@@ -30,7 +30,7 @@ _SIDE, _TOP, _BOTTOM, _MARGIN, _BAR = 960, 46, 62, 14, 250
 _DPI = 100
 # Words need so much, however narrow an image is.
 _LEAST_WIDTH = 560
-# Of an average character, for each point of its size.
+# Width of an average character, for each point of its size.
 _PIXELS_PER_POINT = 0.8
 
 _BACKGROUND, _INK, _MUTED, _WARNING = "#101214", "#eef1f2", "#9aa4a9", "#ffcc66"

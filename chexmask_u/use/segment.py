@@ -17,7 +17,7 @@ from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.images.spacing import Spacing, read_spacing
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict_draws
 from chexmask_u.record import ReadError
 from chexmask_u.settings import UNSURE
@@ -100,7 +100,7 @@ class Segmentation:
 
 def segment(
     path: str | Path,
-    model: str | HybridGNet = "demo",
+    model: str | Network = "demo",
     n_samples: int = 50,
     seed: int = 0,
     source: str = "folder",
@@ -123,7 +123,7 @@ def segment(
     uri = storage.normalise(storage.as_text(path, "path"))
     image_id = PurePosixPath(uri).name
     row = manifest_row(uri, source, image_id) | ({} if record_id is None else {"record_id": record_id})
-    network = model if isinstance(model, HybridGNet) else _loaded(model)
+    network = model if isinstance(model, Network) else _loaded(model)
     (result,) = segment_rows([row], network, n_samples=n_samples, seed=seed)
     if isinstance(result, ReadError):
         raise ReadError(result.reason, f"{storage.redact(str(path))}: {result}") from result
@@ -137,7 +137,7 @@ def manifest_row(uri: str, source: str, image_id: str) -> dict[str, str]:
 
 def segment_rows(
     rows: Sequence[dict[str, str]],
-    model: HybridGNet,
+    model: Network,
     *,
     n_samples: int = 50,
     seed: int = 0,
@@ -184,7 +184,7 @@ def segment_rows(
 
 
 def _predict(
-    model: HybridGNet, images: Sequence[ReadImage], record_ids: Sequence[str], n_samples: int, seed: int
+    model: Network, images: Sequence[ReadImage], record_ids: Sequence[str], n_samples: int, seed: int
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | ReadError]:
     """Mean and std float32 [120, 2] and draws float32 [N, 120, 2] of each image, pixels of the 1024 frame."""
     if not images:
@@ -208,6 +208,7 @@ def _predict(
 def _checked(
     prediction: Prediction, draws: NDArray[np.float32], index: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]] | ReadError:
+    """Mean, std and draws of one image of a batch, whose draws are float32 [B, N, 120, 2]; see `_predict`."""
     problem = implausible(prediction, index)
     if problem:
         return ReadError("invalid_prediction", problem)
@@ -223,6 +224,7 @@ def _segmentation(
     draws: NDArray[np.float32],
     unsure: float,
 ) -> Segmentation:
+    """From mean and std [120, 2] and draws [N, 120, 2] in pixels of the 1024 frame."""
     letterbox = image.letterbox
     # As a record stores them: of what was rounded to float32 afterwards, others would draw another border.
     landmarks = letterbox.to_original(mean).astype(np.float32)
@@ -251,6 +253,7 @@ def _segmentation(
 def _record(
     image: ReadImage, landmarks: NDArray[np.float32], std: NDArray[np.float32], uncertainty: float
 ) -> dict[str, Any]:
+    """A record's columns, with landmarks and their std [120, 2] in original pixels."""
     return {
         "height": image.height,
         "width": image.width,
@@ -262,6 +265,6 @@ def _record(
 
 
 @cache
-def _loaded(weights: str) -> HybridGNet:
+def _loaded(weights: str) -> Network:
     """Loaded once, for whoever segments one image after the other."""
     return load_model(weights)

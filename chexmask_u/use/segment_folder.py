@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import ORGANS
-from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.images import memory
 from chexmask_u.manifests.check import check_source_name
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.device import choose
+from chexmask_u.model.network import Network
 from chexmask_u.record import FAILED, OK, ReadError
 from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import SegmentSettings
@@ -55,11 +54,7 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     output = Folder(storage.normalise(settings.output))
     output.check_own("segmentations", [TABLE])
     inputs = find(settings.images, output.url)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
+    device = choose(settings.device)
     model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
     if device == "cpu":
         memory.keep_freed()
@@ -85,7 +80,7 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
 def _segment(
     inputs: Sequence[Input],
     output: Folder,
-    model: HybridGNet,
+    model: Network,
     settings: SegmentSettings,
     preview: page.Page | None,
 ) -> list[dict[str, Any]]:
@@ -144,7 +139,7 @@ def _write_files(
     return files
 
 
-def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: HybridGNet) -> None:
+def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: Network) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -48,7 +48,7 @@ def test_half_precision_halves_the_file_and_nearly_keeps_the_answers(tmp_path: P
     save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
     sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
     assert sizes[0] < 0.55 * sizes[1]
-    loaded = load_model(str(tmp_path / "half.safetensors"))
+    loaded = load_model(tmp_path / "half.safetensors")
     assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
     assert (answers(loaded) - answers(model)).abs().max() < 0.02
 

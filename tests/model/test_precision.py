@@ -19,10 +19,10 @@ from chexmask_u.images.letterbox import prepare
 from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.model import fast, hybridgnet
 from chexmask_u.model.decoder import Decoded
-from chexmask_u.model.dropout import NOISE_SIZE, build
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import PRECISIONS, arithmetic, without_tf32
 from chexmask_u.model.predict import latent_noise
+from chexmask_u.model.variants import build
 from chexmask_u.runs.identity import check_same, freeze
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
@@ -91,7 +91,8 @@ def plainly(model: HybridGNet, images: np.ndarray, names: list[str], samples: in
         noise = torch.stack([torch.from_numpy(latent_noise(name, samples, 0)) for name in names])
         landmarks = model.decode_all(mean[:, None] + noise * sigma[:, None], features).landmarks * 1024
         std, centre = torch.std_mean(landmarks, dim=1, correction=0)
-    return cu.Prediction(*(values.numpy() for values in (centre, std, mean, sigma)))
+        covariance = (landmarks - centre[:, None]).prod(dim=-1).mean(dim=1)
+    return cu.Prediction(*(values.numpy() for values in (centre, std, covariance, mean, sigma)))
 
 
 def moved(found: cu.Prediction, expected: cu.Prediction) -> tuple[float, float]:
@@ -152,7 +153,7 @@ def test_bfloat16_breaks_the_contract_with_trained_weights_too(shared):
 def test_the_dropout_variant_computes_in_the_precision_that_a_run_records(precision):
     torch.manual_seed(0)
     model = build(64, "dropout").eval()
-    images, noise = torch.rand(2, 1, 64, 64), torch.randn(2, NOISE_SIZE)
+    images, noise = torch.rand(2, 1, 64, 64), torch.randn(2, model.noise_size)
     plain = model.encode(images, noise)[0].detach()
     model.precision = precision
     with torch.inference_mode():

@@ -94,13 +94,16 @@ def test_draws_are_standard_normal_and_independent_of_each_other():
 def test_mean_and_std_are_those_of_the_draws(model, radiograph):
     """Against the plain way: one draw at a time, statistics by numpy in float64."""
     predicted = cu.predict(model, radiograph[None], ["x"], n_samples=8, seed=3)
-    shrunk = torch.from_numpy(radiograph).float().reshape(model.input_size, 4, model.input_size, 4).mean(dim=(1, 3))
+    side = model.input_size
+    shrunk = torch.from_numpy(radiograph).float().reshape(side, 1024 // side, side, 1024 // side).mean(dim=(1, 3))
     with torch.inference_mode():
         mean, log_var, features = model.encode(shrunk[None, None] / 255)
         z = mean + torch.from_numpy(latent_noise("x", 8, 3)) * torch.exp(log_var / 2)
         draws = np.stack([model.decode(z[None, n : n + 1], features)[0, 0].double().numpy() * 1024 for n in range(8)])
     np.testing.assert_allclose(predicted.landmarks_mean[0], draws.mean(0), atol=TOLERANCE)
     np.testing.assert_allclose(predicted.landmarks_std[0], draws.std(0), atol=TOLERANCE)
+    covariance = [np.cov(*node.T, ddof=0)[0, 1] for node in draws.transpose(1, 0, 2)]
+    np.testing.assert_allclose(predicted.landmarks_xy[0], covariance, rtol=1e-3, atol=TOLERANCE)
     np.testing.assert_allclose(predicted.latent_std[0], np.exp(log_var[0].numpy() / 2), rtol=1e-4)
 
 
@@ -200,5 +203,5 @@ def test_a_prediction_shows_itself_in_one_line(tiny_weights, radiograph):
     prediction = cu.predict(cu.load_model(str(tiny_weights)), radiograph[None], ["a"], n_samples=2)
     assert repr(prediction) == (
         "Prediction(landmarks_mean float32 [1, 120, 2], landmarks_std float32 [1, 120, 2],"
-        " latent_mean float32 [1, 64], latent_std float32 [1, 64])"
+        " landmarks_xy float32 [1, 120], latent_mean float32 [1, 64], latent_std float32 [1, 64])"
     )

@@ -21,13 +21,13 @@ import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from chexmask_u import pipeline, record, sources
+from chexmask_u import record, sources
 from chexmask_u.errors import InputError
 from chexmask_u.releases import card as cards
 from chexmask_u.releases.release import MARKER, Release
+from chexmask_u.releases.validate import validate
 from chexmask_u.runs.run import Run
 from chexmask_u.runs.summary import BIN_EDGES, summarise
-from chexmask_u.settings import ValidateSettings
 from tests.support import invented_runs
 from tests.support import real_release as drawn
 
@@ -170,16 +170,6 @@ def test_histogram_and_quantiles_are_those_of_the_records(released, card, marker
         assert found == tuple(f"{value:#.3g}" for value in np.quantile(values, (0.05, 0.5, 0.95)))
 
 
-def test_quantiles_of_an_older_release_are_within_a_bin_of_the_value(released, marker):
-    older = Release(str(released), {name: content for name, content in marker.items() if name != "uncertainty"})
-    for source in drawn.SOURCES:
-        parts = sorted((released / source).glob("landmarks-*"))
-        values = np.concatenate([pq.read_table(part)["uncertainty"].to_numpy() for part in parts])
-        exact = np.quantile(values, (0.05, 0.5, 0.95), method="inverted_cdf").clip(BIN_EDGES[0], BIN_EDGES[-1])
-        found = cards._uncertainty(older)["sources"][source]["quantiles"].values()
-        np.testing.assert_allclose(list(found), exact, rtol=0.065)
-
-
 def test_the_chart_shows_on_dark_and_light_pages_and_says_nothing_of_when_and_where(released):
     with Image.open(released / "uncertainty.png") as chart:
         chart.load()
@@ -215,7 +205,7 @@ def test_an_edited_page_is_found(released, tmp_path, page):
     (copy / page).write_bytes(content)
     assert hashlib.sha256(content).hexdigest() != hashlib.sha256((released / page).read_bytes()).hexdigest()
     with pytest.raises(InputError, match=page):
-        pipeline.validate(ValidateSettings(release=str(copy)))
+        validate(str(copy))
 
 
 def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch, capsys):
@@ -226,7 +216,8 @@ def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch,
     demo = tmp_path / "chexmask-u-demo"
     demo.mkdir()
     (demo / "release").symlink_to(released.parent)
-    (demo / "images").symlink_to(released.parents[1] / "synthetic" / "images")
+    for name in ("images", "landmarks.npz"):
+        (demo / name).symlink_to(released.parents[1] / "synthetic" / name)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for cell in cells:
@@ -234,7 +225,7 @@ def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch,
     said = capsys.readouterr().out
     assert "8 records with an image, 0 without; 4 images without a record" in said
     figures = [plt.figure(number) for number in plt.get_fignums()]
-    assert len(figures) == 4
+    assert len(figures) == 5
     # Both pictures of the first figure have an image below their contours.
     assert [len(axes.images) for axes in figures[0].axes[:2]] == [1, 1]
     plt.close("all")

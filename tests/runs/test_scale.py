@@ -317,7 +317,7 @@ class Measured:
     attempts: dict[int, dict[str, Attempt]]
 
     def slope(self, verb: str, of: str) -> float:
-        """Of the sweep's seconds, wall clock's or processors'."""
+        """Slope of the sweep's seconds, wall clock's or processors'."""
         taken = [getattr(self.attempts[size][verb], of) for size in (START, *SWEEP)]
         return slope(taken[0], SWEEP, taken[1:])
 

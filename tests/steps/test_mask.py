@@ -216,6 +216,7 @@ def ok_row(frame: NDArray[Any], letterbox: dict[str, Any], height: int, width: i
         "status": "ok",
         "landmarks_mean": frame.tolist(),
         "landmarks_std": (np.abs(frame) / 64).tolist(),
+        "landmarks_xy": (frame.prod(axis=1) / 64**2).tolist(),
         "letterbox": letterbox,
         "height": height,
         "width": width,
@@ -234,6 +235,7 @@ def test_landmarks_are_mapped_to_original_pixels_before_they_are_rounded() -> No
     (row,) = mask(predicted([ok_row(frame, WIDE | {"scale": scale}, 1000, 2048)])).to_pylist()
     assert np.abs(np.array(row["landmarks_mean"]) - original).max() < 1e-3
     assert np.allclose(np.array(row["landmarks_std"]), np.abs(frame) / 64 / scale, rtol=1e-5)
+    assert np.allclose(np.array(row["landmarks_xy"]), frame.prod(axis=1) / 64**2 / scale**2, rtol=1e-5)
     # Rounding in the frame first would move the edges: a pixel of the frame is two of the original.
     expected = np.zeros((1000, 2048), np.uint8)
     expected[50:701, 100:901] = 1

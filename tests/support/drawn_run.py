@@ -130,9 +130,11 @@ def draw(model: Any, images: Any, record_ids: Sequence[str], n_samples: int, see
         numbers, np.cumsum([len(WAYS), points, points, LATENT_SIZE, LATENT_SIZE]), axis=1
     )
     frame = (-1, N_LANDMARKS, 2)
+    landmarks_std = np.exp(1.2 + 0.4 * spread + 0.3 * std).reshape(frame)
     return Prediction(
         landmarks_mean=(MEAN + ways @ WAYS + 0.5 * mean).reshape(frame).astype(np.float32),
-        landmarks_std=np.exp(1.2 + 0.4 * spread + 0.3 * std).reshape(frame).astype(np.float32),
+        landmarks_std=landmarks_std.astype(np.float32),
+        landmarks_xy=(0.5 * landmarks_std.prod(axis=2)).astype(np.float32),
         latent_mean=latent.astype(np.float32),
         latent_std=np.exp(0.2 * sigma - 1).astype(np.float32),
     )

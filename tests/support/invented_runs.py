@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from chexmask_u import record
 from chexmask_u.anatomy import LANDMARKS, ORGANS
-from chexmask_u.columns import landmark_array, latent_array
-from chexmask_u.releases import plan, shards
+from chexmask_u.columns import landmark_array, latent_array, node_array
+from chexmask_u.releases import plan, radii, shards
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
@@ -49,8 +49,13 @@ def record_id(source: str, number: int) -> str:
 
 def make_run(folder: Path, sources: Mapping[str, Records], seed: int = 0, weights: str = "a") -> str:
     """Write a finished run; `seed` moves every landmark a little, and is what the run says its seed was."""
-    folder.mkdir(parents=True)
     rows = [_row(source, number, kind, seed) for source, kind in sources.items() for number in (*kind.ok, *kind.failed)]
+    return write_run(folder, rows, seed, weights)
+
+
+def write_run(folder: Path, rows: list[dict[str, Any]], seed: int = 0, weights: str = "a") -> str:
+    """Write a finished run of these records, whose columns are those of `record.RECORD`, or some of them."""
+    folder.mkdir(parents=True)
     table = pa.table([_column(field_, rows) for field_ in record.RECORD], schema=record.RECORD)
     ids = table.select(["record_id"])
     for name, content in (("records", table), ("checkpoint", ids)):
@@ -95,7 +100,7 @@ def make_release(run: str, output: str, **settings: Any) -> dict[str, Any]:
     to_release = ReleaseSettings(run=run, output=output, **settings)
     opened = Run(run)
     plan.check(opened, to_release)
-    planned = plan.plan(opened, to_release)
+    planned = plan.plan(opened, to_release, radii.calibration(opened, to_release))
     if not planned.is_settled:
         described = [shards.describe_shard(opened, planned, shard) for shard in planned.shards]
         planned = plan.settle(planned, to_release, described)
@@ -136,6 +141,7 @@ def _row(source: str, number: int, kind: Records, seed: int) -> dict[str, Any]:
         "letterbox": box | {"pad_left": pad_left, "pad_top": pad_top, "scale": scale},
         "landmarks_mean": original,
         "landmarks_std": (std / scale).astype(np.float32),
+        "landmarks_xy": (0.5 * std.prod(axis=1) / scale**2).astype(np.float32),
         "uncertainty": std.mean(),
         "latent_mean": latent[0].astype(np.float32),
         "latent_std": np.abs(latent[1]).astype(np.float32),
@@ -151,4 +157,6 @@ def _column(field_: pa.Field, rows: list[dict[str, Any]]) -> pa.Array:
         return landmark_array(values)
     if field_.type == record.LATENT_ARRAY:
         return latent_array(values)
+    if field_.type == record.NODE_ARRAY:
+        return node_array(values)
     return pa.array(values, field_.type)

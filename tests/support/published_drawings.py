@@ -18,7 +18,7 @@ import torch
 import chexmask_u as cu
 from chexmask_u import anatomy, record, sources
 from chexmask_u.bench.reference import Reference
-from chexmask_u.columns import landmark_array, latent_array
+from chexmask_u.columns import landmark_array, latent_array, node_array
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.model.predict import latent_noise
 from chexmask_u.runs.identity import library_versions
@@ -209,6 +209,7 @@ def _records(source: str, rows: Sequence[Row], failed: Sequence[str]) -> pa.Tabl
         "letterbox": where_fine([row.letterbox.to_row() for row in rows]),
         "landmarks_mean": landmark_array(where_fine([row.mean for row in rows])),
         "landmarks_std": landmark_array(where_fine([row.std for row in rows])),
+        "landmarks_xy": node_array(where_fine([np.zeros(anatomy.N_LANDMARKS)] * len(rows))),
         "uncertainty": where_fine([float(row.std.mean()) for row in rows]),
         "latent_mean": latent_array(zeros),
         "latent_std": latent_array(zeros),

@@ -12,8 +12,8 @@ import pytest
 import chexmask_u as cu
 from chexmask_u import record
 from chexmask_u.images.letterbox import prepare
-from chexmask_u.images.spacing import Spacing, find_spacing
-from chexmask_u.manifests import manifest
+from chexmask_u.images.spacing import Spacing
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.sources import synthetic
 from chexmask_u.steps.mask import mask
@@ -44,7 +44,7 @@ def shape() -> np.ndarray:
 def records(folder: Path, tmp_path: Path, **predictor) -> dict[str, dict]:
     """Records of a folder by their ids, by the steps of the pipeline, one after the other."""
     listed = tmp_path / "m.parquet"
-    manifest.list_folder(ManifestFolderSettings(uri=str(folder), output=str(listed)))
+    list_folder(ManifestFolderSettings(uri=str(folder), output=str(listed)))
     rows = pa.parquet.read_table(listed).cast(record.MANIFEST)
     return {row["record_id"]: row for row in mask(Predictor(device="cpu", **predictor)(read(rows))).to_pylist()}
 
@@ -120,29 +120,6 @@ def test_measurements_are_those_of_the_contours_and_their_intervals_those_of_the
     assert not [name for name in measure(boxes((250, 400)), draws) if "mm" in name]
 
 
-PIXELS = np.arange(64, dtype=np.uint8).reshape(8, 8)
-
-
-@pytest.mark.parametrize(
-    ("elements", "expected"),
-    [
-        ({"PixelSpacing": [0.3, 0.2]}, Spacing(0.2, 0.3, "PixelSpacing", False)),
-        ({"ImagerPixelSpacing": [0.3, 0.2]}, Spacing(0.2, 0.3, "ImagerPixelSpacing", True)),
-        # Corrected for the magnification, and not.
-        (
-            {"PixelSpacing": [0.27, 0.27], "ImagerPixelSpacing": [0.3, 0.3]},
-            Spacing(0.27, 0.27, "PixelSpacing", False),
-        ),
-        ({"PixelSpacing": [0.3, 0.3], "ImagerPixelSpacing": [0.3, 0.3]}, Spacing(0.3, 0.3, "PixelSpacing", True)),
-        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.3, 0.3]}, Spacing(0.3, 0.3, "ImagerPixelSpacing", True)),
-        ({"PixelSpacing": [0.3]}, None),
-        ({}, None),
-    ],
-)
-def test_millimetres_are_those_that_a_dicom_file_tells(elements, expected):
-    assert find_spacing(encode(dataset(PIXELS, **elements))) == expected
-
-
 def test_a_dicom_file_is_measured_in_millimetres_and_says_by_what(tmp_path):
     pixels = synthetic.draw(0, side=512).image
     path = tmp_path / "film.dcm"
@@ -186,13 +163,13 @@ def test_a_body_is_plausible_at_any_size_and_its_faults_are_named(shape):
 def test_unsure_regions_are_named_in_words():
     regions = dict.fromkeys([*cu.ORGANS, *cu.REGIONS], 2.0)
     assert doubts.unsure(regions) == []
-    regions |= {"left_lung.costophrenic_angle": 8.4, "left_lung.diaphragm": 6.0}
-    regions |= {name: 30.0 for name in regions if name.startswith("heart")}
+    regions |= {"left_lung.costophrenic_angle": 38.4, "left_lung.diaphragm": 26.0}
+    regions |= {name: 60.0 for name in regions if name.startswith("heart")}
     assert doubts.unsure(regions) == [
-        "left lung unsure: costophrenic angle (8 px), diaphragm (6 px)",
-        "heart unsure: everywhere (30 px)",
+        "left lung unsure: costophrenic angle (38 px), diaphragm (26 px)",
+        "heart unsure: everywhere (60 px)",
     ]
-    assert doubts.unsure(regions, above=8) == [
-        "left lung unsure: costophrenic angle (8 px)",
+    assert doubts.unsure(regions, above=30) == [
+        "left lung unsure: costophrenic angle (38 px)",
         *doubts.unsure(regions)[1:],
     ]

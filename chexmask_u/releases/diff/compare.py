@@ -267,17 +267,22 @@ def _masks_differ(before: Release, after: Release, source: str) -> bool:
 
 
 def _to_numpy(column: pa.Array) -> NDArray[Any]:
-    """A column as `Block` has it."""
+    """A column as `Block` has it; NaN where a list is null."""
     rows = len(column)
     if pa.types.is_struct(column.type):
         return np.stack([_to_numpy(child).astype(np.float64) for child in column.flatten()], axis=1)
     if pa.types.is_string(column.type):
         return np.array(column.to_pylist(), dtype=np.str_)
-    nested = False
+    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    there = column.is_valid().to_numpy(zero_copy_only=False)
     while pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        column, nested = column.flatten(), True
-    values = np.asarray(column.to_numpy(zero_copy_only=False))
-    return values.reshape(rows, -1) if nested else values
+        # Rows that are null are left out by flatten().
+        column = column.flatten()
+    present = column.to_numpy(zero_copy_only=False)
+    values = np.full((rows, len(present) // max(1, there.sum())), np.nan, np.float32)
+    values[there] = present.reshape(there.sum(), values.shape[1])
+    return values
 
 
 def failures(release: Release) -> dict[str, str]:

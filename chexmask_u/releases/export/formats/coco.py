@@ -120,6 +120,7 @@ def _annotations(rows: SourceRows) -> Iterator[dict[str, Any]]:
 
 
 def _rounded(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Values of any shape to `DECIMALS`."""
     return np.asarray(np.round(values.astype(np.float64), DECIMALS), np.float64)
 
 

@@ -1,0 +1,262 @@
+"""A calibration: radii with a checked coverage and a score of how usual an image is, for one file of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u import storage, weight_files
+from chexmask_u.anatomy import N_LANDMARKS
+from chexmask_u.calibration.conformal import Scores, check_coverage
+from chexmask_u.calibration.expected import Expected
+from chexmask_u.calibration.known import Known
+from chexmask_u.calibration.seen import Seen, is_prediction
+from chexmask_u.errors import InputError
+from chexmask_u.folder import Folder
+
+NAME = "calibration.json"
+
+Of = Literal["landmark", "contour"]
+
+# Of the file; another first number would be read otherwise.
+_FORMAT = 1
+
+# Digits that are kept of a number.
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Radius:
+    """How far a landmark may be off.
+
+    Attributes:
+        expected: the error that its spread lets expect.
+        scores: how many times that it is, on images of which `expected` knows nothing.
+        checked: whether such errors were annotated on those images; if not, another calibration's are stretched by as
+            much as its contour's had to be, and no coverage is promised.
+    """
+
+    expected: Expected
+    scores: Scores
+    checked: bool
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        expected = {name: tuple(values) for name, values in content["expected"].items()}
+        scores = Scores(int(content["scores"]["images"]), tuple(content["scores"]["quantiles"]))
+        if len(expected["rates"]) != N_LANDMARKS:
+            raise ValueError(f"{len(expected['rates'])} rates are not {N_LANDMARKS}")
+        return cls(Expected(**expected), scores, bool(content["checked"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What the spread of the draws of one file of weights is worth, measured on annotated images.
+
+    Attributes:
+        weights_sha256: digest of the weights that it belongs to.
+        landmark: radius around a landmark that its annotation lies in; None where no image had annotated landmarks.
+        contour: distance within which the annotated contour passes the landmark.
+        known: radiographs that an image is compared with; None where there were too few.
+        about: how it was made and what was found, as calibration.json holds it.
+    """
+
+    weights_sha256: str
+    landmark: Radius | None
+    contour: Radius | None
+    known: Known | None
+    about: Mapping[str, Any]
+
+    def radius(self, x: Any, coverage: float = 0.9, of: Of = "landmark") -> NDArray[np.float32]:
+        """Radius of each landmark that holds its annotation for the share `coverage` of the landmarks.
+
+        The share is promised for a landmark drawn at random from a further image that is drawn as the calibration's
+        images were, as `about` names them; for other images, or for every single landmark, nothing is promised.
+
+        Args:
+            x: a `Prediction` of B images, or one released record.
+            coverage: between 0 and 1.
+            of: "landmark", the distance to the annotated landmark; "contour", that to the annotated contour.
+
+        Returns:
+            float32 [B, 120], or [120] of a record; pixels of the 1024 frame.
+
+        Raises:
+            InputError: if the calibration has no such radius, or too few images for the coverage, or that is none.
+            ValueError: if the record lacks a column, or a number is not finite.
+        """
+        return self._as_given(x, self.radii(Seen.of(x), coverage, of))
+
+    def expected_error(self, x: Any, of: Of = "landmark") -> NDArray[np.float32]:
+        """Expected distance of each landmark to its annotation, or to the contour; as `radius` gives its own."""
+        return self._as_given(x, self.expected(Seen.of(x), of))
+
+    def ood_score(self, x: Any) -> NDArray[np.float32]:
+        """Percentile of each image among the known radiographs, 0 to 100: beyond 99 it is unlike nearly all of them.
+
+        It is judged by the posterior and the spread of the draws alone.
+
+        Returns:
+            float32 [B], or [] of a record.
+
+        Raises:
+            InputError: if the calibration knows too few radiographs.
+        """
+        if self.known is None:
+            raise InputError(f"the calibration has no ood_score; {NAME} says why")
+        return self._as_given(x, self.known.score(Seen.of(x).image_features()))
+
+    def check_weights(self, sha256: str, where: str) -> None:
+        """Raise InputError if it belongs to other weights than those of that digest."""
+        if self.weights_sha256 != sha256:
+            raise InputError(
+                f"{where}: belongs to the weights with sha256 {self.weights_sha256[:12]}, not {sha256[:12]};"
+                " a spread means as much as its own weights' does, so make one with `chexmask-u calibrate`"
+            )
+
+    def summary(self, coverage: float) -> dict[str, Any]:
+        """What a release says of it: how it was made, and what was found on images held out from the fit.
+
+        Raises:
+            InputError: if it has too few images for the coverage.
+        """
+        about = self.about
+        found: dict[str, Any] = {}
+        for of, radius in (("landmark", self.landmark), ("contour", self.contour)):
+            if radius is not None:
+                radius.scores.at(coverage)
+                tried = about["trials"].get(of, {}).get("kinds", {}).get("clean", {}).get("coverages", {})
+                found[of] = {
+                    "images_that_count": radius.scores.images,
+                    "checked": radius.checked,
+                    "held_out": tried.get(f"{coverage:g}"),
+                }
+        return {
+            "sha256": self.digest,
+            "coverage": coverage,
+            "made_with": about["made_with"],
+            "images": about["images"],
+            "started_from": about["started_from"],
+            "edge_features": about["edge_features"],
+            "radii": found,
+            "known_radiographs": about["known_radiographs"],
+            "assumes": about["assumes"],
+        }
+
+    @cached_property
+    def text(self) -> str:
+        """What calibration.json holds."""
+        content = {
+            "format": _FORMAT,
+            "weights_sha256": self.weights_sha256,
+            "about": _rounded(self.about),
+            **{
+                name: None if part is None else _rounded(asdict(part))
+                for name, part in (("landmark", self.landmark), ("contour", self.contour), ("known", self.known))
+            },
+        }
+        return json.dumps(content) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of calibration.json."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @classmethod
+    def from_text(cls, text: str, where: str) -> Self:
+        """Of what calibration.json holds.
+
+        Raises:
+            InputError: naming the file, if it holds none.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != _FORMAT:
+                raise InputError(f"{where}: is of format {content['format']}, and this version reads {_FORMAT}")
+            known = content["known"]
+            if known is not None:
+                known = Known(**{n: _tuples(value) for n, value in known.items()})
+            landmark, contour = (
+                None if content[of] is None else Radius.from_json(content[of]) for of in ("landmark", "contour")
+            )
+            return cls(content["weights_sha256"], landmark, contour, known, content["about"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{where}: is no calibration, or damaged ({storage.explain(error)}); `chexmask-u calibrate` makes one"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"Calibration(weights_sha256={self.weights_sha256[:12]!r}, digest={self.digest[:12]!r})"
+
+    def expected(self, seen: Seen, of: str) -> NDArray[np.float64]:
+        """As `expected_error`, of what was seen of B images already: float64 [B, 120]."""
+        return self._radius(of).expected(seen.spread_features())
+
+    def radii(self, seen: Seen, coverage: float, of: str) -> NDArray[np.float64]:
+        """As `radius`, of what was seen of B images already: float64 [B, 120]."""
+        check_coverage(coverage)
+        given, features = self._radius(of), seen.spread_features()
+        radii = given.scores.at(coverage) * given.expected(features)
+        if of == "landmark" and self.contour is not None:
+            # No landmark is nearer to its annotation than to the contour.
+            radii = np.maximum(radii, self.contour.scores.at(coverage) * self.contour.expected(features))
+        return radii
+
+    def _radius(self, of: str) -> Radius:
+        if of not in ("landmark", "contour"):
+            raise InputError(f"of must be 'landmark' or 'contour', not {of!r}")
+        found = self.landmark if of == "landmark" else self.contour
+        if found is None:
+            raise InputError(f"the calibration has no {of} radius: no image that it is of has such an annotation")
+        return found
+
+    @staticmethod
+    def _as_given(x: Any, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        return np.asarray((values if is_prediction(x) else values[0]), np.float32)
+
+
+def load_calibration(source: str = weight_files.DEMO) -> Calibration:
+    """A calibration: what `chexmask-u calibrate` made.
+
+    Args:
+        source: path or URL of a calibration.json; or weights as `load_model` takes them, "demo" or others, beside
+            which one lies.
+
+    Raises:
+        InputError: if there is none, it is damaged, or it lies beside weights that it does not belong to.
+    """
+    if PurePosixPath(source).suffix == ".json":
+        folder, _, name = storage.normalise(source).rpartition("/")
+        data = Folder(folder).read(name)
+        if data is None:
+            raise InputError(f"{source}: no such file; `chexmask-u calibrate` makes one")
+        return Calibration.from_text(data.decode("utf-8", "replace"), source)
+    weights = weight_files.find(source)
+    path = weights.beside(NAME)
+    if path is None:
+        raise InputError(f"{source}: no {NAME} lies beside these weights; `chexmask-u calibrate --weights` makes one")
+    found = Calibration.from_text(path.read_text("utf-8"), f"{source}: {NAME}")
+    found.check_weights(weights.fetch()[1], f"{source}: {NAME}")
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(one) for name, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

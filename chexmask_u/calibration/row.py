@@ -1,0 +1,71 @@
+"""One record as a mapping, of whatever library: its columns as numpy has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u.anatomy import N_LANDMARKS
+from chexmask_u.images.letterbox import Letterbox
+
+
+def column(record: Mapping[str, Any], name: str) -> Any:
+    """One value of a record.
+
+    Raises:
+        TypeError: if what is given is no record but many of them, or none.
+        ValueError: if it has no such column.
+    """
+    # A row of pandas has one axis, a frame two; a table of Arrow or a dataset may have the column, all rows of it.
+    if not hasattr(record, "__getitem__") or isinstance(record, str | bytes) or _has_rows(record):
+        raise TypeError(
+            f"record must be one row of a release, not {named(record)}; give records[0] of a dataset,"
+            " frame.iloc[0] of pandas, frame.row(0, named=True) of Polars, or table.to_pylist()[0] of Arrow"
+        )
+    if name not in record:
+        raise ValueError(f"the record has no {name}; give a row of a release, with that column")
+    return record[name]
+
+
+def _has_rows(record: Any) -> bool:
+    """Whether it is a table, a dataset, a list or an array: records, and not one of them."""
+    return isinstance(record, Sequence) or hasattr(record, "column_names") or len(getattr(record, "shape", ())) > 1
+
+
+def named(given: Any) -> str:
+    """What somebody gave, in few words."""
+    return repr(given) if isinstance(given, str | bytes | PathLike) else f"a {type(given).__name__}"
+
+
+def points(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+    """Float64 [120, 2] of lists, arrays, tensors, or an array of arrays as pandas has it."""
+    found = np.array([np.asarray(point, np.float64) for point in column(record, name)])
+    if found.shape != (N_LANDMARKS, 2):
+        raise ValueError(f"{name} must be [{N_LANDMARKS}, 2], not {list(found.shape)}")
+    return found
+
+
+def letterbox(record: Mapping[str, Any]) -> Letterbox:
+    """How the record's image became the 1024 frame."""
+    row = column(record, "letterbox")
+    # Formats of `datasets` make arrays or tensors of the members.
+    return Letterbox.from_row({name: np.asarray(value).item() for name, value in row.items()})
+
+
+def nodes(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+    """Float64 [120] likewise.
+
+    Raises:
+        ValueError: if the record has no such column, or null in it.
+    """
+    value = column(record, name)
+    found = np.asarray(np.nan if value is None else value, np.float64)
+    if found.shape != (N_LANDMARKS,):
+        raise ValueError(
+            f"{name} of the record must be [{N_LANDMARKS}], not {'null' if value is None else list(found.shape)}"
+        )
+    return found

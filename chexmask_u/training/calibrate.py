@@ -1,0 +1,305 @@
+"""Make a calibration of weights from annotated images that they were not trained on, and try it on the rest of them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u import storage, weight_files
+from chexmask_u.anatomy import FRAME, REGIONS
+from chexmask_u.calibration import fit
+from chexmask_u.calibration.calibration import Calibration, Of, Radius, load_calibration
+from chexmask_u.calibration.conformal import images_needed
+from chexmask_u.calibration.fit import CLEAN, COVERAGES, Measured
+from chexmask_u.calibration.known import LEAST_IMAGES, Known
+from chexmask_u.calibration.seen import Seen
+from chexmask_u.calibration.worth import contour_errors, landmark_errors
+from chexmask_u.errors import InputError, did_you_mean
+from chexmask_u.folder import Folder
+from chexmask_u.model.device import choose
+from chexmask_u.model.network import Network
+from chexmask_u.model.predict import predict
+from chexmask_u.record import ReadError
+from chexmask_u.result import Result
+from chexmask_u.settings import CalibrateSettings
+from chexmask_u.steps.read import read_image
+from chexmask_u.training import examples as annotated
+from chexmask_u.training.annotations import files_below, name_of
+from chexmask_u.training.examples import Examples
+from chexmask_u.training.shifts import SHIFTS, shifted
+from chexmask_u.version import __version__
+from chexmask_u.weight_files import WeightFile
+
+# Which images weights were trained on, as `train` leaves it beside them.
+_SPLIT = "split.csv"
+
+# Of the images that weights were trained on so many are enough to say which landmarks err more than others.
+_TRAINED_IMAGES = 60
+
+ASSUMES = (
+    "The coverage is promised for a landmark drawn at random from one more image that is drawn as these were: the same"
+    " hospitals, devices, patients and annotators, an image being as likely as any other. It is an average over"
+    " landmarks and images: single landmarks, hard images and single kinds of image may be covered less. Elsewhere it"
+    " is not promised at all; calibrate there with --start."
+)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Annotated images by whether the weights were trained on them; `told` says what tells."""
+
+    held_out: Examples
+    trained: Examples
+    told: str
+
+
+def calibrate(settings: CalibrateSettings) -> Calibration:
+    """Measure, fit, try, and write calibration.json.
+
+    Raises:
+        InputError: if images, weights, split or the calibration to start from cannot be used, or are too few.
+    """
+    for region in settings.leave_out:
+        if region not in REGIONS:
+            raise InputError(f"--leave-out {region}: no such region{did_you_mean(region, REGIONS)}")
+    place, name = _place(settings.output)
+    weights = weight_files.find(settings.weights)
+    model = weight_files.load_model(weights, device=choose(settings.device))
+    assert model.sha256 is not None
+    start = None
+    if settings.start is not None:
+        start = load_calibration(settings.start)
+        start.check_weights(model.sha256, f"--start {settings.start}")
+    parts = _read(settings, weights)
+    if not len(parts.held_out):
+        raise InputError("there is no annotated image that the weights were not trained on; see --data and --split")
+    measured = _measure(model, parts.held_out, settings)
+    trained = _measure(model, parts.trained, settings) if len(parts.trained) and start is None else None
+    known = _known(model, measured, parts.trained, settings)
+    made = _fit(measured, trained, known, start, model.sha256, _about(settings, weights, parts))
+    Folder(place).write(name, made.text)
+    return made
+
+
+def _place(output: str) -> tuple[str, str]:
+    """Folder and name of the file that is to be written, which may hold another calibration."""
+    place, _, name = storage.normalise(output).rpartition("/")
+    if PurePosixPath(name).suffix != ".json":
+        raise InputError(f"--output {output}: must be a .json file, such as calibration.json")
+    before = Folder(place).read(name)
+    if before is not None:
+        Calibration.from_text(before.decode("utf-8", "replace"), f"--output {output}")
+    return place, name
+
+
+def _read(settings: CalibrateSettings, weights: WeightFile) -> _Parts:
+    found, problems = annotated.read_examples(settings, FRAME)
+    annotated.refuse(problems, settings.on_bad)
+    found = annotated.join([found, annotated.held_out(settings.drawings, settings.seed, FRAME)])
+    beside = weights.beside(_SPLIT) if weights.repo is None else None
+    if settings.split is not None:
+        given, told = annotated.read_split(settings.split), f"--split {PurePosixPath(settings.split).name}"
+    elif beside is not None:
+        given, told = annotated.read_split(str(beside)), f"{_SPLIT} beside the weights"
+    else:
+        given, told = {}, "nothing"
+        print(
+            "No --split, and none beside the weights: nothing tells which images they were trained on; of such images"
+            " every radius is too small",
+            file=sys.stderr,
+        )
+    trained = np.array([given.get(name.partition("/")[2]) == "train" for name in found.names], bool)
+    if trained.any() and settings.split is None:
+        first = found.names[int(trained.argmax())]
+        raise InputError(
+            f"{int(trained.sum())} of {len(found)} images, such as {first}, are among those that the weights were"
+            f" trained on ({told}); give --split {beside} to measure only the others"
+        )
+    order = sorted(np.flatnonzero(trained).tolist(), key=lambda row: hashlib.sha256(found.names[row].encode()).digest())
+    return _Parts(found.take(np.flatnonzero(~trained)), found.take(order[:_TRAINED_IMAGES]), told)
+
+
+def _measure(model: Network, examples: Examples, settings: CalibrateSettings) -> Measured:
+    """Errors of all images, as they are and under each shift."""
+    truth = examples.landmarks * np.float32(FRAME)
+    from_masks = np.array([name in examples.from_masks for name in examples.names], bool)
+    left_out = np.array([node for region in settings.leave_out for node in REGIONS[region]], np.int64)
+    seen: dict[str, Seen] = {}
+    errors: dict[Of, dict[str, NDArray[np.float64]]] = {"landmark": {}, "contour": {}}
+    for kind in (CLEAN, *SHIFTS):
+        parts, moved = [], truth.copy()
+        for start in range(0, len(examples), settings.batch_size):
+            rows = range(start, min(start + settings.batch_size, len(examples)))
+            images = []
+            for index in rows:
+                image = examples.images[index]
+                if kind != CLEAN:
+                    image, moved[index] = shifted(kind, examples.names[index], image, truth[index])
+                images.append(image)
+            names = [examples.names[index] for index in rows]
+            parts.append(Seen.of(predict(model, np.stack(images), names, settings.samples, settings.seed)))
+        seen[kind] = Seen.join(parts)
+        # Nodes spaced along a mask's contour are no landmarks that somebody saw.
+        errors["landmark"][kind] = landmark_errors(seen[kind].landmarks, moved)
+        errors["landmark"][kind][from_masks] = np.nan
+        errors["contour"][kind] = contour_errors(seen[kind].landmarks, moved)
+        errors["contour"][kind][np.ix_(from_masks, left_out)] = np.nan
+    return Measured(examples.names, seen, errors)
+
+
+def _known(model: Network, measured: Measured, trained: Examples, settings: CalibrateSettings) -> NDArray[np.float64]:
+    """Features of all radiographs that are to count as known: measured ones, trained ones, and those of --known."""
+    images, names = list(trained.images), list(trained.names)
+    for folder in settings.known:
+        files = [uri for uri in files_below(storage.normalise(folder)) if uri.lower().endswith(_IMAGE_SUFFIXES)]
+        if not files:
+            raise InputError(f"--known {folder}: holds no image")
+        taken = {name.partition("/")[2] for name in (*measured.names, *names)}
+        for uri in files:
+            if name_of(uri) in taken:
+                continue
+            try:
+                images.append(read_image(uri, max_side=settings.max_side).image)
+            except ReadError as error:
+                raise InputError(f"--known {folder}: {uri} cannot be read ({error.reason}: {error})") from error
+            names.append(f"known/{name_of(uri)}")
+    features = [measured.seen[CLEAN].image_features()]
+    for start in range(0, len(images), settings.batch_size):
+        rows = slice(start, start + settings.batch_size)
+        prediction = predict(model, np.stack(images[rows]), names[rows], settings.samples, settings.seed)
+        features.append(Seen.of(prediction).image_features())
+    return np.concatenate(features)
+
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+
+def _about(settings: CalibrateSettings, weights: WeightFile, parts: _Parts) -> dict[str, Any]:
+    """How it is made, without the places where the data lie."""
+    held_out, trained = (
+        Counter(name.partition("/")[0] for name in examples.names) for examples in (parts.held_out, parts.trained)
+    )
+    masks = Counter(name.partition("/")[0] for name in parts.held_out.names if name in parts.held_out.from_masks)
+    return {
+        "made_with": f"chexmask_u {__version__}",
+        "weights": {**weights.facts(), "source": PurePosixPath(settings.weights).name},
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "images": {name: {"images": count, "masks_alone": masks[name]} for name, count in held_out.items()},
+        "images_sha256": parts.held_out.digest(),
+        "trained_images_for_the_shape": dict(trained),
+        "told_apart_by": parts.told,
+        "left_out_of_masks": list(settings.leave_out),
+        "edge_features": False,
+        "assumes": ASSUMES,
+    }
+
+
+def _fit(
+    measured: Measured,
+    trained: Measured | None,
+    known: NDArray[np.float64],
+    start: Calibration | None,
+    sha256: str,
+    about: Mapping[str, Any],
+) -> Calibration:
+    radii: dict[Of, Radius | None] = {}
+    trials: dict[str, Any] = {}
+    for of in ("landmark", "contour"):
+        before = None if start is None else (start.landmark if of == "landmark" else start.contour)
+        rows = measured.annotated(of)
+        radii[of] = fit.radius(measured, of, rows, start=before, trained=trained) if len(rows) else None
+        if radii[of] is not None:
+            trials[of] = fit.trial(measured, of, start=before, trained=trained)
+    contour, landmark = radii["contour"], radii["landmark"]
+    if landmark is None and start is not None and start.landmark and start.contour and contour:
+        landmark = fit.stretched(start.landmark, start.contour, contour)
+    if contour is None and landmark is None:
+        raise InputError(
+            f"{len(measured.names)} annotated image{'s' if len(measured.names) > 1 else ''} that the weights were not"
+            f" trained on: too few; a coverage of 0.9 takes {images_needed(0.9)} for its scores and half as many again"
+            " for the expected error, which --start brings along"
+        )
+    usual = Known.fit(known) if len(known) >= LEAST_IMAGES else start.known if start is not None else None
+    about = {
+        **about,
+        "started_from": None if start is None else start.digest,
+        "images_that_count": {
+            of: None if radius is None else radius.scores.images
+            for of, radius in (("landmark", landmark), ("contour", contour))
+        },
+        "landmark_checked": landmark is not None and landmark.checked,
+        "known_radiographs": 0 if usual is None else len(usual.distances),
+        "trials": trials,
+    }
+    made = Calibration(sha256, landmark, contour, usual, about)
+    # As it will be read again, to the last digit.
+    return Calibration.from_text(made.text, "calibration")
+
+
+def table(calibration: Calibration) -> str:
+    """The calibration in lines for people."""
+    about = calibration.about
+    of_images = ", ".join(
+        f"{counts['images']} of {name}"
+        + (f" ({counts['masks_alone']} with masks alone)" if counts["masks_alone"] else "")
+        for name, counts in about["images"].items()
+    )
+    lines = [f"{of_images}; pixels of the {FRAME} frame; edge features of the image are not used"]
+    trained = about["trained_images_for_the_shape"]
+    if trained:
+        lines.append(
+            f"  {sum(trained.values())} images that the weights were trained on say which landmarks err more than"
+            " others, and nothing of how far"
+        )
+    for of in ("landmark", "contour"):
+        images = about["images_that_count"][of]
+        if images is None:
+            lines.append(f"  {of}: no radius, since no image has such an annotation")
+            continue
+        reach = [f"{coverage:g}" for coverage in COVERAGES if images_needed(coverage) <= images]
+        lacking = [f"{c:g} takes {images_needed(c)}" for c in (*COVERAGES, 0.99) if images_needed(c) > images]
+        lines.append(
+            f"  {of}: {images} images count, enough for a coverage of {', '.join(reach) or 'none'}"
+            + (f"; {'; '.join(lacking)}" if lacking else "")
+        )
+        if of == "landmark" and not about["landmark_checked"]:
+            lines.append("    no image here has annotated landmarks: it is another's, stretched as the contour's, and")
+            lines.append("    no coverage is promised")
+        trial = about["trials"].get(of, {})
+        for kind, found in trial.get("kinds", {}).items():
+            covered = "; ".join(
+                f"{coverage}: {one['coverage']:.2f} [{one['interval'][0]:.2f}, {one['interval'][1]:.2f}]"
+                f" at {one['mean_radius']:.1f} px"
+                for coverage, one in found["coverages"].items()
+            )
+            lines.append(f"    {kind + ' images' if kind == CLEAN else kind}: {covered or 'too few images'}")
+        if len(about["images"]) > 1:
+            for coverage, shares in trial.get("datasets", {}).items():
+                alone = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+                lines.append(f"    asked for {coverage}, of each dataset alone: {alone}")
+    if calibration.known is None:
+        lines.append(f"  no ood_score: it takes {LEAST_IMAGES} radiographs; see --known")
+    else:
+        lines.append(f"  ood_score: percentile among {about['known_radiographs']} radiographs")
+    return "\n".join([*lines, *_wrapped(about["assumes"])])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ")
+
+
+def verb(settings: CalibrateSettings) -> Result:
+    """`chexmask-u calibrate`."""
+    made = calibrate(settings)
+    facts = {"calibration": settings.output, "digest": made.digest, **made.about}
+    return Result(facts, f"{settings.output}: {table(made)}")

@@ -1,0 +1,72 @@
+"""Calibrations of invented predictions, whose errors go with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import chexmask_u as cu
+from chexmask_u.anatomy import LANDMARKS
+from chexmask_u.calibration import fit
+from chexmask_u.calibration.calibration import Calibration
+from chexmask_u.calibration.fit import CLEAN, Measured
+from chexmask_u.calibration.known import Known
+from chexmask_u.calibration.seen import Seen
+
+
+def predictions(rng: np.random.Generator, count: int) -> cu.Prediction:
+    """Rings whose draws spread by image and by landmark."""
+    mean = np.empty((count, 120, 2))
+    for nodes in LANDMARKS.values():
+        angle = np.linspace(0, 2 * np.pi, nodes.stop - nodes.start, endpoint=False)
+        mean[:, nodes] = 500 + 150 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    spread = 4 * np.exp(rng.normal(0, 0.4, (count, 1, 1)) + rng.normal(0, 0.3, (count, 120, 1)))
+    std = spread * np.exp(rng.normal(0, 0.1, (count, 120, 2)))
+    return cu.Prediction(
+        (mean + rng.normal(0, 3, mean.shape)).astype(np.float32),
+        std.astype(np.float32),
+        (rng.uniform(-0.7, 0.7, (count, 120)) * std.prod(axis=2)).astype(np.float32),
+        rng.normal(0, 1, (count, 64)).astype(np.float32),
+        np.exp(rng.normal(-1, 0.1, (count, 64))).astype(np.float32),
+    )
+
+
+def errors(rng: np.random.Generator, prediction: cu.Prediction) -> NDArray[np.float64]:
+    """Three times the spread at the mean, all of an image larger or smaller together."""
+    spread = prediction.landmarks_std.mean(axis=2)
+    return np.asarray(
+        3 * spread * rng.exponential(1, spread.shape) * np.exp(rng.normal(0, 0.3, (len(spread), 1))), np.float64
+    )
+
+
+def measured(rng: np.random.Generator, count: int, prefix: str = "there") -> Measured:
+    """So many images as they are, and once more as if shifted."""
+    of_kind = {kind: predictions(rng, count) for kind in (CLEAN, "shifted")}
+    landmark = {kind: errors(rng, prediction) for kind, prediction in of_kind.items()}
+    return Measured(
+        [f"{prefix}/{index}" for index in range(count)],
+        {kind: Seen.of(prediction) for kind, prediction in of_kind.items()},
+        {"landmark": landmark, "contour": {kind: 0.5 * values for kind, values in landmark.items()}},
+    )
+
+
+def calibration(weights_sha256: str, count: int = 40, about: Mapping[str, Any] | None = None) -> Calibration:
+    """One of so many images, written and read again."""
+    found = measured(np.random.default_rng(7), count)
+    radii = {of: fit.radius(found, of, found.annotated(of)) for of in found.errors}
+    trials = {of: fit.trial(found, of) for of in found.errors}
+    content = {
+        "made_with": "chexmask_u test",
+        "images": {"there": {"images": count, "masks_alone": 0}},
+        "started_from": None,
+        "edge_features": False,
+        "trials": trials,
+        "known_radiographs": count,
+        "assumes": "The coverage is promised for images drawn as these were.",
+    }
+    known = Known.fit(found.seen[CLEAN].image_features())
+    made = Calibration(weights_sha256, radii["landmark"], radii["contour"], known, {**content, **(about or {})})
+    return Calibration.from_text(made.text, "made here")

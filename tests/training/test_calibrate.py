@@ -1,0 +1,155 @@
+"""`chexmask-u calibrate`, from images to a calibration and on to a release, on drawings and small random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import chexmask_u as cu
+from chexmask_u.anatomy import ORGANS
+from chexmask_u.cli import main
+from chexmask_u.training import examples, shifts
+
+QUICK = ["--samples", "3", "--batch-size", "4"]
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    """What the verb tells programs, once it is done."""
+    code = main([*map(str, words), "--json"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out.splitlines()[-1])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line with which it refuses."""
+    assert main([*map(str, words)]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven drawings with masks of the lungs and the heart alone."""
+    import cv2
+
+    folder = tmp_path_factory.mktemp("site")
+    drawn = examples.drawn(11, 5, 1024)
+    for index in range(len(drawn)):
+        (folder / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / "images" / f"person-{index}.png"), drawn.images[index])
+        for organ in ORGANS:
+            (folder / "masks" / organ).mkdir(parents=True, exist_ok=True)
+            mask = cu.organ_mask(drawn.landmarks[index] * 1024, organ, 1024, 1024)
+            cv2.imwrite(str(folder / "masks" / organ / f"person-{index}.png"), 255 * mask)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    assert main(["calibrate", "--weights", str(tiny_weights), "--drawings", "21", "--output", str(file), *QUICK]) == 0
+    return file
+
+
+def test_what_was_made_of_drawings_is_read_and_names_them(made: Path, tiny_weights: Path) -> None:
+    calibration = cu.load_calibration(str(made))
+    assert calibration.about["images"] == {"drawings": {"images": 21, "masks_alone": 0}}
+    assert calibration.about["images_that_count"] == {"landmark": 14, "contour": 14}
+    kinds = calibration.about["trials"]["landmark"]["kinds"]
+    assert set(kinds) == {"clean", *shifts.SHIFTS}
+    for of in ("landmark", "contour"):
+        found = calibration.about["trials"][of]["kinds"]["clean"]["coverages"]["0.9"]
+        assert found["interval"][0] <= found["coverage"] <= found["interval"][1]
+        assert found["coverage"] > 0.8
+    model = cu.load_model(str(tiny_weights))
+    drawn = examples.held_out(2, 1, 1024)
+    prediction = cu.predict(model, drawn.images, drawn.names, n_samples=3)
+    assert (calibration.radius(prediction, of="contour") <= calibration.radius(prediction, of="landmark")).all()
+    assert calibration.ood_score(prediction).shape == (2,)
+
+
+def test_evaluate_sets_spread_and_radius_against_both_errors(
+    made: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--weights", tiny_weights, "--drawings", 6, "--seed", 3, *QUICK]
+    found = told(capsys, "evaluate", *words, "--calibration", made)["trust"]
+    assert set(found) == {"landmark", "contour"}
+    for measures in found.values():
+        assert set(measures) == {"std", "across", "radius"}
+        for one in measures.values():
+            assert one["r_interval"][0] <= one["r"] <= one["r_interval"][1]
+            assert one["ause"] >= 0
+        shares = [one["coverage"] for one in measures["radius"]["coverages"].values()]
+        assert shares == sorted(shares)
+    assert set(told(capsys, "evaluate", *words)["trust"]["landmark"]) == {"std", "across"}
+
+
+def test_another_site_needs_masks_alone_and_is_told_what_is_not_checked(
+    made: Path, masks: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "--weights", tiny_weights, "--data", masks, *QUICK]
+    site = told(capsys, *words, "--start", made, "--output", tmp_path / "site.json")
+    assert site["started_from"] == cu.load_calibration(str(made)).digest
+    assert site["images_that_count"]["contour"] == 11
+    assert not site["landmark_checked"]
+    line = refused(capsys, "calibrate", "--start", made, "--data", masks, "--output", tmp_path / "x.json", *QUICK)
+    assert "belongs to the weights" in line
+
+
+def test_images_that_the_weights_were_trained_on_are_refused_or_left_out(
+    masks: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = tmp_path / "run" / "model.safetensors"
+    beside.parent.mkdir()
+    beside.write_bytes(tiny_weights.read_bytes())
+    split = beside.with_name("split.csv")
+    split.write_text("name,part\n" + "".join(f"person-{index},train\n" for index in range(8)))
+    words = ["calibrate", "--weights", beside, "--data", masks, "--output", tmp_path / "c.json", *QUICK]
+    line = refused(capsys, *words)
+    assert "8 of 11 images, such as" in line
+    assert f"--split {split}" in line
+    found = told(capsys, *words, "--split", split)
+    assert sum(counts["images"] for counts in found["images"].values()) == 3
+    assert sum(found["trained_images_for_the_shape"].values()) == 8
+    split.write_text("name,part\n" + "".join(f"person-{index},train\n" for index in range(11)))
+    assert "no annotated image that the weights were not trained on" in refused(capsys, *words, "--split", split)
+
+
+def test_what_cannot_be_used_is_one_line(
+    masks: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["calibrate", "--weights", tiny_weights, "--data", masks, *QUICK]
+    line = refused(capsys, *words, "--output", tmp_path / "c.json", "--leave-out", "left_lung.heart_bordr")
+    assert "did you mean 'left_lung.heart_border'" in line
+    assert "must be a .json file" in refused(capsys, *words, "--output", tmp_path / "folder")
+    (tmp_path / "other.json").write_text("{}")
+    assert "is no calibration" in refused(capsys, *words, "--output", tmp_path / "other.json")
+    (tmp_path / "empty").mkdir()
+    line = refused(capsys, *words, "--output", tmp_path / "c.json", "--known", tmp_path / "empty")
+    assert "holds no image" in line
+
+
+@pytest.mark.parametrize("kind", shifts.SHIFTS)
+def test_a_shift_takes_the_landmarks_with_it_and_is_the_same_every_time(kind: str) -> None:
+    """Bright spots stay under their landmarks, where the shift leaves them bright."""
+    rng = np.random.default_rng(0)
+    landmarks = rng.uniform(300, 700, (120, 2)).astype(np.float32)
+    image = np.zeros((1024, 1024), np.uint8)
+    for x, y in landmarks:
+        image[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4] = 255
+    moved_image, moved = shifts.shifted(kind, "a/b", image, landmarks)
+    assert moved_image.shape == image.shape
+    assert moved_image.dtype == np.uint8
+    grey = moved_image[moved[:, 1].astype(int), moved[:, 0].astype(int)]
+    assert (grey > 150).mean() > 0.7
+    if kind == "squares":
+        moved_image, _ = shifts.shifted(kind, "a/b", np.full_like(image, 200), landmarks)
+        assert 0.005 < (moved_image == 0).mean() < 0.3
+        return
+    again, _ = shifts.shifted(kind, "a/b", image, landmarks)
+    np.testing.assert_array_equal(again, moved_image)
+    assert (moved_image != image).any() or kind == "gamma"
