@@ -117,7 +117,7 @@ class WeightFile:
         """A copy of the file of that name in the folder of the weights, or None if there is none.
 
         Raises:
-            Exception: of whatever kind the Hub's client raises, if the Hub does not answer.
+            CheckpointError: if the Hub does not answer.
         """
         return self._other(str(PurePosixPath(self.file).with_name(name)))
 
@@ -134,10 +134,10 @@ class WeightFile:
 
         try:
             return Path(hf_hub_download(self.repo, name, revision=self.commit, local_files_only=self.cached))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return None
+        except Exception as error:  # as in `_copy`
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return None
+            raise CheckpointError(f"{self.source}: {_hub_problem(error)}") from error
 
     def _copy(self, name: str) -> Path:
         if self.source == DEMO:

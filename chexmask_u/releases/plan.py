@@ -188,6 +188,11 @@ def settle(plan: Plan, settings: ReleaseSettings, files: list[File] | None = Non
     if (before := plan.before) is not None:
         now = plan.release(files or [])
         if files is not None and _is_same(before, now):
+            if settings.version not in (None, before.version):
+                raise InputError(
+                    f"--version {settings.version}: this run is released already, as {before.version}, and nothing"
+                    " changed; leave --version out, or choose another --output"
+                )
             return replace(plan, is_made=True)
         if before.version == settings.version:
             raise _exists(before.url)

@@ -129,6 +129,11 @@ def test_a_run_that_is_released_already_was_made_before(output, run, tmp_path, v
         assert release_again(run, output, version=version) == "v1.0.0"
 
 
+def test_a_run_that_is_released_already_gets_no_second_version(output, run):
+    with pytest.raises(InputError, match=r"--version v3\.0\.0: this run is released already, as v1\.0\.0"):
+        release_again(run, output, version="v3.0.0")
+
+
 def test_a_version_that_is_there_with_other_content_is_refused(output, run, tmp_path):
     for other, settings in (
         (other_run(tmp_path, seed=1), {}),
