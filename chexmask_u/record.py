@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS
+from chexmask_u.errors import InputError
 
 SCHEMA_VERSION = "1.1"
 """Of the columns: a larger second number adds some that rows of before have null, a larger first one changes others."""
@@ -39,7 +40,7 @@ REASONS: dict[str, str] = {
 """Every reason a row can fail for, and what it means."""
 
 
-class ReadError(Exception):
+class ReadError(InputError):
     """An image that gives no record, with a reason from `REASONS`."""
 
     def __init__(self, reason: str, message: str) -> None:
