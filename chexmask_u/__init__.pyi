@@ -30,5 +30,7 @@ from .use.analysis import region_uncertainty as region_uncertainty
 from .use.analysis import trusted_landmarks as trusted_landmarks
 from .use.pairing import Pairs as Pairs
 from .use.pairing import pair_images as pair_images
+from .use.segment import Segmentation as Segmentation
+from .use.segment import segment as segment
 from .version import __version__ as __version__
 from .weight_files import load_model as load_model

@@ -21,9 +21,11 @@ from typing import Any, NoReturn, TextIO
 from chexmask_u import settings as of
 from chexmask_u import sources, storage
 from chexmask_u.errors import InputError, StoppedError, did_you_mean
-from chexmask_u.result import BAD_INPUT, INCOMPLETE, Result
+from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import Settings, flag
 from chexmask_u.version import __version__
+
+__all__ = ["BAD_INPUT", "DONE", "INCOMPLETE", "main"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Verb:
         return verb(settings)
 
 
-def _verbs() -> Iterator[Verb]:
+def verbs() -> Iterator[Verb]:
     """The verbs, in the order in which data flow."""
     yield Verb(
         "manifest folder",
@@ -80,6 +82,9 @@ def _verbs() -> Iterator[Verb]:
         of.GenerateSettings,
         "demo:verb",
         "chexmask-u generate --manifest m.parquet --output RUN --weights hf://mcosarinsky/CheXmask-U/v1_skip",
+    )
+    yield Verb(
+        "segment", of.SegmentSettings, "use.segment_folder:verb", "chexmask-u segment chest.dcm --output pictures"
     )
     yield Verb("release", of.ReleaseSettings, "pipeline:release_verb", "chexmask-u release RUN --output releases")
     yield Verb("validate", of.ValidateSettings, "releases.validate:verb", "chexmask-u validate releases/v1.0.0")
@@ -124,7 +129,7 @@ def _verbs() -> Iterator[Verb]:
     yield Verb(
         "plan",
         of.PlanSettings,
-        "bench.plan:verb",
+        "bench.forecast:verb",
         "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16",
     )
     yield Verb(
@@ -209,16 +214,16 @@ def _parser() -> _Parser:
         " 2 bad usage or input.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    top = parser.add_subparsers(required=True, metavar="VERB")
     groups: dict[str, Any] = {}
-    for verb in _verbs():
+    for verb in verbs():
         group, _, name = verb.words.rpartition(" ")
         if group and group not in groups:
             about = "List images as a manifest."
-            groups[group] = verbs.add_parser(group, help=about, description=about).add_subparsers(
+            groups[group] = top.add_parser(group, help=about, description=about).add_subparsers(
                 required=True, metavar="KIND"
             )
-        _add(groups.get(group, verbs), name, verb)
+        _add(groups.get(group, top), name, verb)
     return parser
 
 

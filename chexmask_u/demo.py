@@ -59,11 +59,9 @@ def is_released(settings: ReleaseSettings) -> bool:
 
 
 def _draw(folder: Path, listed: Path) -> None:
-    try:
+    with storage.explained(f"--output {folder}", "written"):
         folder.mkdir(parents=True, exist_ok=True)
         synthetic.write_demo(folder)
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
     # The manifest comes last: it says that the drawings are all there.
     list_folder(ManifestFolderSettings(uri=str(folder / "images"), output=str(listed), source="synthetic"))
 

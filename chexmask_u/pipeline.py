@@ -13,7 +13,6 @@ from chexmask_u.anatomy import FRAME
 from chexmask_u.manifests import parquet
 from chexmask_u.releases import loading, radii, shards
 from chexmask_u.releases import plan as release_plan
-from chexmask_u.releases import validate as validation
 from chexmask_u.result import Result
 from chexmask_u.runs import attempt as attempts
 from chexmask_u.runs.attempt import Attempt, Before
@@ -34,7 +33,7 @@ from chexmask_u.runs.cluster import (
 from chexmask_u.runs.job import check_places
 from chexmask_u.runs.replica import CountingPredictor
 from chexmask_u.runs.run import COMPRESSION, Run
-from chexmask_u.settings import GenerateSettings, ReleaseSettings, ValidateSettings
+from chexmask_u.settings import GenerateSettings, ReleaseSettings
 from chexmask_u.steps.mask import mask
 from chexmask_u.steps.read import read
 
@@ -162,11 +161,6 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
             return dict(plan.before.made(before=True))
         files = on_workers(shards.write_shard, release_plan.calls(run, plan))
         return dict(on_worker(shards.finish, plan, files).made(before=False))
-
-
-def validate(settings: ValidateSettings) -> dict[str, Any]:
-    """Check every file of a release against its release.json and its own promises, without Ray."""
-    return dict(validation.validate(storage.normalise(settings.release)).content)
 
 
 def release_verb(settings: ReleaseSettings) -> Result:

@@ -21,6 +21,8 @@ WEIGHTS_HELP = (
     "'demo' (bundled), a .safetensors, .bin, .pt or .pth file or the folder that holds it,"
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
+# Pixels of the 1024 frame: see `use.doubts.unsure`.
+UNSURE = 25.0
 
 
 def _export_formats() -> dict[str, str]:
@@ -188,6 +190,42 @@ class GenerateSettings(Settings):
         if unknown := sorted(given - {ALL, *REASONS}):
             raise InputError(f"--retry {unknown[0]}: is no reason; there are {', '.join([ALL, *REASONS])}")
         return set(REASONS) if ALL in given else given
+
+
+@dataclass(frozen=True)
+class SegmentSettings(Settings):
+    """Contours, masks and measurements of single images, with a picture of each; exit code 1 if some failed."""
+
+    images: tuple[str, ...] = setting(
+        (),
+        "PNG, JPEG or DICOM files, folders or quoted patterns (local paths or URLs)",
+        positional=True,
+        required=True,
+    )
+    output: str = setting(
+        "", "folder for pictures, masks, measurements.csv and .json (local path or URL)", required=True
+    )
+    weights: str = _weights()
+    weights_sha256: str | None = setting(None, "digest that the weight file must have")
+    samples: int = _samples()
+    seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
+    source: str = setting(
+        "folder", "name of these images, as of manifest folder; a published one is prepared as that was", numbers=True
+    )
+    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True, least=32)
+    unsure: float = setting(
+        UNSURE,
+        "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
+        numbers=True,
+    )
+    label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
+    preview: bool = setting(False, "write preview.html, one page of all images, and open it where there is a display")
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.unsure > 0:
+            raise InputError(f"--unsure must be more than 0, not {self.unsure}")
 
 
 @dataclass(frozen=True)
@@ -425,7 +463,9 @@ class VerifySettings(Settings):
         super().__post_init__()
         if sum(given is not None for given in (self.run, self.release, self.images)) != 1:
             raise InputError("give one of --run, --release and --images: what is to be compared")
-        if (self.images is None) != (self.weights is None):
+        if self.images is not None and self.weights is None:
+            raise InputError("--images needs --weights: which ones predict them, for instance hf://...")
+        if self.images is None and self.weights is not None:
             raise InputError("--weights goes with --images: a run or a release has been made with its own")
 
 
@@ -492,6 +532,12 @@ class TrainSettings(AnnotatedSettings):
     initial_weights: str | None = setting(
         None,
         "weights to begin with, as --weights of generate, of the same variant and input size (default: random ones)",
+    )
+    freeze_convolutions: bool = setting(
+        False,
+        "keep the encoder's convolutions as --initial-weights has them, and train its linear layers and the decoder: "
+        "cheap enough for a CPU",
+        numbers=True,
     )
     epochs: int = setting(1000, "epochs in all; a finished run goes on if there are to be more", least=1)
     batches: int = setting(100, "batches in an epoch", numbers=True, least=1)
@@ -570,6 +616,8 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
+        if self.freeze_convolutions and (self.initial_weights is None or self.variant == "dropout"):
+            raise InputError("--freeze-convolutions: needs --initial-weights, and --variant skip or noskip")
         if self.objective == "energy" and self.draws < 2:
             raise InputError(f"--draws must be at least 2 with --objective energy, not {self.draws}")
         if self.objective == "energy" and self.variant == "dropout":

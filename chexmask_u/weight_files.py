@@ -18,7 +18,7 @@ from chexmask_u.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from chexmask_u.model.hybridgnet import HybridGNet
+    from chexmask_u.model.network import Network
 
 DEMO = "demo"
 
@@ -42,6 +42,7 @@ class WeightFile:
         repo, commit: of the Hub; None for a file on disk.
         config: path of the config.json beside it, as `file`; None where there is none, or it was read before.
         sha256: digest that its content must have; None accepts any.
+        cached: whether the Hub could not be asked, so that files beside it are looked for in the cache alone.
     """
 
     source: str
@@ -50,6 +51,7 @@ class WeightFile:
     commit: str | None = None
     config: str | None = None
     sha256: str | None = None
+    cached: bool = False
 
     @property
     def uri(self) -> str:
@@ -131,7 +133,7 @@ class WeightFile:
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
-            return Path(hf_hub_download(self.repo, name, revision=self.commit))
+            return Path(hf_hub_download(self.repo, name, revision=self.commit, local_files_only=self.cached))
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError:
@@ -151,8 +153,8 @@ class WeightFile:
 
 
 def load_model(
-    source: str | WeightFile = DEMO, *, device: str | torch.device = "cpu", sha256: str | None = None
-) -> HybridGNet:
+    source: str | Path | WeightFile = DEMO, *, device: str | torch.device = "cpu", sha256: str | None = None
+) -> Network:
     """Load HybridGNet in evaluation mode; input size and variant are read from the weights.
 
     Args:
@@ -172,7 +174,7 @@ def load_model(
     """
     from chexmask_u.model.checkpoint import read_model
 
-    found = find(source) if isinstance(source, str) else source
+    found = source if isinstance(source, WeightFile) else find(storage.as_text(source, "source"))
     path, digest = found.fetch()
     if sha256 is not None and digest != sha256.lower():
         raise CheckpointError(f"{found.source}: sha256 is {digest}, expected {sha256}; fetch the weights again")
@@ -263,7 +265,8 @@ def _find_on_hub(source: str) -> WeightFile:
         raise CheckpointError(f"{source}: {_hub_problem(error)}") from error
     file = _choose(source, files, place, " in the cache of this machine" if listed is None else "")
     config = str(PurePosixPath(file).with_name(CONFIG))
-    return WeightFile(source, file, repo, commit, config if config in files else None, files[file])
+    beside = config if config in files else None
+    return WeightFile(source, file, repo, commit, beside, files[file], cached=listed is None)
 
 
 def _parse(source: str) -> tuple[str, str, str | None]:

@@ -68,6 +68,9 @@ def local_ray():
 
     # Ray ends workers that have nothing to do for a second; each run would wait for others to import torch.
     patient = {"idle_worker_killing_time_threshold_ms": 600_000}
+    sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=patient)
+    # Ray takes it in the main thread, and no driver here is to end as Ray's do.
+    signal.signal(signal.SIGTERM, sigterm)
     yield ray
     ray.shutdown()

@@ -8,8 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+import chexmask_u as cu
 from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.images.fetch import fetch
@@ -96,6 +99,15 @@ def test_what_is_below_an_archives_folder_is_within_the_archive(url: str, joined
     assert storage.join(url, "x", "1.png") == joined
 
 
+@pytest.mark.parametrize(
+    ("url", "words"), [("zip://1.png::none.zip", "no such archive"), ("zip://1.png::text.zip", "not a zip file")]
+)
+def test_an_archive_that_cannot_be_opened_is_told_in_one_line(archive: Path, url: str, words: str) -> None:
+    archive.with_name("text.zip").write_text("text")
+    with pytest.raises(InputError, match=words):
+        storage.filesystem(url)
+
+
 def test_every_scheme_of_a_chained_url_must_be_known() -> None:
     for url in ("zip://1.png::nosuch://bucket/a.zip", "nosuch://bucket/a", "simplecache::nosuch://bucket/a"):
         with pytest.raises(InputError, match="unknown scheme nosuch://"):
@@ -168,3 +180,22 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     assert done.returncode == 7
     assert target.read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_python_takes_a_path_wherever_it_takes_a_name_and_says_what_it_wants(
+    tiny_weights: Path, radiograph: np.ndarray, tmp_path: Path
+) -> None:
+    file = tmp_path / "1.png"
+    cv2.imwrite(str(file), radiograph)
+    assert (cu.read_image(file).image == cu.read_image(str(file)).image).all()
+    assert cu.load_model(tiny_weights).sha256 == cu.load_model(str(tiny_weights)).sha256
+    row = {"record_id": "mine/1.png", "source": "mine", "image_id": "1.png"}
+    assert cu.pair_images([row], tmp_path).paths == {"mine/1.png": str(file)}
+    with pytest.raises(InputError, match="no such file"):
+        next(cu.read_published(tmp_path / "none.csv"))
+    with pytest.raises(TypeError, match="uri must be a path or URL, not a ndarray"):
+        cu.read_image(radiograph)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="path must be a path or URL, not a ndarray"):
+        cu.segment(radiograph)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="source must be a path or URL, not a NoneType"):
+        cu.load_model(None)  # type: ignore[arg-type]

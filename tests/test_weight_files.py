@@ -40,7 +40,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]
 
 
 def content(state: dict[str, Tensor], folder: Path, suffix: str, prefix: str = "") -> bytes:
-    """Of a weight file."""
+    """The bytes of a weight file."""
     path = folder / f"content{suffix}"
     small_networks.write({prefix + key: value for key, value in state.items()}, path)
     return path.read_bytes()

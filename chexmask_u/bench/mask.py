@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from chexmask_u.anatomy import FRAME, ORGANS
-from chexmask_u.bench.read import HEIGHT, WIDTH, cases
+from chexmask_u.bench.read import HEIGHT, WIDTH, source_files
 from chexmask_u.bench.timing import Row, as_text, compare, one_thread
 from chexmask_u.images.decode import decode
 from chexmask_u.images.letterbox import prepare
@@ -28,14 +28,14 @@ def measure(repeats: int = 15) -> list[Row]:
     with one_thread():
         return [
             compare(
-                f"masks, {case.name}",
+                f"masks, {file.name}",
                 masks,
-                partial(decode, case.data, max_side=max(HEIGHT, WIDTH)),
+                partial(decode, file.data, max_side=max(HEIGHT, WIDTH)),
                 repeats=repeats,
                 clock=time.thread_time,
             )
-            for case in cases()
-            if f"{WIDTH} x {HEIGHT}" in case.name
+            for file in source_files()
+            if f"{WIDTH} x {HEIGHT}" in file.name
         ]
 
 

@@ -53,7 +53,7 @@ class Sustained:
         """Medians over the pairs."""
         more = long[0].images - short[0].images
         longer = statistics.median(b.seconds - a.seconds for a, b in zip(short, long, strict=True))
-        # Of two runs that another program disturbed, the long one can be the faster; then it alone bounds the speed.
+        # Where another program disturbed both, the long run can be the faster; then it alone bounds the speed.
         speed = more / longer if longer > 0 else long[0].images / statistics.median(run.seconds for run in long)
         start = statistics.median(run.seconds for run in short) - short[0].images / speed
         return cls(speed, max(0.0, start), tuple(short), tuple(long))

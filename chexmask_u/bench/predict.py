@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from chexmask_u.anatomy import FRAME, LATENT_SIZE
+from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.bench.apart import Apart
 from chexmask_u.bench.limits import (
     Machine,
@@ -29,12 +29,13 @@ from chexmask_u.bench.timing import Row
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
 from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network, reparameterised
 from chexmask_u.model.precision import PRECISIONS, Precision
 from chexmask_u.model.predict import latent_noise, predict
 from chexmask_u.steps.predict import Predictor
 from chexmask_u.weight_files import load_model
 
-# What the cases are compared with: the published algorithm, and its two halves.
+# What all else is compared with: the published algorithm, and its two halves.
 REFERENCE = "published algorithm"
 REFERENCE_ENCODER = "published algorithm, encoder alone"
 REFERENCE_DECODER = "published algorithm, decoder alone"
@@ -43,12 +44,12 @@ VALUE_BYTES: dict[Precision, int] = {"float32": 4, "tf32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Case:
+class Timed:
     """Something to time.
 
     Attributes:
         name: unique among what is timed together.
-        reference: name of the case that it is compared with.
+        reference: name of what it is compared with.
         call: does it once.
         images: that one call does.
         passes: what it must compute and move for one image.
@@ -99,7 +100,7 @@ def precisions(device: str) -> tuple[Precision, ...]:
 
 def cases(
     weights: str, device: str, published: Apart, images: NDArray[np.uint8], samples: int, sizes: Sizes
-) -> list[Case]:
+) -> list[Timed]:
     """What to time, the published algorithm first.
 
     Args:
@@ -120,12 +121,12 @@ def cases(
     found += [_whole(steps["float32"], images, size, samples) for size in sizes.batches]
     found += [_whole(steps[precision], images, batch, samples) for precision in sizes.precisions[1:]]
     found += [_whole(steps["float32"], images, batch, draws) for draws in sizes.draws if draws != samples]
-    found += [_encoder(steps[precision].model, images, batch) for precision in sizes.precisions]
-    found.append(_decoder(model, images, batch, samples))
+    found += [_encoder(_halved(steps[precision].model), images, batch) for precision in sizes.precisions]
+    found.append(_decoder(_halved(model), images, batch, samples))
     return found
 
 
-def measure(timed: Sequence[Case], device: str, repeats: int) -> tuple[list[Row], Machine]:
+def measure(timed: Sequence[Timed], device: str, repeats: int) -> tuple[list[Row], Machine]:
     """Time cases and the machine's own rates in turn, round by round, after a round that does not count.
 
     Returns:
@@ -175,7 +176,7 @@ def in_turn(calls: Mapping[str, Callable[[], object]], device: torch.device, rep
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def work(model: HybridGNet, batch: int, samples: int) -> list[Work]:
+def work(model: Network, batch: int, samples: int) -> list[Work]:
     """What predicting one image of a batch must compute and move."""
     value_bytes = VALUE_BYTES[model.precision]
     # The decoder is float32 whatever the encoder is.
@@ -183,41 +184,47 @@ def work(model: HybridGNet, batch: int, samples: int) -> list[Work]:
     return [*encoder_work(model.input_size, batch, value_bytes), *decoding]
 
 
-def _references(published: Apart, model: HybridGNet, samples: int) -> list[Case]:
+def _references(published: Apart, model: Network, samples: int) -> list[Timed]:
     """The published algorithm on one image, whole and by halves."""
     encoding = encoder_work(model.input_size, 1, VALUE_BYTES["float32"])
     decoding = decoder_work(model.input_size, model.variant, samples, VALUE_BYTES["float32"])
     facts = {"batch": 1, "samples": samples, "precision": "float32"}
     return [
-        Case(REFERENCE, REFERENCE, published.predict, 1, [*encoding, *decoding], "float32", facts),
-        Case(REFERENCE_ENCODER, REFERENCE_ENCODER, published.encode, 1, encoding, "float32", facts),
-        Case(REFERENCE_DECODER, REFERENCE_DECODER, published.decode, 1, decoding, "float32", facts),
+        Timed(REFERENCE, REFERENCE, published.predict, 1, [*encoding, *decoding], "float32", facts),
+        Timed(REFERENCE_ENCODER, REFERENCE_ENCODER, published.encode, 1, encoding, "float32", facts),
+        Timed(REFERENCE_DECODER, REFERENCE_DECODER, published.decode, 1, decoding, "float32", facts),
     ]
 
 
-def _whole(step: Predictor, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+def _whole(step: Predictor, images: NDArray[np.uint8], batch: int, samples: int) -> Timed:
     model = step.model
     stacked = _repeat(images, batch)
     ids = [str(row) for row in range(batch)]
-    return Case(
+    return Timed(
         f"predict, batch {batch}, N = {samples}, {model.precision}",
         REFERENCE,
         lambda: predict(model, stacked, ids, samples),
         images=batch,
         passes=work(model, batch, samples),
         precision=model.precision,
-        facts={"batch": batch, "samples": samples, "precision": model.precision, "device": step.device},
+        facts={"batch": batch, "samples": samples, "precision": model.precision, "device": step.device_name},
     )
 
 
-def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Case:
+def _halved(model: Network) -> HybridGNet:
+    """The network, which has an encoder and a decoder to time apart, as all have that the published algorithm has."""
+    assert isinstance(model, HybridGNet)
+    return model
+
+
+def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Timed:
     grey = _grey(model, _repeat(images, batch))
 
     def encode() -> None:
         with torch.inference_mode():
             model.encode(grey)
 
-    return Case(
+    return Timed(
         f"encoder alone, batch {batch}, {model.precision}",
         REFERENCE_ENCODER,
         encode,
@@ -228,17 +235,17 @@ def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Case:
     )
 
 
-def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Case:
+def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Timed:
     with torch.inference_mode():
         mean, log_var, features = model.encode(_grey(model, _repeat(images, batch)))
         noise = torch.from_numpy(np.stack([latent_noise(str(row), samples, 0) for row in range(batch)]))
-        z = mean[:, None] + noise.to(model.device) * torch.exp(log_var / 2)[:, None]
+        z = reparameterised(mean, log_var, noise.to(model.device))
 
     def decode() -> None:
         with torch.inference_mode():
             model.decode(z, features)
 
-    return Case(
+    return Timed(
         f"decoder alone, batch {batch}, N = {samples}",
         REFERENCE_DECODER,
         decode,
@@ -249,12 +256,10 @@ def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: 
     )
 
 
-def _grey(model: HybridGNet, images: NDArray[np.uint8]) -> torch.Tensor:
+def _grey(model: Network, images: NDArray[np.uint8]) -> torch.Tensor:
     """float32 [B, 1, S, S] in [0, 1] on the model's device; inference tensors, as `predict` makes them."""
     with torch.inference_mode():
-        grey = torch.from_numpy(images).to(model.device).unsqueeze(1).float() / 255
-        size = (model.input_size, model.input_size)
-        return grey if model.input_size == FRAME else F.interpolate(grey, size, mode="area")
+        return model.grey(torch.from_numpy(images).to(model.device))
 
 
 def _repeat(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ _MAX_SIDE = 10_000
 
 
 @dataclass(frozen=True)
-class Case:
+class SourceFile:
     """A file as a source has it, and the library calls that nobody can do without to prepare it."""
 
     name: str
@@ -37,19 +37,19 @@ class Case:
     bare: Callable[[bytes], object]
 
 
-def cases() -> list[Case]:
+def source_files() -> list[SourceFile]:
     """One file of each kind, drawn and encoded here."""
     small, large = draw(0, side=FRAME).image, draw(0, side=WIDTH).image[:HEIGHT]
     deep = twelve_bit(large)
     size = f"{WIDTH} x {HEIGHT}"
     return [
-        Case(f"JPEG, {FRAME} x {FRAME}", "chexpert", _encode(".jpg", small), _bare),
-        Case(f"JPEG, {size}", "chexpert", _encode(".jpg", large), _bare),
-        Case(f"JPEG, {size}, cropped, through JPEG", "mimic-cxr-jpg", _encode(".jpg", large), _bare_through_jpeg),
-        Case(f"PNG, 8 bit, {FRAME} x {FRAME}", "chestx-ray8", _encode(".png", small), _bare),
-        Case(f"PNG, 16 bit, {size}, cropped", "padchest", _encode(".png", deep), _bare_cropped),
-        Case(f"DICOM, 12 bit, {size}", "vindr-cxr", _dicom(deep), _bare_dicom),
-        Case(f"DICOM, JPEG 2000, {size}", "vindr-cxr", _dicom(deep, uid.JPEG2000Lossless), _bare_dicom),
+        SourceFile(f"JPEG, {FRAME} x {FRAME}", "chexpert", _encode(".jpg", small), _bare),
+        SourceFile(f"JPEG, {size}", "chexpert", _encode(".jpg", large), _bare),
+        SourceFile(f"JPEG, {size}, cropped, through JPEG", "mimic-cxr-jpg", _encode(".jpg", large), _bare_through_jpeg),
+        SourceFile(f"PNG, 8 bit, {FRAME} x {FRAME}", "chestx-ray8", _encode(".png", small), _bare),
+        SourceFile(f"PNG, 16 bit, {size}, cropped", "padchest", _encode(".png", deep), _bare_cropped),
+        SourceFile(f"DICOM, 12 bit, {size}", "vindr-cxr", _dicom(deep), _bare_dicom),
+        SourceFile(f"DICOM, JPEG 2000, {size}", "vindr-cxr", _dicom(deep, uid.JPEG2000Lossless), _bare_dicom),
     ]
 
 
@@ -60,16 +60,16 @@ def twelve_bit(image: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 
 def measure(repeats: int = 15) -> list[Row]:
-    """A row per case: reading it, against the bare calls."""
+    """A row per file: reading it, against the bare calls."""
     with one_thread():
-        return [_measure(case, repeats) for case in cases()]
+        return [_measure(file, repeats) for file in source_files()]
 
 
-def _measure(case: Case, repeats: int) -> Row:
+def _measure(file: SourceFile, repeats: int) -> Row:
     return compare(
-        case.name,
-        lambda: read_bytes(case.data, source=case.source, max_side=_MAX_SIDE),
-        lambda: case.bare(case.data),
+        file.name,
+        lambda: read_bytes(file.data, source=file.source, max_side=_MAX_SIDE),
+        lambda: file.bare(file.data),
         repeats=repeats,
         clock=time.thread_time,
     )

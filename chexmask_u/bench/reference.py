@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chexmask_u.anatomy import COARSE_RING_SIZES, FRAME, RING_SIZES
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.model.precision import arithmetic
+
+# Variants of the network that it has.
+PUBLISHED_VARIANTS = ("skip", "noskip")
 
 # What upstream's own code took for one 1024 x 1024 image and 50 draws on two CPU cores (measured once).
 UPSTREAM_ENCODE_SECONDS = 0.37
@@ -49,7 +52,7 @@ class Reference:
         device: where it runs (default: where the model is).
     """
 
-    def __init__(self, model: HybridGNet, device: str | torch.device | None = None) -> None:
+    def __init__(self, model: Network, device: str | torch.device | None = None) -> None:
         self.device = torch.device(device or model.device)
         self.input_size = model.input_size
         self.skip = model.variant == "skip"

@@ -29,7 +29,7 @@ from chexmask_u.bench import predict as network
 from chexmask_u.bench import read as reading
 from chexmask_u.bench.apart import apart
 from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
-from chexmask_u.bench.reference import UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
+from chexmask_u.bench.reference import PUBLISHED_VARIANTS, UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
 from chexmask_u.bench.timing import Row
 from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
@@ -43,7 +43,7 @@ from chexmask_u.settings import BenchSettings, GenerateSettings, ManifestFolderS
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.steps.read import read
 
-# Of the JSON file; results of another format stay beside the table.
+# Format of the JSON file; results of another one stay beside the table.
 FORMAT = 1
 
 SAMPLES = 50
@@ -55,7 +55,7 @@ LISTED_IMAGES = 256
 # only the slower one keeps them busy with decoding alone; the other is not judged.
 PREDICTION_BOUND, READING_BOUND = "pipeline, bounded by prediction", "pipeline, bounded by reading (PNG, 16 bit)"
 READING_MOSTLY = "pipeline, mostly reading (JPEG)"
-# Of --images nobody knows what bounds it.
+# Nobody knows what bounds a run over --images.
 READING_GIVEN = "pipeline, mostly reading (--images)"
 
 
@@ -95,9 +95,8 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         What the JSON file holds; see `render` for its meaning.
 
     Raises:
-        InputError: if there is no GPU where one is asked for, no image can be read, or the published algorithm has no
-            such variant of the network.
-        InputError: on other bad input.
+        InputError: if there is no GPU where one is asked for, no image can be read, the published algorithm has no such
+            variant of the network, or other input is bad.
     """
     kind = choose(settings.device)
     scale = _scale(settings.quick, kind)
@@ -113,10 +112,10 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         model = weight_files.load_model(found)
         # Every process and run after this takes the very same file.
         weights = found.uri
-        if model.variant == "dropout":
+        if model.variant not in PUBLISHED_VARIANTS:
             raise InputError(
-                f"--weights {found.source}: are of the variant dropout, which the published algorithm, that it is"
-                " compared with, does not have; take those of the variant skip or noskip"
+                f"--weights {found.source}: are of the variant {model.variant}, which the published algorithm, that it"
+                f" is compared with, does not have; take those of the variant {' or '.join(PUBLISHED_VARIANTS)}"
             )
         rows: dict[str, list[Row]] = {}
         rows["predict"], machine = _network(weights, kind, scale)
@@ -162,7 +161,7 @@ def _result(
     """What is known once these rows are measured, kept where the settings say."""
     complete = all(rows.values())
     result = facts | {"load_average": {"before": load_before, "after": os.getloadavg()}, "rows": rows}
-    # Of a quick run nothing is judged.
+    # A quick run is not judged.
     result["targets"] = [] if settings.quick else targets(facts["device"]["kind"], rows)
     result["complete"] = complete
     result["passed"] = complete and all(target["passed"] for target in result["targets"])
@@ -303,9 +302,9 @@ def _network(weights: str, kind: str, scale: Scale) -> tuple[list[Row], Machine]
 
 def _reading(repeats: int, machine: Machine) -> list[Row]:
     rows = reading.measure(repeats)
-    for row, case in zip(rows, reading.cases(), strict=True):
-        image = read_bytes(case.data, source=case.source, max_side=GenerateSettings().max_side)
-        _add_limit(row, limit(read_work(len(case.data), image.height * image.width), machine, "float32"))
+    for row, file in zip(rows, reading.source_files(), strict=True):
+        image = read_bytes(file.data, source=file.source, max_side=GenerateSettings().max_side)
+        _add_limit(row, limit(read_work(len(file.data), image.height * image.width), machine, "float32"))
     return rows
 
 

@@ -18,13 +18,15 @@ def robust(values: NDArray[Any], counts: NDArray[Any]) -> tuple[Any, Any]:
     for images of less than 1000 pixels, these are the minimum and the maximum.
 
     Args:
-        values: [V], rising: each value that occurs.
+        values: int64 [V]: each value that occurs, in any order.
         counts: [V]: how many pixels have it, at least 1.
 
     Returns:
         Two of `values`.
     """
-    below = np.cumsum(counts, dtype=np.float64)
+    order = np.argsort(values)
+    values = values[order]
+    below = np.cumsum(counts[order], dtype=np.float64)
     spared = np.floor(below[-1] * _STRAY)
     low = values[np.searchsorted(below, spared, side="right")]
     high = values[np.searchsorted(below, below[-1] - spared)]

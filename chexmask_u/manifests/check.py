@@ -64,8 +64,7 @@ def inspect(uri: str) -> ManifestFacts:
     """Read a manifest once, some rows at a time, and check it; of each row, 8 bytes are kept.
 
     Raises:
-        InputError: on duplicate or missing ids, an empty manifest, or relative URIs.
-        InputError: on URIs whose scheme nothing can open.
+        InputError: on duplicate or missing ids, an empty manifest, and URIs that are relative or that nothing can open.
     """
     return inspect_all([uri])[0]
 

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -34,6 +35,8 @@ def read_header(uri: str, what: str) -> str:
         InputError
     """
     uri = storage.normalise(uri)
+    if storage.is_local(uri) and Path(uri).is_dir():
+        raise InputError(f"{uri}: is a folder; expected {what}, one of its files")
     with _explained(uri, what), _opened(uri) as stream:
         start: bytes = stream.read(_HEADER_BYTES)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

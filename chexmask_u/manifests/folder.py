@@ -39,9 +39,8 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
     macOS and notebooks leave them between images, are passed over. Links to folders are followed.
 
     Raises:
-        InputError: if the folder cannot be listed or holds no image, the source's name is not one, or another manifest
-            is there.
-        InputError: if the URL's scheme is unknown.
+        InputError: if the folder cannot be listed or holds no image, the source's name is not one, another manifest is
+            there, or the URL's scheme is unknown.
     """
     check_source_name(settings.source)
     output = storage.normalise(settings.output)

@@ -68,8 +68,8 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
     table lists and nobody downloaded is listed, too.
 
     Raises:
-        InputError: if the images, the CSV or the table cannot be read or are not this source's, or nothing matches.
-        InputError: if a URL's scheme is unknown.
+        InputError: if the images, the CSV or the table cannot be read or are not this source's, nothing matches, or a
+            URL's scheme is unknown.
     """
     source = _published(settings.source)
     output = storage.normalise(settings.output)

@@ -74,7 +74,7 @@ def _objects_below(url: str) -> list[str]:
 
 
 def _walk(root: Path) -> Files:
-    """Of the local disk; see `files_below`."""
+    """Files below a folder of the local disk; see `files_below`."""
     found = Files()
     seen: set[Path] = set()
     # The root, and then what links lead to.

@@ -40,8 +40,6 @@ def merge(settings: ManifestMergeSettings) -> MergeReport:
         InputError: on an unusable manifest, an id that occurs twice, a source with other rows than expected that
             neither `accept_rows` nor `accept_less` allows, or another manifest at `output`.
     """
-    if not settings.manifests:
-        raise InputError("no manifest to merge; `chexmask-u manifest SOURCE` writes them")
     output = storage.normalise(settings.output)
     parquet.check_name(output)
     inputs = [storage.normalise(uri) for uri in settings.manifests]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chexmask_u import record, sources
+from chexmask_u import record, sources, storage
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.columns import landmark_array
 from chexmask_u.errors import InputError
@@ -43,7 +43,7 @@ PUBLISHED_ROW = pa.schema(
 
 
 def read_published(
-    uri: str, source: str | None = None, wanted: Callable[[list[str]], Sequence[bool]] | None = None
+    uri: str | Path, source: str | None = None, wanted: Callable[[list[str]], Sequence[bool]] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a CheXmask CSV in its order, some at a time: a whole file has tens of GB.
 
@@ -63,6 +63,7 @@ def read_published(
     Raises:
         InputError: a ValueError that names the file, and the row where landmarks are no 240 numbers.
     """
+    uri = storage.as_text(uri, "uri")
     header = _header(uri)
     known = sources.get(source) if source is not None else _source_of(uri, header)
     if chexmask_csv.LANDMARKS in header and chexmask_csv.LANDMARKS_MEAN not in header:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,26 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.errors import CheckpointError
-from chexmask_u.model.decoder import CHEBYSHEV_ORDER
-from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
-from chexmask_u.model.hybridgnet import HybridGNet, Variant
+from chexmask_u.model.network import Network
+from chexmask_u.model.variants import build, called
 
 # Where a checkpoint holds its state dict: in one of them, or in one within the other.
 _WRAPPERS = ("state_dict", "model", "state_dict")
 
 _LATENT = "encoder.fc_mu.weight"
 
+# What failed downloads leave under a weight file's name, by its first bytes.
+_OTHERS = {
+    b"<": "a web page or XML, as failed downloads leave it",
+    b"version https://git-lfs": "a pointer of Git LFS (`git lfs pull`)",
+}
+_LONGEST_START = max(map(len, _OTHERS))
 
-def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: str) -> HybridGNet:
-    """Read HybridGNet from a file, in evaluation mode; input size and variant are read from the tensors.
+
+def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: str) -> Network:
+    """Read a network from a file, in evaluation mode; input size and variant are read from the tensors.
 
     Args:
         path: a safetensors file by its suffix, else one of PyTorch, read with ``weights_only``: a state dict or a
@@ -39,14 +45,15 @@ def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: 
         CheckpointError: if the file is damaged, its keys or sizes do not fit, or the config contradicts them.
     """
     state = _without_prefix(_read_state(path, source), source)
-    model = build(_input_size(state, source), _variant(state))
+    named = {_module_key(key): value for key, value in state.items()}
+    model = build(_input_size(state, source), called(named))
     _check_fit(state, model, source)
     _check_config(config, model, f"{source}: {config_name}")
-    model.load_state_dict({_module_key(key): value.float() for key, value in state.items()})
+    model.load_state_dict({key: value.float() for key, value in named.items()})
     return model.eval()
 
 
-def save_model(model: HybridGNet, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
+def save_model(model: Network, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
     """Save the weights as safetensors with upstream's key names; returns the sha256 of the file."""
     state = {
         key.removeprefix("decoder."): value.detach().to("cpu", dtype).contiguous()
@@ -59,15 +66,24 @@ def save_model(model: HybridGNet, path: str | Path, *, dtype: torch.dtype = torc
 
 
 def _read_state(path: Path, source: str) -> dict[str, Tensor]:
+    with path.open("rb") as content:
+        start = content.read(_LONGEST_START)
+    if not start or (other := next((name for mark, name in _OTHERS.items() if start.startswith(mark)), None)):
+        raise CheckpointError(f"{source}: is {other if start else 'empty'}; fetch the file again")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch's, of a file by another program's pickle, which is refused or read like any other.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message recommends to switch the protection off.
         raise CheckpointError(
             f"{source}: is damaged, or holds more than tensors and might run code; save the model's state_dict() alone"
         ) from error
     except Exception as error:  # a damaged file makes torch's unpickler raise whatever it stumbles over
-        raise CheckpointError(f"{source}: not readable as {path.suffix} weights ({_one_line(error)})") from error
+        raise CheckpointError(
+            f"{source}: not readable as {path.suffix} weights ({_one_line(error)}); if it was cut short, fetch it again"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -96,12 +112,6 @@ def _module_key(key: str) -> str:
     return key if key.startswith("encoder.") else f"decoder.{key}"
 
 
-def _variant(state: dict[str, Tensor]) -> Variant:
-    if not any(key.startswith("SC_1.") for key in state):
-        return "noskip"
-    return "skip" if any(key.startswith("encoder.fc_logvar.") for key in state) else "dropout"
-
-
 def _input_size(state: dict[str, Tensor], source: str) -> int:
     weight = state.get(_LATENT)
     if weight is None or weight.ndim != 2:
@@ -112,7 +122,7 @@ def _input_size(state: dict[str, Tensor], source: str) -> int:
     return side * DOWNSAMPLING
 
 
-def _check_fit(state: dict[str, Tensor], model: HybridGNet, source: str) -> None:
+def _check_fit(state: dict[str, Tensor], model: Network, source: str) -> None:
     expected = {key.removeprefix("decoder."): value.shape for key, value in model.state_dict().items()}
     problems = [f"missing {key}" for key in expected.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - expected.keys()]
@@ -132,15 +142,8 @@ def _check_fit(state: dict[str, Tensor], model: HybridGNet, source: str) -> None
         raise CheckpointError(f"{source}: does not fit HybridGNet ({model.variant}): {shown}{more}")
 
 
-def _check_config(config: Mapping[str, Any], model: HybridGNet, name: str) -> None:
-    # Upstream's other fields, such as the widths of its layers, are spelled in ways that no tensor tells.
-    told = {
-        "inputsize": model.input_size,
-        "latents": LATENT_SIZE,
-        "K": CHEBYSHEV_ORDER,
-        "use_skip": model.variant != "noskip",
-    }
-    for field, value in told.items():
+def _check_config(config: Mapping[str, Any], model: Network, name: str) -> None:
+    for field, value in model.config().items():
         if field in config and config[field] != value:
             raise CheckpointError(
                 f"{name}: {field} is {config[field]!r}, but the weights beside it are of {field} {value!r}; "
@@ -149,4 +152,6 @@ def _check_config(config: Mapping[str, Any], model: HybridGNet, name: str) -> No
 
 
 def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """Its first sentence: torch adds advice of a paragraph."""
+    line = str(error).strip().partition("\n")[0]
+    return line.partition(". ")[0] or type(error).__name__

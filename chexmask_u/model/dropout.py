@@ -6,22 +6,18 @@ approximation", ICML 2016), so a draw costs a whole encoding, and every draw has
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.model.encoder import CHANNELS, Features
 from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Draws, TrainingDraws, training_arithmetic
 from chexmask_u.model.precision import arithmetic
 
 # Chance that a channel is dropped, of all blocks; the paper compares with dropout and does not say how much.
 RATE = 0.1
-
-# Standard normal numbers that a draw takes: one per channel of each block.
-NOISE_SIZE = sum(CHANNELS[1:])
 
 # Draws of an image that are encoded at once: at 1024 a draw's activations take 64 MiB.
 DRAWS = 5
@@ -32,12 +28,16 @@ class DropoutNet(HybridGNet):
 
     Args:
         input_size: as `HybridGNet` takes it.
+        variant: "dropout".
     """
 
-    def __init__(self, input_size: int = 1024) -> None:
-        super().__init__(input_size, "skip")
-        self.variant = "dropout"
-        del self.encoder.fc_logvar
+    # One per channel of each block.
+    noise_size = sum(CHANNELS[1:])
+    has_posterior = False
+    variants = ("dropout",)
+
+    def __init__(self, input_size: int = 1024, variant: str = "dropout") -> None:
+        super().__init__(input_size, variant)
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Features]:
         """Latents and feature maps, with the channels dropped that the noise says; without gradients in `precision`.
@@ -59,52 +59,33 @@ class DropoutNet(HybridGNet):
         return latents.float(), log_var.float(), Features(*(maps.float() for maps in features))
 
     def _encode(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Features]:
-        x = images
-        maps: list[Tensor] = []
-        kept = None if noise is None else _kept(noise).split(CHANNELS[1:], dim=1)
-        for level in range(1, len(CHANNELS)):
-            x = getattr(self.encoder, f"dconv_down{level}")(F.max_pool2d(x, 2) if maps else x)
-            if kept is not None:
-                x = x * kept[level - 1][:, :, None, None]
-            maps.append(x)
-        latents = self.encoder.fc_mu(x.flatten(1))
-        return latents, torch.full_like(latents, -math.inf), Features(conv5=maps[-2], conv6=maps[-1])
+        features = self.encoder.maps(images, None if noise is None else _kept(noise).split(CHANNELS[1:], dim=1))
+        return *self.encoder.latents(features), features
 
-    def sample(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws of a batch.
-
-        Args:
-            images: float32 [B, 1, S, S].
-            noise: standard normal float32 [B, N, 376].
-
-        Returns:
-            landmarks float32 [B, N, 120, 2], unit square, and latents float32 [B, N, 64].
-        """
+    def sample(self, images: Tensor, noise: Callable[[], Tensor]) -> Draws:
         landmarks, latents = [], []
-        for image, draws in zip(images, noise, strict=True):
+        normal = noise()
+        for image, draws in zip(images, normal, strict=True):
             for chunk in draws.split(DRAWS):
                 z, _, features = self.encode(image.expand(len(chunk), -1, -1, -1), chunk)
                 landmarks.append(self.decode(z.unsqueeze(1), features)[:, 0])
                 latents.append(z)
-        shape = noise.shape[:2]
-        return torch.cat(landmarks).unflatten(0, shape), torch.cat(latents).unflatten(0, shape)
+        shape = normal.shape[:2]
+        sigma, mean = torch.std_mean(torch.cat(latents).unflatten(0, shape), dim=1, correction=0)
+        return Draws(torch.cat(landmarks).unflatten(0, shape), mean, sigma)
+
+    def training_draws(self, images: Tensor, noise: Tensor, precision: str = "float32") -> TrainingDraws:
+        """One draw, M = 1: another would take an encoding of its own."""
+        with training_arithmetic(precision, images.device):
+            latents, _, features = self.encode(images, noise.squeeze(1))
+        decoded = self.decode_all(latents.float().unsqueeze(1), Features(*(maps.float() for maps in features)))
+        return TrainingDraws(decoded, latents.new_zeros((), dtype=torch.float32))
 
 
 def _kept(noise: Tensor) -> Tensor:
-    """Factor of each channel: 0 for the share `RATE` of the noise that is smallest, else what keeps the mean."""
+    """Factors [B, 376] of the channels: 0 for the share `RATE` of the noise [B, 376] that is smallest, else 1 / 0.9.
+
+    That factor keeps a channel's mean.
+    """
     limit = torch.special.ndtri(torch.tensor(RATE, dtype=torch.float64)).item()
     return (noise > limit).to(noise.dtype) / (1 - RATE)
-
-
-def build(input_size: int, variant: str) -> HybridGNet:
-    """The network of a variant: "skip", "noskip" or "dropout".
-
-    Raises:
-        ValueError: if the size or variant is not one of those.
-    """
-    return DropoutNet(input_size) if variant == "dropout" else HybridGNet(input_size, variant)  # type: ignore[arg-type]
-
-
-def noise_size(variant: str) -> int:
-    """Standard normal numbers that a draw of a variant takes."""
-    return NOISE_SIZE if variant == "dropout" else LATENT_SIZE

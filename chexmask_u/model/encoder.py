@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,20 +66,39 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """float [B, 1, S, S] in [0, 1] -> mean [B, 64], log variance [B, 64], Features."""
+    """float [B, 1, S, S] in [0, 1] -> mean [B, 64], log variance [B, 64], Features.
 
-    def __init__(self, input_size: int) -> None:
+    Args:
+        input_size: S.
+        posterior: whether the latents have a variance; else they are points, whose log variance is minus infinity.
+    """
+
+    def __init__(self, input_size: int, posterior: bool = True) -> None:
         super().__init__()
         for level in range(1, len(CHANNELS)):
             setattr(self, f"dconv_down{level}", ResidualBlock(CHANNELS[level - 1], CHANNELS[level]))
         flat = CHANNELS[-1] * (input_size // DOWNSAMPLING) ** 2
         self.fc_mu = nn.Linear(flat, LATENT_SIZE)
-        self.fc_logvar = nn.Linear(flat, LATENT_SIZE)
+        log_variance = nn.Linear(flat, LATENT_SIZE)
+        # Drawn in any case: the first weights of what is drawn next, the decoder, are the same in every variant.
+        self.fc_logvar = log_variance if posterior else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Features]:
+        features = self.maps(x)
+        return *self.latents(features), features
+
+    def maps(self, x: Tensor, factors: Sequence[Tensor] | None = None) -> Features:
+        """Feature maps; each block's output is multiplied by its factors, float [B, channels], if there are any."""
         maps: list[Tensor] = []
         for level in range(1, len(CHANNELS)):
             x = getattr(self, f"dconv_down{level}")(F.max_pool2d(x, 2) if maps else x)
+            if factors is not None:
+                x = x * factors[level - 1][:, :, None, None]
             maps.append(x)
-        flat = x.flatten(1)
-        return self.fc_mu(flat), self.fc_logvar(flat), Features(conv5=maps[-2], conv6=maps[-1])
+        return Features(conv5=maps[-2], conv6=maps[-1])
+
+    def latents(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Mean and log variance, float [B, 64] each, of an image's feature maps."""
+        flat = features.conv6.flatten(1)
+        mean = self.fc_mu(flat)
+        return mean, torch.full_like(mean, -math.inf) if self.fc_logvar is None else self.fc_logvar(flat)

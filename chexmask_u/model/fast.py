@@ -29,7 +29,7 @@ LANES = 64
 
 
 class Moments(NamedTuple):
-    """Of a strip's pixels: their number, mean float64 [C], and the sum of squared deviations [C] or products [C, C]."""
+    """A strip's pixels: their number, mean float64 [C], and the sum of squared deviations [C] or products [C, C]."""
 
     pixels: int
     mean: Tensor
@@ -46,8 +46,7 @@ def encode(encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor, Features]:
     """What `encoder(images)` returns, its feature maps channels-last; for use where no gradient is kept."""
     conv5, conv6 = zip(*(_feature_maps(encoder, image) for image in images), strict=True)
     features = Features(*(torch.stack(maps).permute(0, 3, 1, 2) for maps in (conv5, conv6)))
-    flat = features.conv6.flatten(1)
-    return encoder.fc_mu(flat), encoder.fc_logvar(flat), features
+    return *encoder.latents(features), features
 
 
 def _feature_maps(encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:

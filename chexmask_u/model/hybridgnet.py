@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.model import fast
-from chexmask_u.model.decoder import Decoded, Decoder
-from chexmask_u.model.encoder import DOWNSAMPLING, Encoder, Features
-from chexmask_u.model.precision import Precision, arithmetic
-
-Variant = Literal["skip", "noskip", "dropout"]
+from chexmask_u.model.decoder import CHEBYSHEV_ORDER, Decoded, Decoder
+from chexmask_u.model.encoder import Encoder, Features
+from chexmask_u.model.network import Draws, Network, TrainingDraws, reparameterised, training_arithmetic
+from chexmask_u.model.precision import arithmetic
 
 # Draws decoded at once: on a CPU as many as stay in cache, elsewhere 0.7 GiB (a draw's largest activation is 92 kB).
 CPU_DRAWS = 50
 DEVICE_DRAWS = 8192
 
 
-class HybridGNet(nn.Module):
+class HybridGNet(Network):
     """Variational encoder and graph decoder of HybridGNet (Gaggion et al.), with upstream's parameter names.
 
     Args:
@@ -31,27 +32,19 @@ class HybridGNet(nn.Module):
         ValueError: if the size or variant is not one of those.
     """
 
-    sha256: str | None = None
-    """Digest of the weight file this model was loaded from; None for a model that was never saved."""
+    noise_size = LATENT_SIZE
+    has_posterior = True
+    variants: tuple[str, ...] = ("skip", "noskip")
 
-    precision: Precision = "float32"
-    """Arithmetic of the encoder where no gradient is kept; training chooses its own. The decoder is always float32."""
+    convolutions_frozen: bool = False
+    """Whether the encoder's convolutions stay as they are in training; they then run as in inference."""
 
-    def __init__(self, input_size: int = 1024, variant: Variant = "skip") -> None:
-        super().__init__()
-        # At a single cell conv6 has no variance to be normalised by.
-        if input_size < 2 * DOWNSAMPLING or input_size % DOWNSAMPLING:
-            raise ValueError(f"input_size must be a multiple of {DOWNSAMPLING} from 64 on, not {input_size}")
-        if variant not in ("skip", "noskip"):
-            raise ValueError(f"variant must be 'skip' or 'noskip', not {variant!r}")
-        self.input_size = input_size
-        self.variant: Variant = variant
-        self.encoder = Encoder(input_size)
-        self.decoder = Decoder(skip=variant == "skip")
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.fc_mu.weight.device
+    def __init__(self, input_size: int = 1024, variant: str = "skip") -> None:
+        super().__init__(input_size, variant)
+        if variant not in self.variants:
+            raise ValueError(f"variant must be {' or '.join(map(repr, self.variants))}, not {variant!r}")
+        self.encoder = Encoder(input_size, self.has_posterior)
+        self.decoder = Decoder(skip=variant != "noskip")
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Features]:
         """Posterior of a batch; where no gradient is kept, in `precision`, and on a CPU by the network's fast form.
@@ -71,10 +64,7 @@ class HybridGNet(nn.Module):
         with arithmetic(self.precision, images.device):
             if self.precision == "float32" and fast.applies(self.encoder, images):
                 return fast.encode(self.encoder, images)
-            mean, log_var, features = self.encoder(images)
-        if self.precision == "bfloat16":
-            mean, log_var, features = mean.float(), log_var.float(), Features(*(maps.float() for maps in features))
-        return mean, log_var, features
+            return _in_float32(*self.encoder(images))
 
     def decode_all(self, z: Tensor, features: Features) -> Decoded:
         """Landmarks and the skip blocks' positions, which training needs too."""
@@ -97,3 +87,57 @@ class HybridGNet(nn.Module):
                 decoded = [self.decode_all(chunk, shared).landmarks for chunk in z[images].split(at_once, dim=1)]
                 landmarks.append(torch.cat(decoded, dim=1))
         return torch.cat(landmarks)
+
+    def sample(self, images: Tensor, noise: Callable[[], Tensor]) -> Draws:
+        mean, log_var, features = self.encode(images)
+        z = reparameterised(mean, log_var, noise())
+        return Draws(self.decode(z, features), mean, torch.exp(log_var / 2))
+
+    def centre(self, images: Tensor) -> Draws:
+        mean, log_var, features = self.encode(images)
+        return Draws(self.decode(mean.unsqueeze(1), features), mean, torch.exp(log_var / 2))
+
+    def training_draws(self, images: Tensor, noise: Tensor, precision: str = "float32") -> TrainingDraws:
+        if self.convolutions_frozen:
+            with torch.no_grad():
+                _, _, features = self.encode(images)
+            mean, log_var = self.encoder.latents(features)
+        else:
+            with training_arithmetic(precision, images.device):
+                mean, log_var, features = self.encode(images)
+            mean, log_var, features = _in_float32(mean, log_var, features)
+        # Before the divergence: gradients are summed in the opposite order, on which a trained network's digits hang.
+        z = reparameterised(mean, log_var, noise)
+        # KL(N(m, s²) || N(0, 1)) of each latent (Kingma and Welling, 2014, appendix B), summed over the latents.
+        divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()
+        return TrainingDraws(self.decode_all(z, features), divergence)
+
+    def freeze_convolutions(self) -> None:
+        self.convolutions_frozen = True
+        self.encoder.requires_grad_(False)
+        for linear in (self.encoder.fc_mu, self.encoder.fc_logvar):
+            if linear is not None:
+                linear.requires_grad_(True)
+
+    def compile_checked(self, images: Tensor, noise: Tensor) -> tuple[float, Tensor]:
+        plain_mean, log_var, features = self.encode(images)
+        z = reparameterised(plain_mean, log_var, noise)
+        plain = self.decode(z, features)
+        # For any number of images, but of this size alone: convolutions gain by knowing it.
+        torch._dynamo.maybe_mark_dynamic(images, 0)
+        self.encoder.compile()
+        self.decoder.compile(dynamic=True)
+        mean, _, _ = self.encode(images)
+        difference = float((mean - plain_mean).abs().max() / plain_mean.abs().max())
+        # The compiled decoder takes the plain encoder's output, so that each half answers for itself.
+        return difference, (self.decode(z, features) - plain).abs().flatten()
+
+    def config(self) -> dict[str, Any]:
+        # Upstream's other fields, such as the widths of its layers, are spelled in ways that no tensor tells.
+        told = {"latents": LATENT_SIZE, "K": CHEBYSHEV_ORDER, "use_skip": self.decoder.SC_1 is not None}
+        return super().config() | told
+
+
+def _in_float32(mean: Tensor, log_var: Tensor, features: Features) -> tuple[Tensor, Tensor, Features]:
+    """What an encoder gives, [B, 64] twice and its feature maps, whatever the format that it computed in."""
+    return mean.float(), log_var.float(), Features(*(maps.float() for maps in features))

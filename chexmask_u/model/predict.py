@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
-from chexmask_u.model.dropout import DropoutNet, noise_size
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 
 # Numbers of an image's mean, std and covariance of landmarks, mean and sigma of latents.
 _RESULT_SIZES = (2 * N_LANDMARKS, 2 * N_LANDMARKS, N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
@@ -37,6 +35,11 @@ class Prediction:
     landmarks_xy: NDArray[np.float32]
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
+
+    @classmethod
+    def join(cls, parts: Sequence[Prediction]) -> Prediction:
+        """The predictions of several batches, at least one, as one."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __repr__(self) -> str:
         arrays = (f"{field.name} float32 {list(getattr(self, field.name).shape)}" for field in fields(self))
@@ -59,7 +62,7 @@ def latent_noise(record_id: str, n_samples: int, seed: int, size: int = LATENT_S
 
 
 def predict(
-    model: HybridGNet,
+    model: Network,
     images: NDArray[np.uint8],
     record_ids: Sequence[str],
     n_samples: int = 50,
@@ -78,7 +81,30 @@ def predict(
         TypeError: if the model, the images or the names are something else, such as a path or one name for all.
         ValueError: if the shapes, the dtype or the number of names do not fit, or n_samples < 1.
     """
-    if not isinstance(model, HybridGNet):
+    return _predict(model, images, record_ids, n_samples, seed, with_draws=False)[0]
+
+
+def predict_draws(
+    model: Network,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int = 50,
+    seed: int = 0,
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """What `predict` gives, and the draws that it is of: float32 [B, N, 120, 2], pixels of the 1024 frame."""
+    return _predict(model, images, record_ids, n_samples, seed, with_draws=True)
+
+
+def _predict(
+    model: Network,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int,
+    seed: int,
+    with_draws: bool,
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """The prediction and its draws, which are none (float32 [0, N, 120, 2]) unless asked for."""
+    if not isinstance(model, Network):
         raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
     if not isinstance(images, np.ndarray):
         raise TypeError(
@@ -95,20 +121,22 @@ def predict(
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
     if not len(images):
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
-        return Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
+        empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
+        return empty, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
     if model.device.type != "cpu" and len(images) == 1:
         # What was compiled for batches would be compiled once more for one image.
-        twice = predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed)
-        return Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
+        twice, draws = _predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed, with_draws)
+        once = Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
+        return once, draws[:1]
 
     def flat_of(part: slice) -> NDArray[np.float32]:
-        size = noise_size(model.variant)
-
         def noise() -> NDArray[np.float32]:
-            return np.stack([latent_noise(record_id, n_samples, seed, size) for record_id in record_ids[part]])
+            return np.stack(
+                [latent_noise(record_id, n_samples, seed, model.noise_size) for record_id in record_ids[part]]
+            )
 
-        return _reduce(model, images[part], noise)
+        return _reduce(model, images[part], noise, with_draws)
 
     if model.device.type == "cpu":
         # One by one where a GPU takes all at once: beyond an image, more of them only take more memory.
@@ -116,14 +144,16 @@ def predict(
         flat = np.concatenate(_side_by_side(flat_of, each))
     else:
         flat = flat_of(slice(None))
-    centre, std, covariance, mean, sigma = np.split(flat, np.cumsum(_RESULT_SIZES[:-1]), axis=1)
-    return Prediction(
+    parts = np.split(flat, np.cumsum(_RESULT_SIZES), axis=1)
+    centre, std, covariance, mean, sigma, draws = parts
+    prediction = Prediction(
         landmarks_mean=centre.reshape(-1, N_LANDMARKS, 2),
         landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
         landmarks_xy=covariance,
         latent_mean=mean,
         latent_std=sigma,
     )
+    return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
 
 
 def _named(record_ids: Any) -> str:
@@ -163,31 +193,24 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _reduce(
-    model: HybridGNet, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]]
+    model: Network, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]], with_draws: bool
 ) -> NDArray[np.float32]:
     """Mean, std and covariance of landmarks, mean and sigma of latents, side by side: float32 [B, `_RESULT_SIZES`].
+
+    The draws come behind, N * 120 * 2 more, where they are asked for.
 
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
     with torch.inference_mode():
-        grey = _on_device(images, model.device).unsqueeze(1).float().div_(255)
-        if model.input_size != FRAME:
-            size = (model.input_size, model.input_size)
-            grey = F.interpolate(grey, size, mode="area")
-        if isinstance(model, DropoutNet):
-            drawn, latents = model.sample(grey, _on_device(noise(), model.device))
-            sigma, mean = torch.std_mean(latents, dim=1, correction=0)
-        else:
-            mean, log_var, features = model.encode(grey)
-            sigma = torch.exp(log_var / 2)
-            z = mean.unsqueeze(1) + _on_device(noise(), model.device) * sigma.unsqueeze(1)
-            drawn = model.decode(z, features)
+        grey = model.grey(_on_device(images, model.device))
+        drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
         drawn = drawn * FRAME
         std, centre = torch.std_mean(drawn, dim=1, correction=0)
         offset = drawn - centre.unsqueeze(1)
         covariance = (offset[..., 0] * offset[..., 1]).mean(dim=1)
-        # One copy from the device for all five results.
+        # One copy from the device for all results.
         results = [centre.flatten(1), std.flatten(1), covariance, mean, sigma]
+        results += [drawn.flatten(1)] if with_draws else []
         flat: NDArray[np.float32] = torch.cat(results, dim=1).cpu().numpy()
     return flat
 

@@ -12,7 +12,6 @@ import jinja2
 import matplotlib.style
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from chexmask_u import record, sources
@@ -172,10 +171,7 @@ def _type(field: pa.Field) -> str:
 
 
 def _uncertainty(release: Release) -> dict[str, Any]:
-    """The shards' histograms summed by source, as `figures.draw_histograms` takes them.
-
-    Quantiles are interpolated within a bin, which is 6% wide, since the values themselves are spread over many shards.
-    """
+    """The shards' histograms summed by source and the run's own quantiles, as `figures.draw_histograms` takes them."""
     counts = {source: np.zeros(len(BIN_EDGES) - 1, int) for source in release.sources}
     for file in release.files:
         for index, images in (file.uncertainty or {}).items():
@@ -186,21 +182,11 @@ def _uncertainty(release: Release) -> dict[str, Any]:
             source: {
                 "images": int(histogram.sum()),
                 "histogram": histogram.tolist(),
-                "quantiles": {str(q): _quantile(histogram, q) for q in (0.05, 0.5, 0.95)},
+                "quantiles": release.content["uncertainty"][source],
             }
             for source, histogram in counts.items()
         },
     }
-
-
-def _quantile(histogram: NDArray[np.int_], q: float) -> float:
-    """In pixels of the 1024 frame, from counts in the bins of `BIN_EDGES`."""
-    (occupied,) = np.nonzero(histogram)
-    share = np.cumsum(histogram[occupied]) / histogram.sum()
-    at = int(np.searchsorted(share, q))
-    before = share[at - 1] if at else 0.0
-    low, high = np.log2(BIN_EDGES[occupied[at] : occupied[at] + 2])
-    return float(2 ** (low + (high - low) * (q - before) / (share[at] - before)))
 
 
 def _chart(uncertainty: Mapping[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release, config
 from chexmask_u.runs.identity import comparable_numbers, told_preparation
 from chexmask_u.runs.repair import lost_parts
 from chexmask_u.runs.run import Run
+from chexmask_u.runs.summary import quantiles
 from chexmask_u.settings import ReleaseSettings
 
 # Arrow's own name for the file that a row comes from.
@@ -87,11 +88,14 @@ def check(run: Run, settings: ReleaseSettings) -> None:
 
     Raises:
         InputError: if there is no such run, it ended incomplete, more images failed than allowed, it lacks a source
-            that is to be left out, or the version is none or exists with other numbers.
+            that is to be left out, the output is a file, or the version is none or exists with other numbers.
     """
     if settings.version is not None and not versions.is_version(settings.version):
         raise InputError(f"--version {settings.version}: must be vX.Y.Z, for instance {versions.FIRST}")
     frozen = _frozen(run)
+    output = storage.local_folder(settings.output)
+    if output is not None and output.is_file():
+        raise InputError(f"--output {settings.output}: is a file; give the folder that holds the versions")
     if settings.version is not None:
         before = _before(settings)
         if before is not None and before.version == settings.version and not _may_be_of(before, frozen):
@@ -110,8 +114,8 @@ def check(run: Run, settings: ReleaseSettings) -> None:
 def plan(run: Run, settings: ReleaseSettings, calibration: Calibration | None = None) -> Plan:
     """Check that a run is complete and cut it into shards by sorted record id.
 
-    Only ids, sources and statuses are read; a worker does it, since memory grows with the ids. Nothing is written or
-    deleted before all is found right.
+    Only ids, sources, statuses and uncertainties are read; a worker does it, since memory grows with the ids. Nothing
+    is written or deleted before all is found right.
 
     Returns:
         The plan; its version is settled unless this may be a version that is there, with other words around it or not.
@@ -126,7 +130,7 @@ def plan(run: Run, settings: ReleaseSettings, calibration: Calibration | None = 
             f"{run.url}: {len(lost)} parts of its records are lost or damaged, for instance that of {next(iter(lost))};"
             " run the same `generate` command again, which makes them anew"
         )
-    columns = ["record_id", "source", "status", "reason", _FILE]
+    columns = ["record_id", "source", "status", "reason", "uncertainty", _FILE]
     table = read(run, run.dataset(), columns).sort_by("record_id")
     _check_ids(run, frozen, table)
     manifest_rows = len(table)
@@ -134,10 +138,13 @@ def plan(run: Run, settings: ReleaseSettings, calibration: Calibration | None = 
     counts = {name: {"ok": len(rows) - _failures(rows), "failed": _failures(rows)} for name, rows in by_source.items()}
     counts = _check_counts(run, counts, settings)
     shards: list[Shard] = []
+    spread: dict[str, dict[str, float]] = {}
     for source in counts:
         ok = by_source[source].filter(pc.equal(by_source[source]["status"], record.OK))
         for kind in ("landmarks", "masks"):
             shards += _cut(kind, source, ok, settings.rows_per_shard)
+        if len(ok):
+            spread[source] = quantiles(ok["uncertainty"].to_numpy())
     table = table.filter(pc.invert(pc.is_in(table["source"], value_set=pa.array(settings.exclude, pa.string()))))
     failed = table.filter(pc.equal(table["status"], record.FAILED))
     shards += _cut("failures", None, failed, settings.rows_per_shard)
@@ -154,6 +161,8 @@ def plan(run: Run, settings: ReleaseSettings, calibration: Calibration | None = 
         "versions": frozen["versions"],
         "counts": counts,
         "failures": _value_counts(failed["reason"]),
+        # As the run's report has them; a shard's histogram tells them to a bin's width only.
+        "uncertainty": spread,
         # Rows of the manifest whose sources are left out; which ones they are is nobody's business.
         "excluded_rows": manifest_rows - len(table),
     }

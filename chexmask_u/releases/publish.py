@@ -90,8 +90,7 @@ def publish(settings: PublishSettings) -> dict[str, Any]:
         What was done, ready for JSON. With `dry_run`, what would be done, and under "refused" why it would not.
 
     Raises:
-        InputError: if the release is not whole.
-        InputError: if it may not be published so, or the Hub refuses it.
+        InputError: if the release is not whole, may not be published so, or the Hub refuses it.
         StoppedError: if the Hub failed, could not be reached, or somebody else changed the repository meanwhile.
     """
     check_places({"the release": settings.release})

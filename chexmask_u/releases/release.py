@@ -45,7 +45,7 @@ class File:
         outside: records with a mean landmark outside their image; of landmarks only, as is `uncertainty`.
         uncertainty: records by the bin of `BIN_EDGES` that their uncertainty lies in.
         odd: records with an `ood_score` beyond `record.ODD_SCORE`; of landmarks of a calibrated release only.
-        arrow_bytes: size of its rows in memory, as `datasets` counts it; None in releases that tests write.
+        arrow_bytes: size of its rows in memory, as `datasets` counts it; None where a release does not tell.
         bytes, sha256: of the file.
     """
 

@@ -119,7 +119,7 @@ def _outside(table: pa.Table) -> int:
 
 
 def _histogram(uncertainty: pa.ChunkedArray) -> dict[str, int]:
-    """Records by bin: bin k holds uncertainties from `report.BIN_EDGES`[k] on, in pixels of the 1024 frame."""
+    """Records by bin: bin k holds uncertainties from `summary.BIN_EDGES`[k] on, in pixels of the 1024 frame."""
     counts = distribution(np.sort(uncertainty.to_numpy()))["histogram"]
     return {str(index): count for index, count in enumerate(counts) if count}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -41,6 +42,12 @@ SPEED_SECONDS = 60.0
 
 # What ends a driver.
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+
+# How Python begins a traceback's last line.
+_ERROR = re.compile(r"[\w.]+(Error|Exception): ")
+
+# What Ray puts around any error of a step.
+_AROUND_A_STEP = "ray.exceptions.UserCodeException: "
 
 # Ray's core says so whenever it starts with a level that is not its own, and no level keeps it from that.
 _LOG_LEVEL_IS_SET = b"Set ray log level"
@@ -92,8 +99,8 @@ def connected(address: str | None) -> Iterator[bool]:
 
     # It warns of each start that is not in the main thread.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # Its console log speaks of blocks and operators; the session's own log file keeps all of it.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Its console log speaks of blocks and operators, and of errors that are raised besides.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     if ray.is_initialized():
         yield False
@@ -462,6 +469,14 @@ def peak_memory_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def _last_words(text: str) -> str:
+    """The line of a worker's traceback that says what happened; behind it Ray may give advice on its own settings."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    errors = [line for line in lines if _ERROR.match(line) and not line.startswith(_AROUND_A_STEP)]
+    # A step's own words need no type.
+    return (errors or lines)[-1].removeprefix(f"{StoppedError.__module__}.{StoppedError.__name__}: ")
+
+
 @contextmanager
 def stopped_in_one_line() -> Iterator[None]:
     """Raise StoppedError where Ray or the storage gives up; a worker's whole traceback is in Ray's log."""
@@ -471,9 +486,7 @@ def stopped_in_one_line() -> Iterator[None]:
     try:
         yield
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        line = str(error).strip().splitlines()[-1].strip()
-        # A step's own words are the last line of a worker's traceback, behind their type.
-        raise StoppedError(line.removeprefix(f"{StoppedError.__module__}.{StoppedError.__name__}: ")) from error
+        raise StoppedError(_last_words(str(error))) from error
     except Exception as error:
         if isinstance(error, OSError) or storage.is_transient(error):
             raise StoppedError(storage.explain(error)) from error

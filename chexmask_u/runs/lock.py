@@ -83,7 +83,7 @@ class _Owner:
         Raises:
             InputError: naming the owner that is alive.
         """
-        try:
+        with storage.explained(self.url, "written"):
             if self._create():
                 return
             found = self._read()
@@ -93,10 +93,6 @@ class _Owner:
             # Two may have seen the same dead owner.
             time.sleep(SETTLE_SECONDS)
             found = self._read()
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"{self.url}: cannot be written ({storage.explain(error)})") from error
         if not self._is_ours(found):
             raise InputError(self._refusal(found))
 

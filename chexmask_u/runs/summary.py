@@ -103,9 +103,14 @@ def distribution(values: NDArray[np.float32]) -> dict[str, Any]:
         "mean": float(values.mean(dtype=np.float64)) if some else None,
         "min": float(values[0]) if some else None,
         "max": float(values[-1]) if some else None,
-        "quantiles": {str(q): float(np.quantile(values, q)) if some else None for q in QUANTILES},
+        "quantiles": quantiles(values) if some else dict.fromkeys(map(str, QUANTILES)),
         "histogram": counts.tolist(),
     }
+
+
+def quantiles(values: NDArray[np.float32]) -> dict[str, float]:
+    """The `QUANTILES`, by their name, of the uncertainties of some images, float32 [images], at least one."""
+    return {str(q): float(np.quantile(values, q)) for q in QUANTILES}
 
 
 def summarise(records: ds.Dataset) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Source:
     Attributes:
         name: the `source` of its records and the name of its dataset config; lower case, digits and dashes.
         title: how people call it.
-        crop_border: whether preparation drops the black border first (design: fact 7 of the published method).
+        crop_border: whether preparation drops the black border first, as the published one did.
         jpeg_quality: of the JPEG, on OpenCV's scale, that the prepared image passed through before inference; None
             where it was kept as it is.
         unknown_steps: what nobody knows of its published preparation, as the end of a sentence.

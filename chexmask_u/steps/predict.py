@@ -19,7 +19,7 @@ from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.columns import landmark_array, latent_array, node_array, replace
 from chexmask_u.images import memory
 from chexmask_u.model.device import choose
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.model.precision import Precision
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.weight_files import WeightFile, load_model
@@ -59,6 +59,10 @@ class Predictor:
         threads: images that a CPU computes side by side, at most the machine's cores; None for torch's own choice.
         precision: arithmetic of the encoder, see `model.precision`.
 
+    Attributes:
+        device_name: where the network runs, as records and reports say it: "cpu", or the GPU's name, with
+            `NOT_COMPILED` where it runs there in its plain form.
+
     Raises:
         InputError: if there is no such device.
         ValueError: if the device does not have the precision.
@@ -84,15 +88,15 @@ class Predictor:
         self.model.precision = precision
         if device == "cpu":
             # As `model.fast` wants its weights, which it would otherwise convert for every image.
-            self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device = device
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device_name = device
         if device.startswith("cuda"):
-            self.device = torch.cuda.get_device_name()
+            self.device_name = torch.cuda.get_device_name()
             if not _compiles(self.model):
                 self.model = load_model(weights, device=device, sha256=sha256)
                 self.model.precision = precision
                 # Part of every record and of the report, where a run that is slow for it is noticed.
-                self.device += NOT_COMPILED
+                self.device_name += NOT_COMPILED
         self.samples = samples
         self.seed = seed
 
@@ -112,7 +116,7 @@ class Predictor:
             if index in too_big:
                 status[row], reason[row], error[row] = record.FAILED, "out_of_memory", too_big[index]
                 continue
-            problem = _implausible(prediction, index)
+            problem = implausible(prediction, index)
             if problem:
                 status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", problem
                 continue
@@ -135,13 +139,13 @@ class Predictor:
             latent_mean=latent_array(results["latent_mean"]),
             latent_std=latent_array(results["latent_std"]),
             latent_uncertainty=latent_uncertainty,
-            device=[self.device if row in predicted else None for row in range(len(status))],
+            device=[self.device_name if row in predicted else None for row in range(len(status))],
             predict_seconds=[seconds if row in predicted else None for row in range(len(status))],
         )
 
 
-def _compiles(model: HybridGNet) -> bool:
-    """Have torch compile both halves of the network, for any batch size, and check each against its plain form.
+def _compiles(model: Network) -> bool:
+    """Have torch compile the network, for any batch size, and check it against its plain form.
 
     Returns:
         Whether the model may be used; if not, the reason was printed.
@@ -158,18 +162,8 @@ def _compiles(model: HybridGNet) -> bool:
                     rng.standard_normal((3, 2, LATENT_SIZE), np.float32),
                 )
             )
-            plain_mean, log_var, features = model.encode(images)
-            z = plain_mean.unsqueeze(1) + noise * torch.exp(log_var / 2).unsqueeze(1)
-            plain = model.decode(z, features)
-            # For any number of images, but of this size alone: convolutions gain by knowing it.
-            torch._dynamo.maybe_mark_dynamic(images, 0)
-            model.encoder.compile()
-            model.decoder.compile(dynamic=True)
-            mean, _, _ = model.encode(images)
-            # Of the plain encoder's output, so that each half answers for itself.
-            moved = (model.decode(z, features) - plain).abs().flatten() * FRAME
-        difference = float((mean - plain_mean).abs().max() / plain_mean.abs().max())
-        shift = float(moved.quantile(COMPILED_SHIFT_QUANTILE))
+            difference, moved = model.compile_checked(images, noise)
+        shift = float((moved * FRAME).quantile(COMPILED_SHIFT_QUANTILE))
     except Exception as error:  # whatever a compiler can raise: there may be none, or it may not know the device
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     else:
@@ -182,7 +176,7 @@ def _compiles(model: HybridGNet) -> bool:
 
 
 def _predict_in_memory(
-    model: HybridGNet, images: Sequence[NDArray[np.uint8]], record_ids: Sequence[str], n_samples: int, seed: int
+    model: Network, images: Sequence[NDArray[np.uint8]], record_ids: Sequence[str], n_samples: int, seed: int
 ) -> tuple[Prediction, dict[int, str]]:
     """`predict`, in halves where memory does not suffice, and so on down to one image.
 
@@ -194,7 +188,7 @@ def _predict_in_memory(
         return predict(model, stacked, record_ids, n_samples, seed), {}
     except (RuntimeError, MemoryError) as error:
         problem = storage.explain(error)
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
     # Not in the handler: until it ends, the exception holds the tensors of what did not fit.
     if model.device.type == "cuda":
@@ -206,14 +200,16 @@ def _predict_in_memory(
     half = len(images) // 2
     first, first_failed = _predict_in_memory(model, images[:half], record_ids[:half], n_samples, seed)
     second, second_failed = _predict_in_memory(model, images[half:], record_ids[half:], n_samples, seed)
-    together = {
-        field.name: np.concatenate([getattr(first, field.name), getattr(second, field.name)])
-        for field in fields(Prediction)
-    }
-    return Prediction(**together), first_failed | {half + index: text for index, text in second_failed.items()}
+    failed = first_failed | {half + index: text for index, text in second_failed.items()}
+    return Prediction.join([first, second]), failed
 
 
-def _implausible(prediction: Prediction, index: int) -> str | None:
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether a prediction failed because there was no memory for it, on whatever device."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def implausible(prediction: Prediction, index: int) -> str | None:
     """Why a record's numbers cannot be kept, or None."""
     mean = prediction.landmarks_mean[index]
     if not all(np.isfinite(getattr(prediction, field.name)[index]).all() for field in fields(Prediction)):

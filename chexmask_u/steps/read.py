@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ FETCHERS = 8
 
 
 def read_image(
-    uri: str, *, source: str = "folder", max_side: int = 10_000, preparation: Preparation = "published"
+    uri: str | Path, *, source: str = "folder", max_side: int = 10_000, preparation: Preparation = "published"
 ) -> ReadImage:
     """Fetch, decode and prepare one image as `source` is prepared.
 
@@ -39,6 +40,7 @@ def read_image(
     Raises:
         ReadError: with the file and the reason why not.
     """
+    uri = storage.as_text(uri, "uri")
     try:
         data = fetch(uri, max_bytes=max_bytes(max_side))
         return read_bytes(data, source=source, max_side=max_side, preparation=preparation)

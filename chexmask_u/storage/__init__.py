@@ -16,13 +16,23 @@ from chexmask_u.storage.filesystems import (
     s3_attempts,
 )
 from chexmask_u.storage.secrets import redact
-from chexmask_u.storage.urls import check_scheme, is_local, is_relative, join, local_folder, normalise, schemes
+from chexmask_u.storage.urls import (
+    as_text,
+    check_scheme,
+    is_local,
+    is_relative,
+    join,
+    local_folder,
+    normalise,
+    schemes,
+)
 
 __all__ = [
     "HTTP_SECONDS",
     "S3_ATTEMPTS",
     "PatientS3",
     "arrow_filesystem",
+    "as_text",
     "check_scheme",
     "explain",
     "explained",

@@ -11,7 +11,7 @@ import fsspec
 import pyarrow.fs as pafs
 from fsspec.core import split_protocol
 
-from chexmask_u.storage.faults import is_missing
+from chexmask_u.storage.faults import explained, is_missing
 from chexmask_u.storage.urls import chain, check_scheme, is_local, normalise, schemes
 
 # Attempts of a request that finds S3 out of reach or busy; with the clients' pauses about a minute. Their own defaults
@@ -34,9 +34,14 @@ def filesystem(url: str, *, patient: bool = True) -> tuple[fsspec.AbstractFileSy
     Args:
         url: of an object or folder.
         patient: whether requests wait for a storage that is out of reach; else they give up as the client does.
+
+    Raises:
+        InputError: if its scheme is unknown, or it lies in an archive or on a server that cannot be opened.
     """
     check_scheme(url)
-    fs, path = resolve(url, patient=patient)
+    # An archive is opened by that, and some servers are asked.
+    with explained(url, "opened", missing="no such archive"):
+        fs, path = resolve(url, patient=patient)
     fs.invalidate_cache()
     return fs, path
 

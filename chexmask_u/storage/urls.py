@@ -24,6 +24,17 @@ _LOCAL_HOST = re.compile("^localhost/", re.IGNORECASE)
 _URI_PATH = re.compile(r"([\w.~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*", re.ASCII)
 
 
+def as_text(place: str | os.PathLike[str], name: str) -> str:
+    """A path or URL as text, as somebody gave it from Python as the argument `name`.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if not isinstance(place, str | os.PathLike):
+        raise TypeError(f"{name} must be a path or URL, not a {type(place).__name__}")
+    return os.fspath(place)
+
+
 def is_local(url: str) -> bool:
     """Whether a URL or path names the local file system."""
     return len(chain(url)) == 1 and split_protocol(url)[0] in (None, *_LOCAL_SCHEMES)

@@ -183,6 +183,7 @@ def _from_csv(url: str, data: bytes) -> list[tuple[str, Annotation]]:
 
 
 def _size(height: float, width: float) -> tuple[int, int] | None:
+    """Height and width in pixels; None unless both are told."""
     return (int(height), int(width)) if np.isfinite([height, width]).all() else None
 
 

@@ -26,7 +26,7 @@ from chexmask_u.calibration.worth import contour_errors, landmark_errors
 from chexmask_u.errors import InputError, did_you_mean
 from chexmask_u.folder import Folder
 from chexmask_u.model.device import choose
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.model.predict import predict
 from chexmask_u.record import ReadError
 from chexmask_u.result import Result
@@ -128,7 +128,7 @@ def _read(settings: CalibrateSettings, weights: WeightFile) -> _Parts:
     return _Parts(found.take(np.flatnonzero(~trained)), found.take(order[:_TRAINED_IMAGES]), told)
 
 
-def _measure(model: HybridGNet, examples: Examples, settings: CalibrateSettings) -> Measured:
+def _measure(model: Network, examples: Examples, settings: CalibrateSettings) -> Measured:
     """Errors of all images, as they are and under each shift."""
     truth = examples.landmarks * np.float32(FRAME)
     from_masks = np.array([name in examples.from_masks for name in examples.names], bool)
@@ -156,9 +156,7 @@ def _measure(model: HybridGNet, examples: Examples, settings: CalibrateSettings)
     return Measured(examples.names, seen, errors)
 
 
-def _known(
-    model: HybridGNet, measured: Measured, trained: Examples, settings: CalibrateSettings
-) -> NDArray[np.float64]:
+def _known(model: Network, measured: Measured, trained: Examples, settings: CalibrateSettings) -> NDArray[np.float64]:
     """Features of all radiographs that are to count as known: measured ones, trained ones, and those of --known."""
     images, names = list(trained.images), list(trained.names)
     for folder in settings.known:

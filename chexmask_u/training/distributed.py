@@ -5,71 +5,43 @@ Beside `cluster.py` and `pipeline.py` the only importer of Ray.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import re
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import cv2
-import pyarrow.fs as pafs
 import torch
 
 from chexmask_u import storage
-from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError, StoppedError
-from chexmask_u.model.checkpoint import save_model
-from chexmask_u.model.dropout import build
-from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import without_tf32
+from chexmask_u.model.variants import VARIANTS
 from chexmask_u.result import INCOMPLETE, Result
 from chexmask_u.runs import cluster, lock
-from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.job import check_places
 from chexmask_u.settings import TrainSettings
+from chexmask_u.training import checkpoints
 from chexmask_u.training import evaluate as evaluation
-from chexmask_u.training import examples as annotated
-from chexmask_u.training import figures
+from chexmask_u.training.board import Board, NoBoard
 from chexmask_u.training.datasets import datasets
-from chexmask_u.training.examples import Examples
+from chexmask_u.training.examples import read_split
+from chexmask_u.training.finish import finish
 from chexmask_u.training.loop import DivergedError, Place, Training
-from chexmask_u.training.run import (
-    PROBLEMS,
-    SCORES,
-    WEIGHTS,
-    TrainingRun,
-    begun_with,
-    card,
-    command,
-    freeze,
-    metrics_csv,
-)
-from chexmask_u.weight_files import WeightFile, find_again, load_model
+from chexmask_u.training.prepare import find_initial, load_initial, prepare
+from chexmask_u.training.run import SCORES, TrainingRun, metrics_csv
+from chexmask_u.weight_files import WeightFile
 
 # How often a worker may die, of too little memory for instance, before the run ends; preempted nodes do not count.
 MAX_FAILURES = 3
 
-# Draws per image of the scores in the model card.
-CARD_SAMPLES = 50
-
-# Held-out drawings where there is nothing else to hold out.
-HELD_OUT_DRAWINGS = 64
-
-_STATE = "state.pt"
-_EPOCH = re.compile(r"/epoch-(\d+)$")
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
+# What Ray Train orders checkpoints by.
 _RANK = "rank"
-
-# Squared error in px² that no network but a diverged one has.
-_NOT_YET = float(FRAME**2)
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -83,11 +55,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         StoppedError: if workers died too often, or the run was taken over; the same command goes on.
     """
     if util.find_spec("tensorboard") is None:
-        raise InputError('training needs TensorBoard: pip install "chexmask-u[train]"')
+        raise InputError('training needs TensorBoard: pip install -e ".[train]" in the project\'s folder')
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
     check_early(settings)
-    initial = None if settings.initial_weights is None else _find_initial(settings, run)
+    initial = None if settings.initial_weights is None else find_initial(settings, run)
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
         cluster.check_device(settings.device, "float32", started_here)
         use_gpu = cluster.on_gpus(settings.device)
@@ -100,7 +72,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         finished = run.read_json(SCORES)
         if finished is not None and finished["epochs"] >= settings.epochs:
             return finished | {"already_done": True}
-        if settings.epochs <= settings.kl_epochs and settings.variant != "dropout":
+        if settings.epochs <= settings.kl_epochs and VARIANTS[settings.variant].has_posterior:
             print(
                 f"the KL weight grows until epoch {settings.kl_epochs + 1}, so {settings.epochs} do not reach "
                 f"--kl-last {settings.kl_last:g}; set --kl-epochs below --epochs",
@@ -108,7 +80,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             )
         outcome = _fit(settings, run, initial, train_ref, validation_ref, facts["first_drawing"], workers, use_gpu)
         if outcome["diverged"] is not None:
-            run.write("diverged.json", json.dumps(outcome["diverged"], indent=2) + "\n")
+            run.write_json("diverged.json", outcome["diverged"])
             return outcome
         result: dict[str, Any] = cluster.on_worker(finish, settings, run.url, outcome["best"], facts)
         return result
@@ -125,7 +97,7 @@ def check_early(settings: TrainSettings) -> None:
     if cluster.starts_here(settings.address):
         datasets(settings)
         if settings.split is not None:
-            annotated.read_split(settings.split)
+            read_split(settings.split)
 
 
 def sharing(batch_size: int, gpus: int) -> int:
@@ -147,70 +119,6 @@ def _prepared(settings: TrainSettings, run: TrainingRun, initial: WeightFile | N
     return train_ref, validation_ref, facts
 
 
-def prepare(settings: TrainSettings, url: str, initial: WeightFile | None) -> tuple[Examples, Examples, dict[str, Any]]:
-    """Read, check and split all examples, and freeze the run's settings and the weights that it begins with.
-
-    Returns:
-        Training examples, drawings last; validation examples; and how many there are of what.
-    """
-    run = TrainingRun(url)
-    found, problems = annotated.read_examples(settings, settings.input_size)
-    if problems:
-        run.write(PROBLEMS, annotated.problems_csv(problems))
-    annotated.refuse(problems, settings.on_bad)
-    parts = annotated.split(found.names, settings.validation, settings.split)
-    training, validation = (
-        found.take([row for row, part in enumerate(parts) if part == wanted]) for wanted in ("train", "validation")
-    )
-    first_drawing = len(training)
-    if settings.drawings:
-        training = annotated.join([training, annotated.drawn(settings.drawings, settings.seed, settings.input_size)])
-    if not len(found):
-        validation = annotated.held_out(HELD_OUT_DRAWINGS, settings.seed, settings.input_size)
-    if not len(training) or not len(validation):
-        raise InputError(
-            f"{len(training)} images are left to train on and {len(validation)} to validate; "
-            "see --data, --split and --validation"
-        )
-    freeze(run, settings, training, validation, problems, initial)
-    names = [*((name, "train") for name in training.names), *((name, "validation") for name in validation.names)]
-    datasets: dict[str, dict[str, int]] = {}
-    for name, part in names:
-        counts = datasets.setdefault(name.partition("/")[0], {"train": 0, "validation": 0})
-        counts[part] += 1
-    facts = {
-        "train": len(training),
-        "validation": len(validation),
-        "left_out": len(problems),
-        "first_drawing": first_drawing,
-        "datasets": datasets,
-        "validation_names": validation.names,
-        "initial_sha256": None if initial is None else initial.sha256,
-    }
-    return training, validation, facts
-
-
-def _find_initial(settings: TrainSettings, run: TrainingRun) -> WeightFile:
-    """The weights that the run begins with, or was begun with; for workers, too.
-
-    Raises:
-        CheckpointError: if there are none.
-        InputError: if they are of another network than the one to be trained.
-    """
-    found = find_again(str(settings.initial_weights), begun_with(run))
-    return found.known(str(_initial(settings, found).sha256))
-
-
-def _initial(settings: TrainSettings, found: WeightFile) -> HybridGNet:
-    model = load_model(found)
-    if (model.variant, model.input_size) != (settings.variant, settings.input_size):
-        raise InputError(
-            f"--initial-weights {settings.initial_weights}: are of the variant {model.variant} at input size "
-            f"{model.input_size}; set --variant and --input-size alike"
-        )
-    return model
-
-
 def _fit(
     settings: TrainSettings,
     run: TrainingRun,
@@ -230,7 +138,7 @@ def _fit(
     run_config_type: Any = RunConfig
 
     filesystem, path = storage.arrow_filesystem(run.url)
-    forgotten = _mend(filesystem, path)
+    forgotten = checkpoints.mend(filesystem, path)
     before = run.read("metrics.csv")
     done = max(0, len((before or b"").splitlines()) - 1)
     with cluster.progress(settings.epochs * settings.batches, done * settings.batches, "train", "batch") as tally:
@@ -248,7 +156,7 @@ def _fit(
             },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=run_config_type(
-                name="checkpoints",
+                name=checkpoints.FOLDER,
                 storage_path=path,
                 storage_filesystem=filesystem,
                 checkpoint_config=CheckpointConfig(
@@ -300,42 +208,10 @@ def _on_loopback() -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 
 
-def _mend(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """Put aside Ray's list of checkpoints if a kill tore it; returns those that Ray then knows nothing of, in order.
-
-    Ray writes the list in place, after the newest checkpoint itself is whole.
-    """
-    snapshot = storage.join(path, "checkpoints", _SNAPSHOT)
-    # Without a list, a kill came before the first one was written, or before one took the place of a torn one.
-    if filesystem.get_file_info(snapshot).type != pafs.FileType.NotFound:
-        with filesystem.open_input_stream(snapshot) as file:
-            content = file.read()
-        with suppress(ValueError):
-            json.loads(content)
-            return []
-        filesystem.move(snapshot, f"{snapshot}.damaged")
-    return [folder for folder in _checkpoints(filesystem, path) if _is_whole(filesystem, folder)]
-
-
-def _is_whole(filesystem: pafs.FileSystem, folder: str) -> bool:
-    """Whether a checkpoint can be loaded: an older kill can have torn one that is not the newest any more."""
-    from ray.train import Checkpoint
-
-    # What the storage says is wrong is no fault of the file's.
-    with Checkpoint(folder, filesystem=filesystem).as_directory() as local:
-        try:
-            _load(local)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-            print(f"{folder}: a checkpoint that a kill tore; passed over", file=sys.stderr)
-            return False
-    return True
-
-
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs; returns ``diverged``, None if nothing did."""
     import ray
     from ray import train as ray_train
-    from ray.train import Checkpoint
     from ray.train.torch import get_device, prepare_model
 
     settings: TrainSettings = config["settings"]
@@ -352,18 +228,17 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     run = TrainingRun(config["url"])
     first = place.rank == 0
     if config["initial"] is not None:
-        training.model.load_state_dict(_initial(settings, config["initial"]).state_dict())
+        training.model.load_state_dict(load_initial(settings, config["initial"]).state_dict())
     checkpoint = ray_train.get_checkpoint()
     if checkpoint is not None:
-        training.load(_state_of(checkpoint))
+        training.load(checkpoints.load(checkpoint.filesystem, checkpoint.path))
     for folder in config["forgotten"]:
         # Not only the newest: the best one is to be kept, too. A worker that starts again has reported some before.
-        if _epoch_of(folder) > training.epoch:
-            forgotten = Checkpoint(folder, filesystem=storage.arrow_filesystem(run.url)[0])
-            training.load(_state_of(forgotten))
+        if checkpoints.epoch_of(folder) > training.epoch:
+            training.load(checkpoints.load(storage.arrow_filesystem(run.url)[0], folder))
             _report(training, first)
     count: Callable[[int], None] = config["tally"].add if first else _ignore
-    with _Board(run, training.epoch) if first else _NoBoard() as board:
+    with Board(run, training.epoch) if first else NoBoard() as board:
         while training.epoch < settings.epochs:
             try:
                 row = training.run_epoch(count)
@@ -384,139 +259,17 @@ def _report(training: Training, first: bool) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         if first:
-            torch.save(training.state(), Path(folder, _STATE))
+            torch.save(training.state(), Path(folder, checkpoints.STATE))
+        row = training.history[-1]
         ray_train.report(
-            training.history[-1] | {_RANK: _rank(training.settings, training.history[-1])},
+            row | {_RANK: checkpoints.rank(training.settings, row)},
             checkpoint=Checkpoint.from_directory(folder) if first else None,
-            checkpoint_dir_name=f"epoch-{training.epoch:06d}",
+            checkpoint_dir_name=checkpoints.name_of(training.epoch),
         )
-
-
-def _rank(settings: TrainSettings, row: dict[str, float]) -> float:
-    """What the best epoch has least of: the validation error, or the energy score where that is the objective.
-
-    An epoch with the KL weight that was asked for goes before all that still had a smaller one: their posterior is
-    another.
-    """
-    weight_reached = row["epoch"] > settings.kl_epochs or settings.variant == "dropout"
-    return row["energy" if settings.objective == "energy" else "mse"] + (0 if weight_reached else _NOT_YET)
-
-
-def _state_of(checkpoint: Any) -> dict[str, Any]:
-    with checkpoint.as_directory() as folder:
-        return _load(folder)
-
-
-def _load(folder: str) -> dict[str, Any]:
-    # Not to a GPU: weights are copied there from here, and Adam's count of its steps belongs on the host.
-    state: dict[str, Any] = torch.load(Path(folder, _STATE), map_location="cpu", weights_only=True)
-    return state
 
 
 def _ignore(batches: int) -> None:
     pass
-
-
-class _NoBoard:
-    """What the workers other than the first write to TensorBoard: nothing."""
-
-    def __enter__(self) -> _NoBoard:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def add(self, row: dict[str, float]) -> None:
-        pass
-
-
-class _Board(_NoBoard):
-    """TensorBoard's event file of the run; a resumed one hides what an interrupted one wrote after its checkpoint."""
-
-    def __init__(self, run: TrainingRun, epoch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(run.path("tensorboard"), purge_step=epoch + 1)
-
-    def __exit__(self, *_: object) -> None:
-        self.writer.close()
-
-    def add(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            group = "train" if name.startswith("train_") else "settings" if name in _SCHEDULES else "validation"
-            if name != "epoch":
-                self.writer.add_scalar(f"{group}/{name.removeprefix('train_')}", value, int(row["epoch"]))
-        self.writer.flush()
-
-
-_SCHEDULES = ("learning_rate", "kl_weight")
-
-
-def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write the weights of the best checkpoint, their scores, pictures and model card; returns what scores.json holds.
-
-    Args:
-        settings: of the run.
-        url: the run's folder.
-        best: path of the checkpoint on the run's file system.
-        facts: from `prepare`.
-    """
-    from ray.train import Checkpoint
-
-    run = TrainingRun(url)
-    filesystem, path = storage.arrow_filesystem(url)
-    state = _state_of(Checkpoint(best, filesystem=filesystem))
-    newest = [best, *_checkpoints(filesystem, path)][-1]
-    last = _state_of(Checkpoint(newest, filesystem=filesystem))
-    model = build(settings.input_size, settings.variant)
-    model.load_state_dict(state["model"])
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, WEIGHTS)
-        digest = save_model(model, file, dtype=torch.float16 if settings.half else torch.float32)
-        run.write(WEIGHTS, file.read_bytes())
-        # As its users will: from the file, so rounded as it is there.
-        model = load_model(str(file), sha256=digest)
-    names = frozenset(facts["validation_names"])
-    validation, _ = annotated.read_examples(settings, FRAME, only=lambda some: [name in names for name in some])
-    if not len(validation):
-        validation = annotated.held_out(len(names), settings.seed, FRAME)
-    evaluated = evaluation.score(model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1)
-    content = {
-        "weights": WEIGHTS,
-        "sha256": digest,
-        "variant": model.variant,
-        "input_size": model.input_size,
-        "epoch": state["epoch"],
-        "epochs": last["epoch"],
-        "samples": CARD_SAMPLES,
-        "datasets": facts["datasets"],
-        "left_out": facts["left_out"],
-        "initial_sha256": facts["initial_sha256"],
-        "every": settings.every,
-        "kl_weight": state["history"][-1]["kl_weight"],
-        "scores": evaluated.summary,
-        "settings": settings.numbers() | {"half": settings.half},
-        "command": command(settings),
-        "versions": library_versions(),
-        "organs": ORGANS,
-    }
-    run.write("curves.png", figures.curves(last["history"]))
-    run.write("uncertainty.png", figures.uncertainty(evaluated.summary))
-    run.write("images.csv", evaluation.images_csv(evaluated.images))
-    run.write("README.md", card(content))
-    # Last: it says that the run is finished.
-    run.write(SCORES, json.dumps(content, indent=2) + "\n")
-    return content
-
-
-def _checkpoints(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """Folders of the checkpoints of the run at a path, oldest first."""
-    found = filesystem.get_file_info(pafs.FileSelector(storage.join(path, "checkpoints"), allow_not_found=True))
-    return sorted((info.path for info in found if _EPOCH.search(info.path)), key=_epoch_of)
-
-
-def _epoch_of(folder: str) -> int:
-    return int(_EPOCH.findall(folder)[0])
 
 
 def verb(settings: TrainSettings) -> Result:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
@@ -25,7 +23,7 @@ from chexmask_u.calibration.worth import by_image, contour_errors, landmark_erro
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.model.device import choose
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.result import Result
 from chexmask_u.runs.job import check_places
@@ -69,8 +67,8 @@ def read(settings: EvaluateSettings) -> tuple[Examples, list[annotated.Problem]]
         return [given.get(name.partition("/")[2], part) == part for name in names]
 
     found, problems = annotated.read_examples(settings, FRAME, only=wanted)
-    if settings.output is not None:
-        Folder(storage.normalise(settings.output)).write(PROBLEMS, annotated.problems_csv(problems))
+    if (folder := _output(settings)) is not None:
+        folder.write(PROBLEMS, annotated.problems_csv(problems))
     annotated.refuse(problems, settings.on_bad)
     if given:
         annotated.split(found.names, 0.0, settings.split)
@@ -84,13 +82,14 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Score the weights that the settings name on the images that they name.
 
     Raises:
-        CheckpointError, InputError, and as `read`.
-        InputError: if there is no GPU where one is asked for.
-        InputError: if the output holds something else than an earlier evaluation.
+        CheckpointError: as `load_model`.
+        InputError: as `read`; or if there is no GPU where one is asked for, or the output holds something else than an
+            earlier evaluation.
     """
     check_places({"--output": settings.output})
-    if settings.output is not None:
-        _check_own(Folder(storage.normalise(settings.output)))
+    folder = _output(settings)
+    if folder is not None:
+        _check_own(folder)
     weights = weight_files.find(settings.weights)
     model = weight_files.load_model(weights, device=choose(settings.device))
     assert model.sha256 is not None
@@ -122,12 +121,15 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         "left_out": len(problems),
     }
     evaluation = Evaluation(head | result.summary, result.images)
-    if settings.output is not None:
-        folder = Folder(storage.normalise(settings.output))
+    if folder is not None:
         folder.write("images.csv", images_csv(evaluation.images))
         folder.write("uncertainty.png", uncertainty(evaluation.summary))
-        folder.write(SCORES, json.dumps(evaluation.summary, indent=2) + "\n")
+        folder.write_json(SCORES, evaluation.summary)
     return evaluation
+
+
+def _output(settings: EvaluateSettings) -> Folder | None:
+    return None if settings.output is None else Folder(storage.normalise(settings.output))
 
 
 def _check_own(folder: Folder) -> None:
@@ -138,7 +140,7 @@ def _check_own(folder: Folder) -> None:
 
 
 def score(
-    model: HybridGNet,
+    model: Network,
     examples: Examples,
     *,
     samples: int,
@@ -181,7 +183,7 @@ def score(
         "mse_of_mean": float(np.nanmean(np.nanmean(np.square(offset), axis=(1, 2)))),
         **calibration(clear.landmarks_mean, clear.landmarks_std, truth),
         # Without a variational layer there is no posterior.
-        **({} if model.variant == "dropout" else posterior(clear.latent_mean, clear.latent_std)),
+        **(posterior(clear.latent_mean, clear.latent_std) if model.has_posterior else {}),
         "trust": _trust(clear, truth, np.array([name in examples.from_masks for name in examples.names]), judged),
         "covered": mean_scores(covered_rows)
         | calibration(covered.landmarks_mean, covered.landmarks_std, truth)
@@ -311,28 +313,27 @@ def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32
     }
 
 
-def _batches(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
 def _predict(
-    model: HybridGNet, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
+    model: Network, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
 ) -> Prediction:
-    parts = [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
-    return Prediction(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Prediction)))
+    """What `predict` gives of images uint8 [N, 1024, 1024], so many at once."""
+    return Prediction.join(
+        [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
+    )
 
 
 @torch.inference_mode()
-def _decode_mean(model: HybridGNet, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """Landmarks [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
+def _decode_mean(model: Network, images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """Landmarks float32 [N, 120, 2] in pixels of the frame, decoded from the posterior's mean."""
     decoded = []
     for rows in _batches(len(images), size):
-        grey = torch.from_numpy(images[rows]).to(model.device).unsqueeze(1).float() / 255
-        if model.input_size != FRAME:
-            grey = F.interpolate(grey, (model.input_size, model.input_size), mode="area")
-        mean, _, features = model.encode(grey)
-        decoded.append(model.decode(mean.unsqueeze(1), features)[:, 0].float().cpu().numpy() * FRAME)
+        grey = model.grey(torch.from_numpy(images[rows]).to(model.device))
+        decoded.append(model.centre(grey).landmarks[:, 0].cpu().numpy() * FRAME)
     return np.concatenate(decoded)
+
+
+def _batches(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def verb(settings: EvaluateSettings) -> Result:

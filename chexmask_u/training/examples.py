@@ -25,7 +25,7 @@ from chexmask_u.training.contour import in_annotators_order
 from chexmask_u.training.datasets import Dataset, datasets
 
 Choice = Callable[[Sequence[str]], Sequence[bool]]
-"""Of a list of "dataset/name", which ones."""
+"""Tells which ones are meant of a list of "dataset/name"."""
 
 PROBLEMS: dict[str, str] = {
     "no_annotation": "an image without landmarks or masks",
@@ -243,6 +243,7 @@ def split_csv(names: Sequence[str], parts: Sequence[str]) -> str:
 
 
 def _read_dataset(dataset: Dataset, side: int, max_side: int, only: Choice | None) -> tuple[Examples, list[Problem]]:
+    """The examples of one dataset, as `read_examples` gives those of all."""
     images = dataset.images()
     problems: list[Problem] = []
     annotations: dict[str, Annotation] = {}
@@ -297,6 +298,7 @@ class _UnusableError(Exception):
 def _example(
     dataset: Dataset, uri: str, annotation: Annotation, side: int, max_side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """One image uint8 [S, S] of side S with its landmarks float32 [120, 2], unit square, NaN where there are none."""
     try:
         points, annotated_size = annotation.load()
     except InputError as error:
@@ -321,7 +323,7 @@ def _example(
 
 
 def _complete(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Landmarks [120, 2] of all that were given."""
+    """Landmarks float64 [120, 2], NaN for the heart where only the lungs' [94, 2] were given; same frame."""
     lungs = LANDMARKS["heart"].start
     if points.shape not in ((N_LANDMARKS, 2), (lungs, 2)):
         raise _UnusableError("count", f"has {list(points.shape)}, not [{N_LANDMARKS}, 2] or [{lungs}, 2]")
@@ -371,7 +373,7 @@ def check(landmarks: NDArray[np.float64], in_frame: NDArray[np.float64], size: t
         raise _UnusableError(
             "resolution", f"the lungs' middle is at {middle[0]:.2f}, {middle[1]:.2f} of the image's side"
         )
-    # Of 865 annotated radiographs the tops lie 0.2 to 0.7 times as far apart as the lowest points.
+    # In 865 annotated radiographs the tops lie 0.2 to 0.7 times as far apart as the lowest points.
     tops, lowest = (
         organs["left_lung"][pick(organs["left_lung"][:, 1]), 0]
         - organs["right_lung"][pick(organs["right_lung"][:, 1]), 0]

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS
-from chexmask_u.model.dropout import build, noise_size
-from chexmask_u.model.encoder import Features
 from chexmask_u.model.predict import latent_noise
+from chexmask_u.model.variants import VARIANTS, build
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training.augment import augment
 from chexmask_u.training.examples import Examples
@@ -78,13 +77,14 @@ class Training:
         self.batches = Batches(settings, train, first_drawing, place)
         torch.manual_seed(settings.seed)
         self.model = build(settings.input_size, settings.variant)
+        if settings.freeze_convolutions:
+            self.model.freeze_convolutions()
         # Instance norm on a GPU undoes it, before each convolution.
         self.layout = torch.channels_last if place.device.type == "cpu" else torch.contiguous_format
-        self.model.encoder.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch lacks this one
+        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch lacks this one
         self.objective = prepare(Objective(self.model, settings.precision, settings.objective))
-        self.optimiser = torch.optim.Adam(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        learning = [weights for weights in self.model.parameters() if weights.requires_grad]
+        self.optimiser = torch.optim.Adam(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
 
@@ -144,28 +144,27 @@ class Training:
         rows = range(self.place.rank, len(self.validation), self.place.world)
         mine: list[tuple[int, dict[str, float], NDArray[np.float32], NDArray[np.float32]]] = []
         for row in rows:
-            grey = torch.from_numpy(self.validation.images[row]).to(self.place.device).float()[None, None] / 255
-            mean, log_var, features = self.model.encode(grey)
-            landmarks = self.model.decode(mean.unsqueeze(1), features)[0, 0].cpu().numpy() * FRAME
-            scores = image_scores(landmarks, self.validation.landmarks[row] * FRAME)
+            grey = self.model.grey(torch.from_numpy(self.validation.images[row, None]).to(self.place.device))
+            landmarks, mean, sigma = (values[0].cpu().numpy() for values in self.model.centre(grey))
+            scores = image_scores(landmarks[0] * FRAME, self.validation.landmarks[row] * FRAME)
             if self.settings.objective == "energy":
-                scores["energy"] = self._energy(row, mean, log_var, features)
-            mine.append((row, scores, mean[0].cpu().numpy(), (0.5 * log_var[0]).exp().cpu().numpy()))
+                scores["energy"] = self._energy(row, grey)
+            mine.append((row, scores, mean, sigma))
         everyone = sorted(self._gather(mine), key=lambda one: one[0])
         scores = mean_scores([one[1] for one in everyone])
-        if self.settings.variant == "dropout":
+        if not self.model.has_posterior:
             return scores
         health = posterior(np.stack([one[2] for one in everyone]), np.stack([one[3] for one in everyone]))
         return scores | {name: float(health[name]) for name in ("sigma", "kl", "active_latents")}
 
-    def _energy(self, row: int, mean: Tensor, log_var: Tensor, features: Features) -> float:
-        """Energy score in pixels of a validation image, of draws that are the same in every epoch."""
-        noise = torch.from_numpy(latent_noise(self.validation.names[row], VALIDATION_DRAWS, self.settings.seed))
-        z = mean.unsqueeze(1) + noise.to(mean) * (0.5 * log_var).exp().unsqueeze(1)
-        there = np.isfinite(self.validation.landmarks[row]).all(axis=1)
-        target = torch.from_numpy(self.validation.landmarks[row][there]).to(mean)
-        drawn = self.model.decode(z, features)[:, :, torch.from_numpy(there).to(mean.device)]
-        return float(energy_score(drawn, target.unsqueeze(0))) * FRAME
+    def _energy(self, row: int, grey: Tensor) -> float:
+        """Energy score in pixels of a validation image [1, 1, S, S], of draws that are the same in every epoch."""
+        name, size = self.validation.names[row], self.model.noise_size
+        noise = torch.from_numpy(latent_noise(name, VALIDATION_DRAWS, self.settings.seed, size)).to(grey)
+        target = torch.from_numpy(self.validation.landmarks[row]).to(grey)
+        there = target.isfinite().all(dim=1)
+        drawn = self.model.sample(grey, lambda: noise.unsqueeze(0)).landmarks[:, :, there]
+        return float(energy_score(drawn, target[there].unsqueeze(0))) * FRAME
 
     def _update(self, number: int, batch: Batch, weight: float) -> Tensor:
         device = self.place.device
@@ -255,7 +254,7 @@ class Batches:
     def _make(self, epoch: int, number: int) -> Batch:
         rows = self.rows(epoch, number)
         nodes = N_LANDMARKS if self.examples.has_heart_at(rows[0]) else LANDMARKS["heart"].start
-        draws = self.settings.draws_per_image()
+        count = self.settings.draws_per_image() * VARIANTS[self.settings.variant].noise_size
         images, landmarks, noise = [], [], []
         for position in range(len(rows))[self.mine]:
             # From 1: with 0 it would be the stream that chose the batch's rows, since zeros at the end do not count.
@@ -264,7 +263,7 @@ class Batches:
             image, points = augment(rng, self.examples.images[row], self.examples.landmarks[row], self.settings)
             images.append(image)
             landmarks.append(points[:nodes])
-            noise.append(rng.standard_normal(draws * noise_size(self.settings.variant), np.float32))
+            noise.append(rng.standard_normal(count, np.float32))
         parts = [torch.from_numpy(np.stack(part)) for part in (images, landmarks, noise)]
         if self.on_gpu:
             # Or the copy to it would not be beside the work on the batch before.
@@ -273,6 +272,7 @@ class Batches:
 
 
 def _differing(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """So many of the rows [n], drawn: [count], each at most once if there are enough."""
     if not count:
         return rows[:0]
     return rng.choice(rows, count, replace=count > len(rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chexmask_u.anatomy import LATENT_SIZE
-from chexmask_u.model.dropout import DropoutNet
-from chexmask_u.model.encoder import Features
-from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import Network
 from chexmask_u.settings import TrainSettings
 
 # Weight of the skip positions' terms, per objective. Lengths weigh alike near and far, and what is judged in the end is
@@ -48,7 +45,7 @@ class Objective(nn.Module):
         objective: "mse" for squared errors, "energy" for `energy_score`.
     """
 
-    def __init__(self, model: HybridGNet, precision: str = "float32", objective: str = "mse") -> None:
+    def __init__(self, model: Network, precision: str = "float32", objective: str = "mse") -> None:
         super().__init__()
         self.model = model
         self.precision = precision
@@ -60,24 +57,10 @@ class Objective(nn.Module):
         Args:
             images: float32 [B, 1, S, S] in [0, 1].
             target: landmarks float32 [B, n, 2], unit square; n is 120, or 94 for lungs alone: the loss sees only these.
-            noise: standard normal float32 [B, M * 64], the numbers of M draws, or [B, 376] for the dropout variant.
+            noise: standard normal float32 [B, M * model.noise_size], the numbers of M draws.
         """
-        device = images.device.type
-        low = torch.autocast(device, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
-        with low:
-            if isinstance(self.model, DropoutNet):
-                mean, log_var, features = self.model.encode(images, noise)
-            else:
-                mean, log_var, features = self.model.encode(images)
-        mean, log_var = mean.float(), log_var.float()
-        features = Features(features.conv5.float(), features.conv6.float())
-        divergence = target.new_zeros(())
-        z = mean.unsqueeze(1)
-        if not isinstance(self.model, DropoutNet):
-            z = z + noise.unflatten(1, (-1, LATENT_SIZE)) * (0.5 * log_var).exp().unsqueeze(1)
-            # KL(N(m, s²) || N(0, 1)) of each latent (Kingma and Welling, 2014, appendix B), summed over the latents.
-            divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()
-        decoded = self.model.decode_all(z, features)
+        noise = noise.unflatten(1, (-1, self.model.noise_size))
+        decoded, divergence = self.model.training_draws(images, noise, self.precision)
         nodes = target.shape[1]
         skip1 = skip2 = target.new_zeros(())
         if decoded.pos1 is not None and decoded.pos2 is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -37,11 +36,6 @@ _PLACES = ("data", "landmarks", "output", "address")
 @dataclass(frozen=True)
 class TrainingRun(Folder):
     """The folder of a training run."""
-
-    @property
-    def checkpoints(self) -> str:
-        """Ray Train's own folder."""
-        return self.path("checkpoints")
 
     def check_place(self) -> None:
         """Raise InputError if the folder holds something else than a training run."""
@@ -109,7 +103,7 @@ def freeze(
         "versions": library_versions(),
         _INITIAL_FILE: None if initial is None else initial.facts(),
     }
-    run.write(SETTINGS, json.dumps(now | about, indent=2) + "\n")
+    run.write_json(SETTINGS, now | about)
 
 
 def begun_with(run: TrainingRun) -> dict[str, Any] | None:

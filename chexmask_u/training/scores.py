@@ -125,6 +125,7 @@ def posterior(mean: NDArray[np.floating], sigma: NDArray[np.floating]) -> dict[s
 
 
 def _rank_correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
+    """Spearman's, of two measures [N] of the same images; None for fewer than three."""
     if len(first) < 3:
         return None
     first_rank, second_rank = (np.argsort(np.argsort(values)).astype(np.float64) for values in (first, second))

@@ -20,6 +20,7 @@ from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.record import RADIUS_COVERAGE
 from chexmask_u.steps.mask import organ_mask, rle_decode
+from chexmask_u.use import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,7 +195,7 @@ def draw_record(
     image: ReadImage | NDArray[Any] | None = None,
     ax: Axes | None = None,
     *,
-    limits: tuple[float, float] = (1.0, 50.0),
+    limits: tuple[float, float] = picture.LIMITS,
 ) -> Axes:
     """Draw contours with an ellipse of one standard deviation at each landmark, coloured by it.
 
@@ -214,10 +215,8 @@ def draw_record(
         TypeError: if the image is a path or something else.
     """
     # Only who draws waits for pyplot.
-    from matplotlib import colormaps, pyplot
-    from matplotlib.cm import ScalarMappable
+    from matplotlib import pyplot
     from matplotlib.collections import EllipseCollection
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
     if not (image is None or isinstance(image, ReadImage) or np.ndim(image) in (2, 3)):
         raise TypeError(
@@ -240,9 +239,7 @@ def draw_record(
         ax.imshow(image.image, cmap="gray", extent=(left, right, bottom, top))
     elif image is not None:
         ax.imshow(image, cmap="gray", extent=(0, width, height, 0))
-    # The darkest fifth of viridis would vanish in a radiograph.
-    colours = LinearSegmentedColormap.from_list("uncertainty", colormaps["viridis"](np.linspace(0.2, 1, 256)))
-    scale = ScalarMappable(LogNorm(*limits, clip=True), colours)
+    scale = picture.std_scale(limits)
     for nodes in LANDMARKS.values():
         ring = mean[nodes]
         ax.plot(*np.vstack([ring, ring[:1]]).T, color="0.6", linewidth=0.8, zorder=1)

@@ -18,7 +18,6 @@ import torch
 
 from chexmask_u import sources, storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
-from chexmask_u.errors import InputError
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.result import DONE, INCOMPLETE, Result
 from chexmask_u.runs.identity import library_versions
@@ -161,8 +160,6 @@ def check(weights: str, sha256: str, device: str = "auto") -> dict[str, Any]:
     Raises:
         InputError: if there is no such device.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU on this machine; leave the flag out to use the CPU")
     predictor = Predictor(weights, sha256=sha256, samples=SAMPLES, device=device)
     on_gpu = predictor.model.device.type != "cpu"
     batch = GPU_BATCH if on_gpu else DRAWINGS
@@ -184,7 +181,7 @@ def check(weights: str, sha256: str, device: str = "auto") -> dict[str, Any]:
     return {
         "sane": not problems,
         "problems": problems,
-        "device": predictor.device,
+        "device": predictor.device_name,
         "milliseconds_per_image": 1000 * statistics.median(seconds) / batch,
         "batch": batch,
         "samples": SAMPLES,

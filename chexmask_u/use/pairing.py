@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -45,7 +46,7 @@ class Pairs:
         )
 
 
-def pair_images(records: Any, images: str) -> Pairs:
+def pair_images(records: Any, images: str | Path) -> Pairs:
     """Find the images of the records of one source, as its provider distributes them.
 
     Args:
@@ -69,7 +70,7 @@ def pair_images(records: Any, images: str) -> Pairs:
     if len(of_source) != 1:
         raise ValueError(f"records: give those of one source, not of {len(of_source)} ({', '.join(sorted(of_source))})")
     name = of_source.pop()
-    root = storage.normalise(images)
+    root = storage.normalise(storage.as_text(images, "images"))
     found: dict[str, list[str]] = {}
     passed_over = 0
     files = files_below(root)

@@ -14,12 +14,22 @@ from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.manifests import published
-from chexmask_u.releases.diff.compare import Mover
+from chexmask_u.releases.diff.compare import QUANTILES, Mover
 from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.mask import organ_rle
 from chexmask_u.verify import report
-from chexmask_u.verify.compare import READINGS, Comparison, Draws, Frame, Images, fitting_frame, mask_dice, told_frame
+from chexmask_u.verify.compare import (
+    READINGS,
+    Comparison,
+    Draws,
+    Floats,
+    Frame,
+    Images,
+    fitting_frame,
+    mask_dice,
+    told_frame,
+)
 from chexmask_u.verify.joined import Chunk, Missing, join, share_of
 from chexmask_u.verify.records import Records, Regenerated, is_lossless, open_regenerated
 from chexmask_u.verify.report import FarImage, text
@@ -133,8 +143,8 @@ def _verify_source(
         "images": count,
         "readings": {name: images.count(name) for name in READINGS if images.count(name)},
         "missing": asdict(missing) | {"other_size": found.other_size, "size_swapped": found.size_swapped},
-        "difference": {name: comparison.difference_quantile(q) for name, q in report.QUANTILES.items()},
-        "expected": {name: comparison.expected_quantile(q) for name, q in report.QUANTILES.items()},
+        "difference": {name: comparison.difference_quantile(q) for name, q in QUANTILES.items()},
+        "expected": {name: comparison.expected_quantile(q) for name, q in QUANTILES.items()},
         "within_expected": comparison.within_expected / comparison.coordinates,
         "within_rounding": comparison.within_rounding / comparison.coordinates,
         "offset": offset(comparison),
@@ -176,7 +186,8 @@ class _Found:
         moved = [self._far(chunk, images, int(row), ours[row], theirs[row]) for row in chosen if largest[row] > 0]
         self.far = _farthest([*self.far, *moved], self.most)
 
-    def _far(self, chunk: Chunk, images: Images, row: int, ours: Any, theirs: Any) -> FarImage:
+    def _far(self, chunk: Chunk, images: Images, row: int, ours: Floats, theirs: Floats) -> FarImage:
+        """An image by its row in the chunk, and its landmarks [120, 2] on either side, pixels of the 1024 frame."""
         organ = int(images.distances[row].argmax())
         pixels = float(images.distances[row, organ])
         mover = Mover(chunk.ids[row], self.source, ORGANS[organ], pixels, theirs, ours)

@@ -278,11 +278,11 @@ class Comparison:
         return Images(*(np.concatenate(part) for part in parts))
 
     def difference_quantile(self, q: float) -> float:
-        """Of the absolute differences of coordinates, pixels of the CSV, to 4%."""
+        """Quantile q of the absolute differences of coordinates, pixels of the CSV, to 4%."""
         return min(self.largest, _quantile(self._differences, q))
 
     def expected_quantile(self, q: float) -> float:
-        """Of the standard deviations that they are expected to have, likewise."""
+        """Quantile q of the standard deviations that they are expected to have, likewise."""
         return _quantile(self._expected, q)
 
     def _explain(self, pairs: Pairs, base: Reading) -> tuple[NDArray[np.int8], Reading]:
@@ -367,6 +367,7 @@ def _spread(reading: Reading) -> Floats:
 
 
 def _quantile(counts: NDArray[np.int64], q: float) -> float:
+    """Quantile q of what lies in the bins of `_EDGES` so many times [bins]."""
     # Not beyond the last bin that holds anything.
     used = np.flatnonzero(counts)[-1] + 1
     total = np.concatenate([[0], np.cumsum(counts[:used])])

@@ -20,9 +20,11 @@ from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.manifests import chexmask_csv
 from chexmask_u.manifests.listing import files_below
+from chexmask_u.model.device import choose
 from chexmask_u.model.predict import predict
 from chexmask_u.record import ReadError
 from chexmask_u.releases.release import Release
+from chexmask_u.runs.identity import UNTOLD_PREPARATION
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import VerifySettings
 from chexmask_u.steps.read import read_image
@@ -36,9 +38,6 @@ _BATCH_ROWS = 1024
 
 # Images that are predicted at once.
 _PREDICTED = 8
-
-# Of a run or release that does not tell.
-_UNTOLD_PREPARATION = "lossless"
 
 
 @dataclass
@@ -117,7 +116,7 @@ def open_regenerated(settings: VerifySettings) -> Regenerated:
     """The run, release or images of the settings.
 
     Raises:
-        InputError, CheckpointError, InputError: if there is none, or it holds no record.
+        InputError: if there is none, or it holds no record; CheckpointError if the weights cannot be loaded.
     """
     if settings.run is not None:
         return OfRun(Run(storage.normalise(settings.run)))
@@ -128,7 +127,7 @@ def open_regenerated(settings: VerifySettings) -> Regenerated:
 
 def is_lossless(facts: Mapping[str, Any]) -> bool:
     """Whether images were prepared without the lossy compression that a source's published ones passed through."""
-    return bool(facts["numbers"].get("preparation", _UNTOLD_PREPARATION) == "lossless")
+    return bool(facts["numbers"].get("preparation", UNTOLD_PREPARATION) == "lossless")
 
 
 class OfRun:
@@ -220,7 +219,7 @@ class OfImages:
     def __init__(self, settings: VerifySettings) -> None:
         self.settings = settings
         self.root = storage.normalise(settings.images or "")
-        self.model = load_model(settings.weights or "", device=_device(settings.device))
+        self.model = load_model(settings.weights or "", device=choose(settings.device))
         say_if_demonstration(settings.weights or "")
         self.files = files_below(self.root).paths
         self.sources: dict[str, int] | None = None
@@ -297,14 +296,6 @@ class OfImages:
         count = min(len(twos), -(-self.settings.probe // 2))
         chosen = np.sort(np.random.default_rng(self.settings.seed).choice(len(twos), count, replace=False))
         return [row for index in chosen for row in twos[index]]
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _as_published(source: str, image_id: str) -> str:

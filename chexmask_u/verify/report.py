@@ -15,13 +15,11 @@ from chexmask_u.anatomy import ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.record import ReadError
-from chexmask_u.releases.diff.compare import Mover
+from chexmask_u.releases.diff.compare import QUANTILES, Mover
 from chexmask_u.releases.diff.picture import draw
 from chexmask_u.steps.read import read_image
 
 REPORT = "verify.json"
-
-QUANTILES = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 _MISSING = {
     "without_record": "published, not regenerated",

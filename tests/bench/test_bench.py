@@ -23,10 +23,10 @@ from chexmask_u.bench.predict import stretched
 from chexmask_u.bench.reference import Reference, window_mean
 from chexmask_u.images import memory
 from chexmask_u.model.checkpoint import save_model
-from chexmask_u.model.dropout import build
 from chexmask_u.model.encoder import Encoder
 from chexmask_u.model.graph import window_lookup
 from chexmask_u.model.predict import latent_noise
+from chexmask_u.model.variants import build
 
 
 def test_the_reference_gives_the_golden_numbers(shared, variant):

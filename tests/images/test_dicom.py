@@ -498,7 +498,7 @@ def _spliced(data: bytes, inserted: bytes) -> bytes:
 
 ITEM, ITEM_END, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
 EMPTY = bytes(4)
-# Of an icon: elements that must not be taken for the image's own.
+# An icon's elements, which must not be taken for the image's own.
 ICON = b"\x28\0\x10\0US\x02\0\x05\0" + b"\x28\0\x11\0US\x02\0\x05\0" + b"\xe0\x7f\x10\0OW\0\0\x02\0\0\0ab"
 STRAY_ITEMS = {
     "empty": ITEM + EMPTY,

@@ -24,7 +24,7 @@ coordinates = st.lists(
 
 @st.composite
 def letterboxes(draw: st.DrawFn) -> Letterbox:
-    """Of an image of any size with a border of any width: drawn from what is kept, not from `prepare`."""
+    """Letterboxes of an image of any size with a border of any width: drawn from what is kept, not from `prepare`."""
     width, height = draw(st.integers(1, 9000)), draw(st.integers(1, 9000))
     side = max(width, height)
     return Letterbox(

@@ -183,7 +183,7 @@ def test_a_death_from_outside_is_forgiven_once(
 
 @linux
 def test_a_child_that_died_while_idle_is_replaced(box: Sandbox) -> None:
-    # Of a local Ray that other tests use.
+    # Those of a local Ray that other tests use.
     others = decoders()
     for _ in range(3):
         assert reason(box, small_image()) is None

@@ -170,10 +170,10 @@ def second_views(tmp_path) -> Layout:
 
 def test_without_a_csv_chexpert_has_the_views_that_the_published_data_set_took(second_views, tmp_path, capsys):
     flags = ["manifest", "chexpert", "--images", str(second_views.root), "--output", str(tmp_path / "m.parquet")]
-    assert cli.main(flags) == cli.DONE
+    assert cli.main(flags) == 0
     assert {Path(row["uri"]).name for row in rows_of(tmp_path / "m.parquet")} == {"view1_frontal.jpg"}
     assert f"passed over: {ROWS} (frontal views that the CheXmask data set left out" in capsys.readouterr().out
-    assert cli.main([*flags, "--all-frontal", "--overwrite"]) == cli.DONE
+    assert cli.main([*flags, "--all-frontal", "--overwrite"]) == 0
     assert len(rows_of(tmp_path / "m.parquet")) == 2 * ROWS
     assert "frontal views" not in capsys.readouterr().out
 
@@ -539,7 +539,7 @@ def test_settings_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="--preprocessed says what --chexmask is"):
         ManifestSourceSettings(source="chexpert", images="x", preprocessed=True)
     with pytest.raises(InputError, match="SOURCE=N"):
-        ManifestMergeSettings(accept_rows=("chexpert",))
+        ManifestMergeSettings(manifests=("m.parquet",), accept_rows=("chexpert",))
 
 
 # --- --check, and S3 --------------------------------------------------------------------------------------------------
@@ -721,7 +721,7 @@ def test_merge_refuses_what_would_lose_or_double_rows(manifests, tmp_path):
         ((*manifests, again), "chexpert.parquet and .*again.parquet: 2 record ids occur more than once"),
         ((*manifests, manifests[0]), "named twice"),
         ((*manifests, str(tmp_path / "absent.parquet")), "no such manifest"),
-        ((), "no manifest to merge"),
+        ((), "manifests is needed"),
     ]
     for inputs, expected in cases:
         with pytest.raises(InputError, match=expected):

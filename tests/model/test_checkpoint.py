@@ -48,7 +48,7 @@ def test_half_precision_halves_the_file_and_nearly_keeps_the_answers(tmp_path: P
     save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
     sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
     assert sizes[0] < 0.55 * sizes[1]
-    loaded = load_model(str(tmp_path / "half.safetensors"))
+    loaded = load_model(tmp_path / "half.safetensors")
     assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
     assert (answers(loaded) - answers(model)).abs().max() < 0.02
 
@@ -209,17 +209,17 @@ class Intruder:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["weights.pt", "pytorch_model.bin"])
 @pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_code_in_a_file_is_refused_and_does_not_run(
-    tmp_path: Path, save: Callable[[Any, Path], Any], name: str
+    tmp_path: Path, save: Callable[[Any, Path], Any], name: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     trace = tmp_path / "the code ran"
     path = tmp_path / name
     save({**state_of(network(), tmp_path), "extra": Intruder(trace)}, path)
     message = refusal(path)
     assert not trace.exists()
+    assert not recwarn
     assert "state_dict()" in message
     assert "weights_only" not in message
     pickle.loads(pickle.dumps(Intruder(trace)))
@@ -239,6 +239,21 @@ def test_truncated_and_damaged_files_are_refused(tmp_path: Path, suffix: str) ->
         path = tmp_path / f"{index}{suffix}"
         path.write_bytes(content)
         refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty; fetch the file again"),
+        (b"<!doctype html><title>Sign in</title>", "is a web page or XML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a pointer of Git LFS (`git lfs pull`)"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_what_a_failed_download_left_is_named(tmp_path: Path, suffix: str, content: bytes, words: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert words in refusal(path)
 
 
 def test_a_damaged_legacy_file_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""On a GPU the network gives the numbers of a CPU, compiled, whatever the batch: `pytest -s tests/test_gpu.py`."""
+"""On a GPU the network gives the numbers of a CPU, compiled, in any batch: `pytest -s tests/model/test_gpu.py`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def together(compiled: Predictor, images: np.ndarray, ids: list[str]) -> cu.Pred
 
 
 def test_the_network_is_compiled(compiled: Predictor) -> None:
-    assert not compiled.device.endswith(NOT_COMPILED)
+    assert not compiled.device_name.endswith(NOT_COMPILED)
 
 
 def test_a_gpu_gives_the_numbers_of_a_cpu(

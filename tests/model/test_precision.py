@@ -19,10 +19,10 @@ from chexmask_u.images.letterbox import prepare
 from chexmask_u.manifests.check import ManifestFacts
 from chexmask_u.model import fast, hybridgnet
 from chexmask_u.model.decoder import Decoded
-from chexmask_u.model.dropout import NOISE_SIZE, build
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.precision import PRECISIONS, arithmetic, without_tf32
 from chexmask_u.model.predict import latent_noise
+from chexmask_u.model.variants import build
 from chexmask_u.runs.identity import check_same, freeze
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
@@ -153,7 +153,7 @@ def test_bfloat16_breaks_the_contract_with_trained_weights_too(shared):
 def test_the_dropout_variant_computes_in_the_precision_that_a_run_records(precision):
     torch.manual_seed(0)
     model = build(64, "dropout").eval()
-    images, noise = torch.rand(2, 1, 64, 64), torch.randn(2, NOISE_SIZE)
+    images, noise = torch.rand(2, 1, 64, 64), torch.randn(2, model.noise_size)
     plain = model.encode(images, noise)[0].detach()
     model.precision = precision
     with torch.inference_mode():

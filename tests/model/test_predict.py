@@ -94,7 +94,8 @@ def test_draws_are_standard_normal_and_independent_of_each_other():
 def test_mean_and_std_are_those_of_the_draws(model, radiograph):
     """Against the plain way: one draw at a time, statistics by numpy in float64."""
     predicted = cu.predict(model, radiograph[None], ["x"], n_samples=8, seed=3)
-    shrunk = torch.from_numpy(radiograph).float().reshape(model.input_size, 4, model.input_size, 4).mean(dim=(1, 3))
+    side = model.input_size
+    shrunk = torch.from_numpy(radiograph).float().reshape(side, 1024 // side, side, 1024 // side).mean(dim=(1, 3))
     with torch.inference_mode():
         mean, log_var, features = model.encode(shrunk[None, None] / 255)
         z = mean + torch.from_numpy(latent_noise("x", 8, 3)) * torch.exp(log_var / 2)

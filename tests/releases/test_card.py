@@ -21,12 +21,14 @@ import torch
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from chexmask_u import pipeline, record, sources
+from chexmask_u import record, sources
 from chexmask_u.errors import InputError
 from chexmask_u.releases import card as cards
 from chexmask_u.releases.release import MARKER, Release
-from chexmask_u.runs.summary import BIN_EDGES
-from chexmask_u.settings import ValidateSettings
+from chexmask_u.releases.validate import validate
+from chexmask_u.runs.run import Run
+from chexmask_u.runs.summary import BIN_EDGES, summarise
+from tests.support import invented_runs
 from tests.support import real_release as drawn
 
 matplotlib.use("Agg")
@@ -165,9 +167,7 @@ def test_histogram_and_quantiles_are_those_of_the_records(released, card, marker
                 counts[int(index)] += images
         np.testing.assert_array_equal(counts, expected)
         (found,) = re.findall(rf"\| {source} \| 8 \| (\S+) \| (\S+) \| (\S+) \|", card.content)
-        # In the bin of the value itself, and not just between its neighbours; three digits are shown.
-        exact = np.quantile(values, (0.05, 0.5, 0.95), method="inverted_cdf").clip(BIN_EDGES[0], BIN_EDGES[-1])
-        np.testing.assert_allclose(np.array(found, float), exact, rtol=0.065)
+        assert found == tuple(f"{value:#.3g}" for value in np.quantile(values, (0.05, 0.5, 0.95)))
 
 
 def test_the_chart_shows_on_dark_and_light_pages_and_says_nothing_of_when_and_where(released):
@@ -205,7 +205,7 @@ def test_an_edited_page_is_found(released, tmp_path, page):
     (copy / page).write_bytes(content)
     assert hashlib.sha256(content).hexdigest() != hashlib.sha256((released / page).read_bytes()).hexdigest()
     with pytest.raises(InputError, match=page):
-        pipeline.validate(ValidateSettings(release=str(copy)))
+        validate(str(copy))
 
 
 def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch, capsys):
@@ -229,3 +229,15 @@ def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch,
     # Both pictures of the first figure have an image below their contours.
     assert [len(axes.images) for axes in figures[0].axes[:2]] == [1, 1]
     plt.close("all")
+
+
+def test_the_card_and_the_run_s_report_have_one_median(tmp_path: Path) -> None:
+    run = invented_runs.make_run(tmp_path / "run", {"a": invented_runs.Records(range(7)), "b": invented_runs.Records()})
+    invented_runs.make_release(run, str(tmp_path / "releases"), rows_per_shard=3)
+    card = (tmp_path / "releases" / "v1.0.0" / "README.md").read_text()
+    reported = summarise(Run(run).dataset())["uncertainty"]["sources"]
+    content = json.loads((tmp_path / "releases" / "v1.0.0" / "release.json").read_text())
+    assert content["uncertainty"] == {source: reported[source]["quantiles"] for source in "ab"}
+    for source in "ab":
+        low, median, high = (f"{reported[source]['quantiles'][q]:#.3g}" for q in ("0.05", "0.5", "0.95"))
+        assert f"| {source} | {reported[source]['images']} | {low} | {median} | {high} |" in card

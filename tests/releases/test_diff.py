@@ -245,6 +245,48 @@ def test_a_dollar_in_an_id_is_no_formula():
     )
 
 
+def test_masks_that_are_cut_into_other_files_do_not_differ(before, tmp_path):
+    """Added records, and another number of rows in a file, change every digest and no mask."""
+    run = invented_runs.make_run(tmp_path / "run", {"a": replace(A, ok=[*range(25), 30]), "b": B})
+    invented_runs.make_release(run, str(tmp_path), rows_per_shard=7)
+    report = compare(before, str(tmp_path / "v1.0.0"))
+    assert report["sources"]["a"]["added"] == 1
+    assert not report["sources"]["a"]["masks_differ"]
+    assert not report["sources"]["b"]["masks_differ"]
+    assert "masks differ" not in diff.text(report)
+
+
+def test_another_mask_of_the_same_landmarks_is_told_also_where_records_were_added(before, tmp_path):
+    """As when another OpenCV draws them."""
+    run = invented_runs.make_run(tmp_path / "run", {"a": replace(A, ok=[*range(25), 30]), "b": B})
+    part = Path(run, "records", "part_000000-0.parquet")
+    table = pq.read_table(part)
+    hearts = ["1 2", *table["heart"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("heart"), table.schema.field("heart"), [hearts]), part)
+    invented_runs.make_release(run, str(tmp_path), rows_per_shard=7)
+    report = compare(before, str(tmp_path / "v1.0.0"))
+    assert report["sources"]["a"]["masks_differ"]
+    assert not report["sources"]["b"]["masks_differ"]
+    assert "the masks differ" in diff.text(report)
+
+
+def test_a_comparison_that_is_stopped_leaves_no_report_and_is_made_again(before, tmp_path):
+    """Whoever finds diff.json finds the others whole, and of the same comparison."""
+    out = tmp_path / "out"
+    compare(before, release_of(tmp_path / "after", seed=1, a=A, b=B), output=str(out))
+    assert sorted(file.name for file in out.iterdir()) == ["CHANGELOG.md", "diff.json", "diff.png"]
+    (out / "CHANGELOG.md").unlink()
+    # In the way of the file, as a disk that is full would be.
+    (out / "CHANGELOG.md").mkdir()
+    with pytest.raises(InputError, match="out: cannot be written"):
+        compare(before, before, output=str(out))
+    assert not (out / "diff.json").exists()
+    (out / "CHANGELOG.md").rmdir()
+    compare(before, before, output=str(out))
+    # There is nothing to be drawn now.
+    assert sorted(file.name for file in out.iterdir()) == ["CHANGELOG.md", "diff.json"]
+
+
 def test_versions_on_the_hub_are_compared_like_folders(before, tmp_path, monkeypatch):
     after = release_of(tmp_path / "after", seed=1, a=A, b=B)
     with hub.for_this_process(monkeypatch, tmp_path) as served:

@@ -25,7 +25,7 @@ from chexmask_u.releases.release import ATTEMPT, MARKER
 from chexmask_u.releases.validate import validate
 from chexmask_u.runs import repair
 from chexmask_u.runs.run import Run
-from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings, ValidateSettings
+from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
 from tests.support import invented_runs
 from tests.test_pipeline import draw_images
 
@@ -134,7 +134,7 @@ def test_masks_are_written_group_by_group_from_the_files_that_hold_them(tmp_path
 
 
 def test_counts_add_up_and_validate_agrees(released):
-    content = pipeline.validate(ValidateSettings(release=str(released)))
+    content = validate(str(released)).content
     assert content["counts"] == {"hospital-a": {"ok": 30, "failed": 3}, "hospital-b": {"ok": 7, "failed": 3}}
     assert content["failures"] == {"damaged": 2, "empty": 2, "unsupported": 2}
     assert content["manifest"]["rows"] == 43
@@ -142,7 +142,7 @@ def test_counts_add_up_and_validate_agrees(released):
 
 def test_a_version_never_changes(released, run):
     settings = ReleaseSettings(run=run, output=str(released.parent), version="v1.0.0")
-    with pytest.raises(InputError, match="exists and a release never changes"):
+    with pytest.raises(InputError, match="exists with other content, and a release never changes"):
         pipeline.make_release(settings)
     with pytest.raises(InputError, match=r"vX\.Y\.Z"):
         pipeline.make_release(replace(settings, version="1.0"))
@@ -243,7 +243,7 @@ def test_an_unfinished_attempt_is_written_over(run, tmp_path):
     (tmp_path / "v1.0.0" / MARKER).unlink()
     (tmp_path / "v1.0.0" / ATTEMPT).write_text("killed")
     pipeline.make_release(settings)
-    pipeline.validate(ValidateSettings(release=str(tmp_path / "v1.0.0")))
+    validate(str(tmp_path / "v1.0.0"))
 
 
 def test_of_two_releases_of_one_version_one_stops(run, tmp_path):
@@ -253,7 +253,7 @@ def test_of_two_releases_of_one_version_one_stops(run, tmp_path):
     with pytest.raises(InputError, match="another release of this version is under way"):
         shards.write_shard(Run(run), first, first.shards[0])
     shards.finish(second, [shards.write_shard(Run(run), second, shard) for shard in second.shards])
-    pipeline.validate(ValidateSettings(release=str(tmp_path / "v1.0.0")))
+    validate(str(tmp_path / "v1.0.0"))
 
 
 def test_an_output_that_cannot_be_written_is_named(run):
@@ -281,25 +281,26 @@ def flip(file: Path) -> None:
 def test_a_lost_cut_or_edited_file_is_named(copy, name, damage, words):
     damage(copy / name)
     with pytest.raises(InputError, match=words) as caught:
-        pipeline.validate(ValidateSettings(release=str(copy)))
+        validate(str(copy))
     assert name in str(caught.value)
+    assert str(caught.value).endswith("copy the release anew, or make it again from its run")
 
 
 def test_a_folder_of_versions_is_told_from_one(copy):
     with pytest.raises(InputError, match=r"holds the versions v1\.0\.0; name one of them"):
-        pipeline.validate(ValidateSettings(release=str(copy.parent)))
+        validate(str(copy.parent))
 
 
 def test_a_release_without_its_marker_is_none(copy):
     (copy / MARKER).unlink()
     with pytest.raises(InputError, match="never finished"):
-        pipeline.validate(ValidateSettings(release=str(copy)))
+        validate(str(copy))
 
 
 def test_a_file_that_does_not_belong_is_named(copy):
     (copy / "hospital-a" / "patients.csv").write_text("name\n")
     with pytest.raises(InputError, match=r"patients\.csv"):
-        pipeline.validate(ValidateSettings(release=str(copy)))
+        validate(str(copy))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_wrong_content_is_found_even_behind_right_checksums(copy, column, change
             file["sha256"] = hashlib.sha256((copy / name).read_bytes()).hexdigest()
     (copy / MARKER).write_text(json.dumps(marker))
     with pytest.raises(InputError, match=words):
-        pipeline.validate(ValidateSettings(release=str(copy)))
+        validate(str(copy))
 
 
 def test_a_flipped_bit_in_a_part_is_named_and_never_released(run, tmp_path):

@@ -144,7 +144,7 @@ def test_what_needs_no_records_is_refused_before_any_is_read(output, run, tmp_pa
     report = {"complete": True, "sources": {"a": {"ok": 12, "failed": 1}, "b": {"ok": 3, "failed": 0}}}
     (Path(run) / "report.json").write_text(json.dumps(report))
 
-    def check(folder: str = run, **settings) -> None:
+    def check(folder: str = run, output: Path = output, **settings) -> None:
         plan.check(Run(folder), ReleaseSettings(run=folder, output=str(output), **settings))
 
     check()
@@ -156,6 +156,7 @@ def test_what_needs_no_records_is_refused_before_any_is_read(output, run, tmp_pa
         "v1.0.0: this version exists with other content": {"folder": other_run(tmp_path, seed=1), "version": "v1.0.0"},
         "holds no source c, which --exclude names; there are a, b": {"exclude": ("c",)},
         "1 images failed, more than --allow-failed 0": {"allow_failed": 0},
+        "is a file; give the folder that holds the versions": {"output": Path(run) / "report.json"},
     }.items():
         with pytest.raises(InputError, match=words):
             check(**settings)

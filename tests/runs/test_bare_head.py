@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from chexmask_u.manifests.manifest import list_folder
 
+from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings
 from tests.support.ray_cluster import ray_cluster
 

@@ -1,7 +1,7 @@
 """Killed anywhere, again and again, a run ends with every record once, and with the release of an undisturbed one.
 
 The seed of the slow form is in CHEXMASK_CHAOS_SEED, its number of faults in CHEXMASK_CHAOS_FAULTS. Run it with
-`pytest -m slow -s tests/test_chaos.py`, which prints each fault and a table of them.
+`pytest -m slow -s tests/runs/test_chaos.py`, which prints each fault and a table of them.
 """
 
 from __future__ import annotations

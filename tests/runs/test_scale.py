@@ -1,4 +1,4 @@
-"""As many records as CheXmask has: one hour and 20 GB of disk. Slow: run with `pytest -m slow -s tests/test_scale.py`.
+"""As many records as CheXmask has: an hour and 20 GB of disk. Slow: `pytest -m slow -s tests/runs/test_scale.py`.
 
 Images and network are drawn, see `drawn_run`, and an image has 64 pixels, since 690 GB of empty ones prove nothing; all
 else is the product, on the Ray that it starts on this machine. A machine has other things to do, so growth is judged by
@@ -317,7 +317,7 @@ class Measured:
     attempts: dict[int, dict[str, Attempt]]
 
     def slope(self, verb: str, of: str) -> float:
-        """Of the sweep's seconds, wall clock's or processors'."""
+        """Slope of the sweep's seconds, wall clock's or processors'."""
         taken = [getattr(self.attempts[size][verb], of) for size in (START, *SWEEP)]
         return slope(taken[0], SWEEP, taken[1:])
 

@@ -338,7 +338,10 @@ def test_only_mimic_and_padchest_lose_their_border(
     top, _, left, _ = border
     cropped = source in ("mimic-cxr-jpg", "padchest")
     kept = image[top : top + 200, left : left + 150] if cropped else image
-    assert (image_of(row) == recipe(kept)).all()
+    expected = recipe(kept)
+    if source == "mimic-cxr-jpg":
+        expected = cv2.imdecode(cv2.imencode(".jpg", expected)[1], cv2.IMREAD_GRAYSCALE)
+    assert (image_of(row) == expected).all()
     assert (row["height"], row["width"]) == image.shape
     letterbox = row["letterbox"]
     assert (letterbox["crop_top"], letterbox["crop_left"]) == ((top, left) if cropped else (0, 0))

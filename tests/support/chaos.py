@@ -31,7 +31,7 @@ STALL_SECONDS = 300.0
 # A driver takes some seconds to get from its start to its first task.
 EARLIEST, LATEST = 0.0, 6.0
 
-# Of the faults this share comes while the run may not have got over the one before.
+# Share of the faults that come while the run may not have got over the one before.
 HASTE = 0.25
 
 OUTAGE_SECONDS = (1.0, 20.0)

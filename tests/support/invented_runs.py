@@ -49,8 +49,13 @@ def record_id(source: str, number: int) -> str:
 
 def make_run(folder: Path, sources: Mapping[str, Records], seed: int = 0, weights: str = "a") -> str:
     """Write a finished run; `seed` moves every landmark a little, and is what the run says its seed was."""
-    folder.mkdir(parents=True)
     rows = [_row(source, number, kind, seed) for source, kind in sources.items() for number in (*kind.ok, *kind.failed)]
+    return write_run(folder, rows, seed, weights)
+
+
+def write_run(folder: Path, rows: list[dict[str, Any]], seed: int = 0, weights: str = "a") -> str:
+    """Write a finished run of these records, whose columns are those of `record.RECORD`, or some of them."""
+    folder.mkdir(parents=True)
     table = pa.table([_column(field_, rows) for field_ in record.RECORD], schema=record.RECORD)
     ids = table.select(["record_id"])
     for name, content in (("records", table), ("checkpoint", ids)):

@@ -17,7 +17,7 @@ SIZE = 64
 
 def network(variant: str = "skip", seed: int = 0) -> HybridGNet:
     torch.manual_seed(seed)
-    return HybridGNet(input_size=SIZE, variant=variant).eval()  # type: ignore[arg-type]
+    return HybridGNet(input_size=SIZE, variant=variant).eval()
 
 
 @torch.inference_mode()

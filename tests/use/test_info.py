@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,8 @@ def test_of_weights_on_the_hub_it_tells_the_commit_and_the_licence_of_their_page
         assert f"commit {commit}" in text
         published(served, files | {"v1_skip/calibration.json": b"{}"})
         assert told(capsys, "--weights", "hf://org/weights/v1_skip")[1]["weights"]["calibration"] == "calibration.json"
+    # The Hub is gone, and its client would try for half a minute to find a calibration.
+    start = time.monotonic()
+    facts = told(capsys, "--weights", f"hf://org/weights/v1_skip@{commit}")[1]["weights"]
+    assert time.monotonic() - start < 15
+    assert (facts["licence"], facts["calibration"]) == ("mit", "none")

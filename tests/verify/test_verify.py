@@ -18,7 +18,7 @@ import chexmask_u as cu
 from chexmask_u import cli, verify
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
-from chexmask_u.manifests import chexmask_csv
+from chexmask_u.manifests import csv_table
 from chexmask_u.releases.export import export
 from chexmask_u.settings import ExportSettings, VerifySettings
 from chexmask_u.steps.mask import organ_rle
@@ -216,7 +216,7 @@ def test_where_chunks_of_rows_end_changes_nothing(predicted, run, tmp_path, monk
     whole = compare(csv, run)
     assert of(whole)["readings"]["row_before"] >= 10
     # A row has some 20 kB.
-    monkeypatch.setattr(chexmask_csv, "_BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(csv_table, "_BLOCK_BYTES", 1 << 16)
     monkeypatch.setattr(joined, "CHUNK", rows)
     assert compare(csv, run) == whole
 
@@ -379,7 +379,9 @@ def test_bad_input_is_one_line_with_its_remedy(predicted, run, tmp_path, capsys)
         (["--published", csv, "--run", str(tmp_path / "empty")], "holds no run (no run.json)"),
         (["--published", csv, "--release", str(tmp_path / "empty")], "is no release"),
         (["--published", csv], "give one of --run, --release and --images"),
-        (["--published", csv, "--images", str(tmp_path)], "--weights goes with --images"),
+        (["--published", csv, "--images", str(tmp_path)], "--images needs --weights"),
+        (["--published", csv, "--run", run, "--weights", "demo"], "--weights goes with --images"),
+        (["--published", str(tmp_path), "--run", run], "is a folder; expected a CheXmask CSV"),
         (["--published", csv, "--images", str(tmp_path / "empty"), "--weights", "demo"], "holds no image of CheXpert"),
         (["--published", csv, "--run", run, "--output", str(tmp_path)], "holds no verification"),
     ):

@@ -38,8 +38,8 @@ def decode(data: bytes, *, max_side: int, standard: bool = True) -> NDArray[np.u
         data: the whole file.
         max_side: longest side in pixels that is decoded.
         standard: as PS3.3 C.11.1 and C.7.5.1.1.2 ask, the modality LUT comes first, and what has the pixel padding
-            value counts neither for low nor for high, which are those of `span.robust`. The published preparation of
-            VinDr-CXR does neither, and takes the minimum and maximum; it fails only where no two pixels differ.
+            value counts neither for low nor for high; stray values pass as the nearest that is none (`span.robust`).
+            The published preparation of VinDr-CXR does nothing of that; it fails only where no two pixels differ.
 
     Returns:
         uint8 [H, W].
@@ -48,14 +48,14 @@ def decode(data: bytes, *, max_side: int, standard: bool = True) -> NDArray[np.u
         ReadError: "unsupported", "no_pixels", "not_radiograph", "damaged" or "too_large". Messages are in our own
             words and quote counts and sizes only.
     """
-    with _unheard():
+    with unheard():
         header, rest = parse(data, max_side, standard)
         stored = stored_values(header, *pixel_data(rest, header))
         return grey(stored, header, standard)
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def unheard() -> Iterator[None]:
     """Keep what pydicom logs and warns; one file at a time, since filters of warnings belong to all threads."""
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -40,22 +40,22 @@ def grey(stored: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uin
 
 def _shown(stored: NDArray[np.int64], counts: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uint8]:
     """The grey uint8 [V] of each stored value [V], of which there are so many pixels [V]."""
-    everything = np.ones(len(stored), bool)
     if stored.min() == stored.max():
         return np.zeros(len(stored), np.uint8)
     sign = -1 if header.inverted else 1
-    shown: NDArray[Any] = stored
-    result = _stretched(sign * shown, counts, everything, standard)
+    counting = np.ones(len(stored), bool)
+    shown: NDArray[Any] = _without_strays(stored, counts, counting) if standard else stored
+    result = _stretched(sign * shown, counting)
     most = _between(result, counts)
-    counting = everything
     todo = header.steps
     if header.padding:
         low, high = header.padding
         counting = (stored < low) | (stored > high)
+        shown = _without_strays(stored, counts, counting)
         todo = (Step("Pixel Padding Value (0028,0120)", lambda values: values), *todo)
     for step in todo:
         shown = _applied(step, shown)
-        result = _stretched(sign * shown, counts, counting, standard)
+        result = _stretched(sign * shown, counting)
         left = _between(result, counts)
         if not result.any() or (standard and left < _LEAST * most):
             raise ReadError(
@@ -65,6 +65,14 @@ def _shown(stored: NDArray[np.int64], counts: NDArray[Any], header: Header, stan
             )
         most = max(most, left)
     return result
+
+
+def _without_strays(stored: NDArray[np.int64], counts: NDArray[Any], counting: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The stored values [V], of which the strays have the lowest or highest of the others; only what counts changes."""
+    if not counting.any():
+        return stored
+    low, high = span.robust(stored[counting], counts[counting])
+    return np.where(counting, np.clip(stored, low, high), stored)
 
 
 def _applied(step: Step, values: NDArray[Any]) -> NDArray[Any]:
@@ -79,17 +87,12 @@ def _applied(step: Step, values: NDArray[Any]) -> NDArray[Any]:
     return shown
 
 
-def _stretched(
-    shown: NDArray[Any], counts: NDArray[Any], counting: NDArray[np.bool_], standard: bool
-) -> NDArray[np.uint8]:
+def _stretched(shown: NDArray[Any], counting: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Values [V] from the lowest to the highest that counts [V] -> uint8 [V]; all 0 where no two of those differ."""
-    order = np.argsort(shown, kind="stable")
-    order = order[counting[order]]
-    kept = shown[order]
-    if not len(kept) or kept[0] == kept[-1]:
+    kept = shown[counting]
+    if not len(kept) or kept.min() == kept.max():
         return np.zeros(len(shown), np.uint8)
-    low, high = span.robust(kept, counts[order]) if standard else (kept[0], kept[-1])
-    raised = np.clip(shown, low, high).astype(np.float64) - low
+    raised = np.clip(shown, kept.min(), kept.max()).astype(np.float64) - kept.min()
     return (raised / raised.max() * 255).astype(np.uint8)
 
 

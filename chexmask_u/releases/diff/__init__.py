@@ -44,9 +44,8 @@ def diff(settings: DiffSettings) -> dict[str, Any]:
         uncertainty, all in pixels of the 1024 frame.
 
     Raises:
-        InputError: if one of them is no release.
-        InputError: if the output holds something else than an earlier comparison.
-        InputError: if their landmarks are not alike, or one is damaged.
+        InputError: if one of them is no release, or damaged; their landmarks are not alike; or the output holds
+            something else than an earlier comparison.
     """
     if settings.output is not None:
         # Somebody's own CHANGELOG.md may be there.
@@ -123,7 +122,7 @@ def _write(folder: Folder, report: dict[str, Any], movers: Sequence[Mover]) -> N
         title = f"{report['before']['version']} -> {report['after']['version']}: records that moved most"
         folder.write("diff.png", picture.draw(movers, title))
     else:
-        # Of an earlier comparison, it would be taken for this one's.
+        # An earlier comparison's would be taken for this one's.
         folder.remove("diff.png")
     folder.write_json(_REPORT, report)
     folder.remove(_UNFINISHED)

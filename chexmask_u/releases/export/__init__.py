@@ -56,8 +56,8 @@ def export(settings: ExportSettings) -> ExportReport:
     that is not there; what it finds in the output and did not write itself is never changed.
 
     Raises:
-        InputError: if there is no release, or it is not whole: then before anything is written.
-        InputError: if the output cannot be written, or holds something else.
+        InputError: if there is no release, or it is not whole: then before anything is written; or if the output cannot
+            be written, or holds something else.
     """
     release, output = Release.open(storage.normalise(settings.release)), storage.normalise(settings.output)
     if f"{output}/".startswith(f"{release.url}/"):

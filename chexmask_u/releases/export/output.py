@@ -33,8 +33,8 @@ class Journal:
         """The journal of an output folder, for a release in one format; a new one, not yet written, if there is none.
 
         Raises:
-            InputError: if the folder cannot be read, is of another export, or has one of `files` from elsewhere.
-            InputError: if it holds no export, in whatever format, and something else.
+            InputError: if the folder cannot be read, is of another export, has one of `files` from elsewhere, or holds
+                something else and no export, in whatever format.
         """
         folder, name = Folder(output), _journal(format)
         digest = hashlib.sha256(json.dumps(release.content, sort_keys=True).encode()).hexdigest()

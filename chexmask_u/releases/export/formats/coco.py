@@ -20,10 +20,11 @@ DECIMALS = 2
 
 DESCRIPTION = (
     "Landmarks of both lungs and the heart, as polygons and keypoints in original pixels. segmentation, area (square"
-    " pixels) and bbox are of what lies in the image; an organ wholly outside has an area and a bbox of zeros, and the"
-    " polygon outside. A keypoint outside the image keeps its place and has v = 0. Beyond COCO: keypoints_std, the"
-    " standard deviation [sx1, sy1, sx2, ...] of the keypoints over the draws, in original pixels; uncertainty, its"
-    " mean over keypoints and axes, in pixels of the 1024 x 1024 frame, which compares images of any size."
+    " pixels) and bbox are of what lies in the image; an organ wholly outside has no annotation. A keypoint outside the"
+    " image keeps its place and has v = 0. file_name is the source's own id of the image, which for some sources is no"
+    " path: chexmask_u.pair_images finds the files. Beyond COCO: keypoints_std, the standard deviation [sx1, sy1, sx2,"
+    " ...] of the keypoints over the draws, in original pixels; uncertainty, its mean over keypoints and axes, in"
+    " pixels of the 1024 x 1024 frame, which compares images of any size."
 )
 
 
@@ -69,14 +70,17 @@ def image(image_id: int, row: Row) -> dict[str, Any]:
     }
 
 
-def annotation(annotation_id: int, image_id: int, organ: str, row: Row) -> dict[str, Any]:
-    """COCO's annotation of one organ of a record: polygon, area and box of what lies in the image."""
+def annotation(annotation_id: int, image_id: int, organ: str, row: Row) -> dict[str, Any] | None:
+    """COCO's annotation of one organ of a record: polygon, area and box of what lies in the image; None if nothing."""
     points = _rounded(row.landmarks_mean[LANDMARKS[organ]])
     std = row.landmarks_std[LANDMARKS[organ]]
     size = (row.width, row.height)
     inside = np.all((points >= 0) & (points <= size), axis=1)
     visibility = np.where(inside, INSIDE, OUTSIDE)
     ring, area, (left, top, right, bottom) = _in_image(points, size, bool(inside.all()))
+    if not round(area, DECIMALS):
+        # People train on boxes, which must have a width, and would score an organ that nobody can see as missed.
+        return None
     return {
         "id": annotation_id,
         "image_id": image_id,
@@ -104,19 +108,19 @@ def _in_image(
         area = abs((points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1]).sum()) / 2
         (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return points, float(area), (left, top, right, bottom)
-    area, box = polygon.area(points, size), polygon.box(points, size)
-    # pycocotools reads no polygon without nodes; this one it takes for an empty mask.
-    return polygon.cut(points, size) if area else points, area, box
+    return polygon.cut(points, size), polygon.area(points, size), polygon.box(points, size)
 
 
 def _annotations(rows: SourceRows) -> Iterator[dict[str, Any]]:
     # From 1: pycocotools takes an annotation of id 0 for no match.
     for index, row in enumerate(rows.landmarks()):
         for offset, organ in enumerate(ORGANS, start=1):
-            yield annotation(index * len(ORGANS) + offset, index + 1, organ, row)
+            if (found := annotation(index * len(ORGANS) + offset, index + 1, organ, row)) is not None:
+                yield found
 
 
 def _rounded(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Values of any shape to `DECIMALS`."""
     return np.asarray(np.round(values.astype(np.float64), DECIMALS), np.float64)
 
 

@@ -1,101 +1,38 @@
-"""The annotated datasets: where images and annotations lie in each one's official form, and how its images are read.
+"""The annotated datasets: those of an official form, each a module here, and any other folder.
 
-| dataset | images | annotations |
-|---|---|---|
-| jsrt | ``JPCLN001.IMG``, ``JPCNN001.IMG`` (2048 x 2048, 12 bits) | published landmarks |
-| montgomery | ``CXR_png/MCUCXR_0001_0.png`` | published landmarks, or ``ManualMask/leftMask`` and ``rightMask`` |
-| shenzhen | ``CXR_png/CHNCXR_0001_0.png`` | published landmarks |
-| padchest | ``*.png`` (16 bits), in any folders | published landmarks |
-| any other folder | ``images/*.png`` or ``*.jpg`` | landmarks or ``masks/<organ>/<name>.png`` |
-
-Published landmarks are in pixels of the 1024 frame. Each dataset's file or folder of landmarks is that of
-`annotations.read_landmarks`.
+A module of this package that defines `FORM` is a dataset of an official form; to add one, add its file. Their landmarks
+are those published for it, in pixels of the 1024 frame. Any other folder holds ``images/*.png`` or ``*.jpg``, and
+landmarks or ``masks/<organ>/<name>.png``. Files and folders of landmarks are those of `annotations.read_landmarks`.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import numpy as np
-
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.images.fetch import fetch
-from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import ReadImage
-from chexmask_u.record import ReadError
 from chexmask_u.settings import AnnotatedSettings
 from chexmask_u.steps.read import read_image
-from chexmask_u.training.annotations import Annotation, files_below, find_masks, name_of, read_landmarks, read_masks
-
-_JSRT_SIDE = 2048
-_JSRT_WHITE = 4095
+from chexmask_u.training.annotations import Annotation, files_below, name_of, read_landmarks, read_masks
+from chexmask_u.training.datasets.base import Form
 
 
-def read_jsrt(uri: str, max_side: int) -> ReadImage:
-    """A JSRT file: 2048 x 2048 big-endian 16-bit words without a header, 12 bits used, 0 for white.
-
-    Values are inverted and scaled from 0-4095 to 0-255.
-
-    Raises:
-        ReadError: if the file has another length or range.
-    """
-    data = fetch(uri, max_bytes=2 * _JSRT_SIDE**2)
-    if len(data) != 2 * _JSRT_SIDE**2:
-        raise ReadError("damaged", f"{len(data):,} bytes, not the {2 * _JSRT_SIDE**2:,} of a JSRT image")
-    values = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE, _JSRT_SIDE)
-    if values.max() > _JSRT_WHITE:
-        raise ReadError(
-            "damaged", f"values to {values.max()}, but JSRT images have 12 bits; is the byte order its own?"
-        )
-    grey = np.rint((_JSRT_WHITE - values.astype(np.float32)) * np.float32(255 / _JSRT_WHITE)).astype(np.uint8)
-    image, letterbox = prepare(grey)
-    return ReadImage(image, _JSRT_SIDE, _JSRT_SIDE, letterbox)
+def discover() -> dict[str, Form]:
+    """The `FORM` of every module in this package that defines one, by its name, sorted."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    found = [module.FORM for module in modules if hasattr(module, "FORM")]
+    return {form.name: form for form in sorted(found, key=lambda form: form.name)}
 
 
-def _montgomery_masks(folder: str) -> dict[str, list[str]]:
-    files = [file for file in files_below(storage.join(folder, "ManualMask")) if file.lower().endswith(".png")]
-    return {
-        organ: [file for file in files if PurePosixPath(file).parent.name == side]
-        for organ, side in (("right_lung", "rightMask"), ("left_lung", "leftMask"))
-    }
-
-
-def _folder_masks(folder: str) -> dict[str, list[str]]:
-    return find_masks(storage.join(folder, "masks"))
-
-
-@dataclass(frozen=True)
-class Form:
-    """The form of a dataset: which files are images, how they are read, and where landmarks and masks lie.
-
-    Attributes:
-        image: regular expression that the path of an image below the folder matches.
-        source: the `sources` name whose preparation its images get.
-        of_frame: whether landmarks are in pixels of the 1024 frame by default, else of the file.
-        masks: mask files by organ, of a dataset's folder.
-        reader: reads what is no PNG, JPEG or DICOM.
-    """
-
-    image: str
-    source: str = "folder"
-    of_frame: bool = True
-    masks: Callable[[str], dict[str, list[str]]] = _folder_masks
-    reader: Callable[[str, int], ReadImage] | None = None
-
-
-FORMS: dict[str, Form] = {
-    "jsrt": Form(r"(^|/)JPC[LN]N\d{3}\.IMG$", reader=read_jsrt),
-    "montgomery": Form(r"(^|/)MCUCXR_\d{4}_[01]\.png$", masks=_montgomery_masks),
-    "shenzhen": Form(r"(^|/)CHNCXR_\d{4}_[01]\.png$"),
-    "padchest": Form(r"\.png$", source="padchest"),
-}
+FORMS: dict[str, Form] = discover()
 
 # Masks and landmark plots have the names of images, in folders of their own.
-_FOLDER = Form(r"\.(png|jpe?g)$", of_frame=False)
+_FOLDER = Form("", r"\.(png|jpe?g)$", of_frame=False)
 _NO_IMAGES = ("masks", "landmarks", "ManualMask", "mask")
 
 

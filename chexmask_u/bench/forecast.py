@@ -196,8 +196,7 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
         `probe` and `forecast` as dicts, with `efficiency` and `cores_per_gpu`.
 
     Raises:
-        InputError: if the probe can say nothing, or is asked for GPUs where none was probed.
-        InputError: on bad input.
+        InputError: on bad input; or if the probe can say nothing, or is asked for GPUs where none was probed.
     """
     manifest_uri = storage.normalise(settings.manifest)
     check_columns(manifest_uri)
@@ -330,7 +329,7 @@ def _measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | No
         read_seconds=read_seconds,
         predict_seconds=predict_seconds,
         mask_seconds=mask_seconds,
-        device=predictor.device,
+        device=predictor.device_name,
         file_bytes=file_bytes,
         record_bytes=_stored_bytes(records),
         release_bytes=_stored_bytes(records.select(record.LANDMARK_RELEASE.names))

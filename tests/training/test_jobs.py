@@ -13,10 +13,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import chexmask_u as cu
+from tests.support.annotated import write_folder
 from tests.support.ray_cluster import RAY, ray_cluster
 from tests.support.s3 import s3_server
-from tests.training.test_training import write_folder
-from tests.training.test_training_run import SMALL
+from tests.training.test_distributed import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

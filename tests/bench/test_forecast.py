@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from chexmask_u import cli
-from chexmask_u.bench import plan
+from chexmask_u.bench import forecast
 from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings, PlanSettings
 from chexmask_u.sources.synthetic import draw
 
-STEPS = plan.Steps(
+STEPS = forecast.Steps(
     images=100,
     failed={},
     fetch_seconds=0.002,
@@ -36,41 +36,41 @@ STEPS = plan.Steps(
 )
 
 # On 4 cores, reading and masks allow 4 / 0.055 = 72.7 images/s; the probe's own run reached 80% of that.
-GPU_PROBE = plan.Probe(STEPS, cores=4, gpus=1, threads=1, images_per_second=0.8 * 4 / 0.055, start_seconds=36.0)
+GPU_PROBE = forecast.Probe(STEPS, cores=4, gpus=1, threads=1, images_per_second=0.8 * 4 / 0.055, start_seconds=36.0)
 
 # On 2 cores an image takes 50 + 5 + 2 * 22.5 = 100 ms of a core, so 20 images/s at most.
-CPU_PROBE = plan.Probe(
+CPU_PROBE = forecast.Probe(
     replace(STEPS, predict_seconds=0.0225), cores=2, gpus=0, threads=2, images_per_second=18.0, start_seconds=10.0
 )
 
 
 def test_a_gpu_that_waits_for_cores_gets_more_of_them():
-    here = plan.forecast(GPU_PROBE, 1000, cores=4, gpus=1)
+    here = forecast.forecast(GPU_PROBE, 1000, cores=4, gpus=1)
     assert here.images_per_second == pytest.approx(GPU_PROBE.images_per_second)
     assert here.bottleneck == "reading on the cores (91% of their time)"
     # 0.055 / 0.010 = 5.5 cores, and a quarter more since 80% was reached.
     assert GPU_PROBE.cores_per_gpu() == pytest.approx(5.5 / 0.8)
-    fed = plan.forecast(GPU_PROBE, 1000, cores=8, gpus=1)
+    fed = forecast.forecast(GPU_PROBE, 1000, cores=8, gpus=1)
     assert fed.images_per_second == pytest.approx(0.8 * 100)
     assert fed.bottleneck == "prediction on the GPUs"
 
 
 def test_hours_cost_and_storage_of_the_whole_data_set():
-    fleet = plan.forecast(GPU_PROBE, 657_566, cores=128, gpus=16, price_per_hour=30.0)
+    fleet = forecast.forecast(GPU_PROBE, 657_566, cores=128, gpus=16, price_per_hour=30.0)
     assert fleet.images_per_second == pytest.approx(1280)
-    assert fleet.hours == pytest.approx((36 + 657_566 / 1280) / 3600)
-    assert fleet.cost == pytest.approx(30 * fleet.hours)
-    assert fleet.read_gib == pytest.approx(657_566 / 1024)
-    assert fleet.records_gib == pytest.approx(657_566 * 2**12 / 2**30)
-    assert fleet.release_gib == pytest.approx(657_566 * 2**11 / 2**30)
+    # 36 s to start, and 514 s that it flows.
+    assert fleet.hours == pytest.approx(0.1527, abs=1e-4)
+    assert fleet.cost == pytest.approx(4.58, abs=0.01)
+    # A mebibyte, four kibibytes and two of each image.
+    assert (fleet.read_gib, fleet.records_gib, fleet.release_gib) == pytest.approx((642.2, 2.51, 1.25), abs=0.05)
 
 
 def test_on_a_cpu_the_steps_share_the_cores_and_their_times_add_up():
-    here = plan.forecast(CPU_PROBE, 2000, cores=2, gpus=0)
+    here = forecast.forecast(CPU_PROBE, 2000, cores=2, gpus=0)
     assert here.images_per_second == pytest.approx(18)
     assert here.hours == pytest.approx((10 + 2000 / 18) / 3600)
     assert here.bottleneck == "reading on the cores (50% of their time)"
-    assert plan.forecast(CPU_PROBE, 2000, cores=8, gpus=0).images_per_second == pytest.approx(72)
+    assert forecast.forecast(CPU_PROBE, 2000, cores=8, gpus=0).images_per_second == pytest.approx(72)
     assert CPU_PROBE.cores_per_gpu() is None
 
 
@@ -101,9 +101,9 @@ def test_a_probe_goes_through_the_real_steps_and_forecasts_its_own_run(local_ray
     settings = PlanSettings(
         manifest=manifest, weights=str(tiny_weights), samples=5, device="cpu", probe=70, rows=5000, price_per_hour=2.0
     )
-    result = plan.run(settings, flow_seconds=2.0)
+    result = forecast.run(settings, flow_seconds=2.0)
     assert result["manifest_rows"] == 80
-    probe, forecast = result["probe"], result["forecast"]
+    probe, expected = result["probe"], result["forecast"]
     assert probe["steps"]["images"] == 70
     assert probe["steps"]["failed"] in ({}, {"unsupported": 1})
     sizes = [path.stat().st_size for path in (tmp_path / "images").iterdir()]
@@ -111,11 +111,11 @@ def test_a_probe_goes_through_the_real_steps_and_forecasts_its_own_run(local_ray
     assert probe["steps"]["file_bytes"] == pytest.approx(np.mean(sizes), rel=0.2)
     # Two landmark arrays and two latents are 2.4 kB before compression, and masks come on top.
     assert 1000 < probe["steps"]["record_bytes"] < 20_000
-    assert forecast["images_per_second"] == pytest.approx(probe["images_per_second"])
-    assert forecast["hours"] * 3600 == pytest.approx(probe["start_seconds"] + 5000 / probe["images_per_second"])
-    assert forecast["cost"] == pytest.approx(2 * forecast["hours"])
-    assert "5,000 images" in plan.render(result)
-    assert forecast["bottleneck"] in plan.render(result)
+    assert expected["images_per_second"] == pytest.approx(probe["images_per_second"])
+    assert expected["hours"] * 3600 == pytest.approx(probe["start_seconds"] + 5000 / probe["images_per_second"])
+    assert expected["cost"] == pytest.approx(2 * expected["hours"])
+    assert "5,000 images" in forecast.render(result)
+    assert expected["bottleneck"] in forecast.render(result)
     assert sorted(tmp_path.rglob("*")) == before, "the probe leaves nothing behind"
 
 
@@ -157,10 +157,10 @@ def test_the_forecast_of_2000_images_is_within_20_percent_of_their_run(tmp_path)
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
-    forecast = command("plan")["forecast"]["hours"] * 3600
+    told = command("plan")["forecast"]["hours"] * 3600
     start = time.perf_counter()
     command("generate", "--output", str(tmp_path / "run"))
     seconds = time.perf_counter() - start
-    print(f"forecast {forecast:.0f} s, measured {seconds:.0f} s, load {os.getloadavg()}")
+    print(f"forecast {told:.0f} s, measured {seconds:.0f} s, load {os.getloadavg()}")
     assert len(pq.read_table(manifest)) == 2000
-    assert forecast == pytest.approx(seconds, rel=0.2)
+    assert told == pytest.approx(seconds, rel=0.2)

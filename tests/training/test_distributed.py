@@ -20,11 +20,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import chexmask_u as cu
-from chexmask_u import storage
 from chexmask_u.cli import main
-from chexmask_u.training.distributed import _mend
+from chexmask_u.training.distributed import sharing
 from chexmask_u.training.run import card as model_card
-from tests.training.test_training import HEART, save_landmarks, write_folder
+from tests.support.annotated import HEART, save_landmarks, write_folder
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -165,8 +164,17 @@ def test_without_tensorboard_training_says_at_once_what_to_install(tmp_path: Pat
     refused = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert refused.returncode == 2
     assert refused.stdout == ""
-    assert refused.stderr == 'chexmask-u: training needs TensorBoard: pip install "chexmask-u[train]"\n'
+    assert (
+        refused.stderr == 'chexmask-u: training needs TensorBoard: pip install -e ".[train]" in the project\'s folder\n'
+    )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "gpus", "expected"), [(4, 0, 1), (4, 1, 1), (4, 3, 2), (4, 8, 4), (6, 4, 3), (7, 6, 1), (16, 8, 8)]
+)
+def test_as_many_gpus_train_as_can_share_a_batch_evenly(batch_size: int, gpus: int, expected: int) -> None:
+    assert sharing(batch_size, gpus) == expected
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +210,7 @@ def test_a_run_can_go_on_from_weights_on_other_images(
     output, weights = tmp_path / "run", str(trained / "model.safetensors")
     command = ["train", *people, *SMALL, "--epochs", "1", "--drawings", "8", "--output", str(output)]
     assert main([*command, "--initial-weights", "demo"]) == 2
-    assert "--initial-weights demo: are of the variant skip at input size 256" in capsys.readouterr().err
+    assert "--initial-weights demo: are of the variant skip at input size 512" in capsys.readouterr().err
     assert main([*command, "--initial-weights", weights]) == 0
     assert float(rows(output)[0]["train_landmarks"]) < 0.7 * float(rows(trained)[0]["train_landmarks"])
     kept = {"source": weights, "commit": None, "file": "model.safetensors"}
@@ -290,27 +298,6 @@ def test_run_whose_list_of_checkpoints_was_torn_goes_on(
     assert _first_epoch_of_last_attempt(output) == 5
     assert_same_metrics(output, trained)
     assert json.loads((output / "scores.json").read_text())["epoch"] == 2
-
-
-def test_checkpoints_that_a_torn_list_forgot_are_all_found_in_order_and_a_torn_one_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    filesystem, path = storage.arrow_filesystem(str(tmp_path))
-    assert _mend(filesystem, path) == []
-    for epoch in (10, 2, 4):
-        folder = tmp_path / "checkpoints" / f"epoch-{epoch:06d}"
-        folder.mkdir(parents=True)
-        torch.save({"epoch": epoch, "weights": torch.zeros(5000)}, folder / "state.pt")
-    torn = tmp_path / "checkpoints" / "epoch-000004" / "state.pt"
-    torn.write_bytes(torn.read_bytes()[:5000])
-    snapshot = tmp_path / "checkpoints" / "checkpoint_manager_snapshot.json"
-    snapshot.write_text("{}")
-    assert _mend(filesystem, path) == [], "Ray has its list"
-    snapshot.write_text('{"check')
-    # The second time as after a kill that came before Ray wrote a new list.
-    for _ in range(2):
-        assert [Path(folder).name for folder in _mend(filesystem, path)] == ["epoch-000002", "epoch-000010"]
-        assert "epoch-000004: a checkpoint that a kill tore" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,83 @@
+"""What to tell people of a prediction that they should not take as it is, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS, REGIONS
+from chexmask_u.images.letterbox import Letterbox
+from chexmask_u.settings import UNSURE
+from chexmask_u.steps.mask import organ_mask
+from chexmask_u.use.measurements import cardiothoracic_ratio, enclosed
+
+# Wider than what 865 annotated radiographs span (337 of them with a heart), whose ends stand behind.
+_RATIO = (0.3, 0.8)  # 0.35 to 0.72
+_LUNGS_AREA = 0.07  # of the 1024 frame; 0.099 at the least
+_LUNG_TO_LUNG = 2.5  # 2.18 at the most
+_LUNGS_OVERLAP = 0.01  # of the smaller lung; 0
+_HEART_BETWEEN = (0.4, 0.85)  # of the way from the right lung's middle to the left one's; 0.52 to 0.71
+_FILLED = 1.05  # filled pixels over the area that a contour's formula gives, which a crossing cancels; 1.011
+
+
+def unsure(regions: Mapping[str, float], above: float = UNSURE) -> list[str]:
+    """One line per organ that has unsure regions.
+
+    Args:
+        regions: of `region_uncertainty`.
+        above: pixels of the 1024 frame. With the bundled weights no region of 20 radiographs of JSRT that they were not
+            trained on is above the default (22 at most), and one or more in 6 of 24 radiographs from elsewhere; other
+            weights have other spreads.
+    """
+    lines = []
+    for organ in ORGANS:
+        stds = {name: regions[name] for name in REGIONS if name.startswith(f"{organ}.")}
+        found = {name.partition(".")[2].replace("_", " "): std for name, std in stds.items() if std > above}
+        if found:
+            where = (
+                f"everywhere ({regions[organ]:.0f} px)"
+                if len(found) == len(stds)
+                else ", ".join(f"{name} ({std:.0f} px)" for name, std in found.items())
+            )
+            lines.append(f"{organ.replace('_', ' ')} unsure: {where}")
+    return lines
+
+
+def implausible(landmarks: NDArray[Any], letterbox: Letterbox, height: int, width: int) -> list[str]:
+    """One line per way in which the contours are not those of a frontal radiograph's organs.
+
+    Args:
+        landmarks: [120, 2], x then y, original pixels.
+        letterbox: that maps them to the 1024 frame.
+        height, width: of the original image.
+    """
+    outside = int(((landmarks < 0) | (landmarks > (width, height))).any(axis=1).sum())
+    faults = [f"{outside} landmarks lie outside the image"] if outside else []
+    return [f"implausible: {fault}" for fault in (*faults, *_faults(letterbox.to_frame(landmarks)))]
+
+
+def _faults(points: NDArray[np.float64]) -> Iterator[str]:
+    """What is wrong with landmarks [120, 2], x then y, pixels of the 1024 frame."""
+    areas = {organ: float(enclosed(points[nodes])) for organ, nodes in LANDMARKS.items()}
+    masks = {organ: organ_mask(points, organ, FRAME, FRAME) for organ in ORGANS}
+    for organ, mask in masks.items():
+        if mask.sum() > _FILLED * areas[organ]:
+            yield f"the contour of the {organ.replace('_', ' ')} crosses itself"
+    smaller, larger = sorted((areas["right_lung"], areas["left_lung"]))
+    if smaller + larger < _LUNGS_AREA * FRAME**2:
+        yield f"the lungs cover {(smaller + larger) / FRAME**2:.0%} of the image"
+    if larger > _LUNG_TO_LUNG * smaller:
+        yield "one lung is several times as large as the other"
+    if (masks["right_lung"] & masks["left_lung"]).sum() > _LUNGS_OVERLAP * smaller:
+        yield "the lungs overlap"
+    right, left, heart = (float(points[LANDMARKS[organ], 0].mean()) for organ in ORGANS)
+    if right >= left:
+        yield "the right lung lies on the right of the image"
+    elif not _HEART_BETWEEN[0] <= (heart - right) / (left - right) <= _HEART_BETWEEN[1]:
+        yield "the heart does not lie between the lungs"
+    low, high = _RATIO
+    if not low <= (ratio := cardiothoracic_ratio(points)) <= high:
+        yield f"a cardiothoracic ratio of {ratio:.2f}"

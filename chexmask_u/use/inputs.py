@@ -1,0 +1,108 @@
+"""The images that somebody names on a command line: files, folders and patterns, on any storage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from fsspec.core import split_protocol
+
+from chexmask_u import storage
+from chexmask_u.errors import InputError
+from chexmask_u.manifests.listing import DEAD_LINK, IMAGE_SUFFIXES, files_below, is_image
+
+_PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image, and what it is called.
+
+    Attributes:
+        uri: absolute path or URL.
+        image_id: as `manifest folder` has it: its path below the folder or below the pattern's fixed part, or the name
+            of a file.
+    """
+
+    uri: str
+    image_id: str
+
+    @property
+    def stem(self) -> str:
+        """The id without its suffix: what files made of the image are called."""
+        return str(PurePosixPath(self.image_id).with_suffix(""))
+
+
+def find(named: Sequence[str], output: str) -> list[Input]:
+    """All images that are named, each once, in the order of their names; a single file is not looked for.
+
+    Args:
+        named: files, folders and patterns.
+        output: what lies below it is no input.
+
+    Raises:
+        InputError: if a folder or pattern has no image, a name is not UTF-8, or two images would give files of the same
+            name.
+    """
+    found: dict[str, Input] = {}
+    for name in named:
+        for one in _named(name, output.rstrip("/") + "/"):
+            try:
+                one.uri.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{one.uri!a}: the name is not UTF-8; rename the file") from error
+            other = found.setdefault(one.stem, one)
+            if other.uri != one.uri:
+                raise InputError(
+                    f"{one.uri}: its files would have the names of those of {other.uri};"
+                    " rename one, give a folder that holds both, or another --output for each"
+                )
+    return list(found.values())
+
+
+def _named(name: str, output: str) -> Iterator[Input]:
+    """The images behind one argument."""
+    url = storage.normalise(name)
+    file_name = _file_name(url)
+    with storage.explained(name, "listed"):
+        fs, path = storage.filesystem(url)
+        if _is_pattern(url) and not fs.exists(path):
+            folder, below = _fixed_part(url), fs.glob(path)
+            prefix = storage.filesystem(folder)[1].rstrip("/") + "/"
+            images = [one.removeprefix(prefix) for one in sorted(below) if is_image(one.removeprefix(prefix))]
+            missing = f"matches no {', '.join(IMAGE_SUFFIXES)} file"
+        elif not is_image(file_name) and fs.isdir(path):
+            files = files_below(url)
+            # Each gets a row that says so.
+            dead = [path for path, why in files.lost.items() if why == DEAD_LINK]
+            folder, images = url, sorted(filter(is_image, [*files.paths, *dead]))
+            missing = f"holds no {', '.join(IMAGE_SUFFIXES)} file"
+        else:
+            yield Input(url, file_name)
+            return
+    images = [image for image in images if not storage.join(folder, image).startswith(output)]
+    if not images:
+        raise InputError(f"{name}: {missing}")
+    for image in images:
+        yield Input(storage.join(folder, image), image)
+
+
+def _is_pattern(url: str) -> bool:
+    """Whether it has wildcards; in a web address a question mark is none."""
+    return bool(_PATTERN.search(url)) and split_protocol(url)[0] not in ("http", "https")
+
+
+def _fixed_part(url: str) -> str:
+    """The folder in front of a pattern's first wildcard."""
+    first = _PATTERN.search(url)
+    assert first is not None
+    return url[: first.start()].rpartition("/")[0] or "/"
+
+
+def _file_name(url: str) -> str:
+    """The name that a path ends in; of a web address without what follows the path, which may be a secret."""
+    path = urlsplit(url).path if split_protocol(url)[0] in ("http", "https") else url
+    return PurePosixPath(path).name

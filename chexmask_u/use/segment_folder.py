@@ -1,0 +1,168 @@
+"""The verb `segment`: images in; a folder of pictures, masks and measurements out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chexmask_u import storage
+from chexmask_u.anatomy import ORGANS
+from chexmask_u.folder import Folder
+from chexmask_u.images import memory
+from chexmask_u.manifests.check import check_source_name
+from chexmask_u.model.device import choose
+from chexmask_u.model.network import Network
+from chexmask_u.record import FAILED, OK, ReadError
+from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
+from chexmask_u.settings import SegmentSettings
+from chexmask_u.use import page, picture
+from chexmask_u.use.inputs import Input, find
+from chexmask_u.use.measurements import INTERVAL, NAMES
+from chexmask_u.use.segment import Segmentation, manifest_row, segment_rows
+from chexmask_u.weight_files import load_model, say_if_demonstration
+
+TABLE, DETAILS, PAGE = "measurements.csv", "measurements.json", "preview.html"
+
+# As many as the read step fetches at once.
+_AT_ONCE = 8
+
+_COLUMNS = (
+    *("image", "record_id", "status", "reason", "error", "height", "width", "uncertainty", "warnings", "spacing"),
+    *(f"{name}{part}" for name in NAMES for part in ("", "_low", "_high")),
+)
+
+
+def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
+    """Write a picture, masks and measurements of each image; one that gives none costs a row.
+
+    Returns:
+        ``ok``, ``failed``, ``output``, ``table`` and, with --preview, ``preview``: where the page is.
+
+    Raises:
+        InputError: if there is no image, an argument cannot be used, or the output cannot be written.
+    """
+    check_source_name(settings.source)
+    output = Folder(storage.normalise(settings.output))
+    output.check_own("segmentations", [TABLE])
+    inputs = find(settings.images, output.url)
+    device = choose(settings.device)
+    model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
+    if device == "cpu":
+        memory.keep_freed()
+    say_if_demonstration(settings.weights)
+    rows: list[dict[str, Any]] = []
+    # Before any work, since it tells whether the folder can be written.
+    _write_tables(output, rows, settings, model)
+    preview = page.Page(settings.samples, settings.weights == "demo") if settings.preview else None
+    try:
+        for first in range(0, len(inputs), _AT_ONCE):
+            rows += _segment(inputs[first : first + _AT_ONCE], output, model, settings, preview)
+    finally:
+        _write_tables(output, rows, settings, model)
+    ok = sum(row["status"] == OK for row in rows)
+    result = {"ok": ok, "failed": len(rows) - ok, "output": output.url, "table": output.path(TABLE)}
+    if preview is not None:
+        output.write(PAGE, preview.render())
+        result["preview"] = output.path(PAGE)
+        _show(output.path(PAGE))
+    return result
+
+
+def _segment(
+    inputs: Sequence[Input],
+    output: Folder,
+    model: Network,
+    settings: SegmentSettings,
+    preview: page.Page | None,
+) -> list[dict[str, Any]]:
+    """Write the files of a few images; returns their rows."""
+    results = segment_rows(
+        [manifest_row(one.uri, settings.source, one.image_id) for one in inputs],
+        model,
+        n_samples=settings.samples,
+        seed=settings.seed,
+        max_side=settings.max_side,
+        unsure=settings.unsure,
+    )
+    rows = []
+    for one, result in zip(inputs, results, strict=True):
+        row: dict[str, Any] = {"image": storage.redact(one.uri), "record_id": f"{settings.source}/{one.image_id}"}
+        if isinstance(result, ReadError):
+            row |= {"status": FAILED, "reason": result.reason, "error": str(result)}
+            print(storage.redact(f"{one.uri}: {result} ({result.reason})"), file=sys.stderr)
+            if preview is not None:
+                preview.add_failure(one.image_id, result)
+        else:
+            row |= _row(result)
+            drawn = result.picture()
+            row["files"] = _write_files(output, one, result, drawn, settings.label_map)
+            if preview is not None:
+                preview.add(one.image_id, result, drawn)
+            warned = "".join(f"; {warning}" for warning in result.warnings)
+            ratio = result.measurements["cardiothoracic_ratio"]
+            print(f"{one.image_id}: cardiothoracic ratio {ratio}, uncertainty {result.uncertainty:.1f} px{warned}")
+        rows.append(row)
+    return rows
+
+
+def _row(result: Segmentation) -> dict[str, Any]:
+    return {
+        "status": OK,
+        "height": result.image.height,
+        "width": result.image.width,
+        "uncertainty": result.uncertainty,
+        "warnings": list(result.warnings),
+        "spacing": None if result.spacing is None else str(result.spacing),
+        "measurements": {name: vars(measured) for name, measured in result.measurements.items()},
+    }
+
+
+def _write_files(
+    output: Folder, one: Input, result: Segmentation, drawn: NDArray[np.uint8], label_map: bool
+) -> dict[str, str]:
+    """Write the picture and the masks; returns their paths below the output."""
+    pictures = {"overlay": drawn} | {organ: result.masks[organ] * np.uint8(255) for organ in ORGANS}
+    if label_map:
+        pictures["labels"] = result.label_map
+    files = {kind: f"{one.stem}.{kind}.png" for kind in pictures}
+    for kind, pixels in pictures.items():
+        output.write(files[kind], picture.encode(pixels, ".png"))
+    return files
+
+
+def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: Network) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        flat = row | {"warnings": "; ".join(row.get("warnings", []))}
+        for name, measured in row.get("measurements", {}).items():
+            flat |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
+        writer.writerow(flat)
+    output.write(TABLE, table.getvalue())
+    numbers = {"weights_sha256": model.sha256, **settings.numbers(), "interval": INTERVAL}
+    output.write_json(DETAILS, {**numbers, "images": rows})
+
+
+def _show(url: str) -> None:
+    """Open a page in the browser where there is a display, and say where it is elsewhere."""
+    display = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not (storage.is_local(url) and display and webbrowser.open(Path(url).as_uri())):
+        print(f"Preview: {url}")
+
+
+def verb(settings: SegmentSettings) -> Result:
+    """`chexmask-u segment`."""
+    facts = segment_folder(settings)
+    ok, failed = facts["ok"], facts["failed"]
+    text = f"{ok:,} of {ok + failed:,} images segmented: {facts['table']}"
+    return Result(facts, text, BAD_INPUT if not ok else INCOMPLETE if failed else DONE)
