@@ -227,7 +227,7 @@ COLUMNS: dict[str, Column] = {
     "landmarks_mean": Column("mean of the draws; x then y of each landmark", _ORIGINAL, (N_LANDMARKS, 2)),
     "landmarks_std": Column(
         "standard deviation of the draws (ddof = 0), x then y: the predictive uncertainty. How far the draws lie apart,"
-        " which is less than how far they lie from the truth",
+        " which may be far less than how far they lie from the truth",
         _ORIGINAL,
         (N_LANDMARKS, 2),
     ),

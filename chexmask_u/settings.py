@@ -656,7 +656,9 @@ class EvaluateSettings(AnnotatedSettings):
     batch_size: int = setting(8, "images the network takes at once", least=1)
     device: str = _device("where the network runs; auto: CUDA where there is a GPU")
     calibration: str | None = setting(
-        None, "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged (default: none)"
+        None,
+        "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged; on the images that it"
+        " was made of they do too well",
     )
     output: str | None = setting(None, "folder for scores.json, images.csv and a figure (default: print only)")
 

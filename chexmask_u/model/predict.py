@@ -26,7 +26,7 @@ class Prediction:
     """Landmarks float32 [B, 120, 2] in pixels of the 1024 frame and latents float32 [B, 64], as mean and std.
 
     `landmarks_std` is the predictive uncertainty: the standard deviation over the draws (ddof = 0). It is how far the
-    draws lie apart, which with most weights is less than how far they lie from the truth. `landmarks_xy` float32
+    draws lie apart, which may be less than how far they lie from the truth. `landmarks_xy` float32
     [B, 120] is the covariance of x and y over the same draws, in pixels². `latent_std` is the posterior's sigma.
     """
 

@@ -46,7 +46,7 @@ def frame_landmarks(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDA
 def landmark_uncertainty(record: Mapping[str, Any]) -> NDArray[np.float64]:
     """Standard deviation of each landmark, float64 [120], pixels of the 1024 frame: the mean of its two axes.
 
-    It is the spread of the draws, which is less than the error; `landmark_radius` says how far a landmark may be off.
+    It is the spread of the draws, which may be far less than the error; `landmark_radius` tells of that.
     Its mean over the landmarks is the record's ``uncertainty``.
     """
     return row.letterbox(record).spread_to_frame(row.points(record, "landmarks_std")).mean(axis=1)
@@ -108,7 +108,7 @@ def trusted_landmarks(
     Args:
         record: of a landmark config.
         below: keep landmarks whose standard deviation is below so many pixels of the 1024 frame. That is how far the
-            draws lie apart, which is less than how far they lie from the truth.
+            draws lie apart, which may be far less than how far they lie from the truth.
         quantile: keep this share of the record's landmarks, those whose draws lie least apart, between 0 and 1. It
             keeps as many of an image where all are bad.
         within: keep landmarks whose radius is at most so many pixels of the 1024 frame, see `landmark_radius`.
