@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from chexmask_u.model.hybridgnet import HybridGNet
 # Before anything imports Ray: stay on loopback and start nothing that talks to the world.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+# Before anything imports `datasets`: a bucket's files that an earlier session loaded are not these.
+_datasets_cache = tempfile.TemporaryDirectory(prefix="datasets-cache-")
+os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 
 SHARED = Path(os.environ.get("CHEXMASK_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -111,7 +111,7 @@ def _fault(error: str, columns: list[str], rows: int) -> str:
     after = f"after row {rows:,}"
     if found := re.search(r"Expected (\d+) columns, got (\d+)", error):
         return f"{after} a row has {found[2]} columns where the header has {found[1]}"
-    if found := re.search(r"In CSV column #(\d+): CSV conversion error to (\w+)", error):
+    if found := re.search(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to (\w+)", error):
         kind = "UTF-8 text" if found[2] == "string" else "a number"
         return f"{after} a value of {', '.join(map(repr, columns))} is not {kind}"
     return f"{after} it is no CSV ({error.splitlines()[0][:80]})"
