@@ -40,7 +40,7 @@ class Segmentation:
         masks: by organ, uint8 {0, 1} [height, width], original pixels.
         landmarks: mean of the draws, float32 [120, 2], x then y, original pixels.
         std: standard deviation of the draws, float32 [120, 2], original pixels: how far the network agrees with itself,
-            which is less than its error.
+            which may be less than its error.
         draws: float32 [N, 120, 2], original pixels.
         uncertainty: mean of `std` over landmarks and axes, pixels of the 1024 frame.
         spacing: millimetres per pixel, where a DICOM file tells.
