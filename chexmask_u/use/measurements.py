@@ -35,8 +35,8 @@ class Measurement:
     Attributes:
         value: on the mean landmarks.
         low, high: quantiles of the draws that hold `INTERVAL` of them: how far the network agrees with itself, which
-            may be less than its error. The widest of a shaky contour is wider than a steady one's, so that the value of a
-            very unsure image may lie near `low`, or below.
+            may be less than its error. The widest of a shaky contour is wider than a steady one's, so that the value of
+            a very unsure image may lie near `low`, or below.
         unit: "" of the ratio, "px", "px2", "mm" or "mm2".
     """
 
