@@ -121,7 +121,7 @@ def _verify_source(
         if comparison is None:
             frame = told_frame(chunk.sizes, chunk.pairs) or fitting_frame(chunk.pairs, draws)
             comparison = Comparison(frame, draws)
-        if (kept := found.comparable(chunk, comparison.frame)) is not None:
+        if (kept := found.comparable(chunk, comparison)) is not None:
             found.add(kept, comparison)
     count = 0 if comparison is None else len(comparison)
     if comparison is None or count < LEAST_IMAGES:
@@ -133,7 +133,7 @@ def _verify_source(
         lossless=is_lossless(facts),
     )
     verdict = judge(comparison, context, found.dice_as_said())
-    images, spreads = comparison.images, spread(comparison)
+    images, spreads, moved = comparison.images, spread(comparison), offset(comparison)
     return {
         "published": csv,
         "verdict": verdict.verdict,
@@ -147,7 +147,7 @@ def _verify_source(
         "expected": {name: comparison.expected_quantile(q) for name, q in QUANTILES.items()},
         "within_expected": comparison.within_expected / comparison.coordinates,
         "within_rounding": comparison.within_rounding / comparison.coordinates,
-        "offset": offset(comparison),
+        "offset": None if moved is None or not moved.seen else (moved.x, moved.y),
         "spread": None if spreads is None else asdict(spreads),
         "dice": report.dice({organ: [value for value, _ in found.dice[organ]] for organ in ORGANS}),
     }, found.far
@@ -165,21 +165,27 @@ class _Found:
         self.other_size = self.size_swapped = 0
         self.far: list[FarImage] = []
 
-    def comparable(self, chunk: Chunk, frame: Frame) -> Chunk | None:
-        """The chunk without images that are of another size than the CSV says, in whose pixels nothing compares."""
-        if frame == "1024":
+    def comparable(self, chunk: Chunk, comparison: Comparison) -> Chunk | None:
+        """The chunk without images that are of another size than the CSV says, in whose pixels nothing compares.
+
+        Those whose landmarks a neighbouring row has stay: sizes were shifted with them.
+        """
+        if comparison.frame == "1024":
             return chunk
         own, sizes = chunk.pairs.size, chunk.sizes
         alike = (own == sizes).all(axis=1) | (sizes.min(axis=1) == 0)
         # CSVs of the 1024 frame that say otherwise are judged by their landmarks.
         swapped = ~alike & (own == sizes[:, ::-1]).all(axis=1)
         self.size_swapped += int(swapped.sum())
-        self.other_size += int((~alike & ~swapped).sum())
-        kept = np.flatnonzero(alike | swapped)
+        kept = alike | swapped
+        others = np.flatnonzero(~kept)
+        kept[others] = comparison.of_neighbour(chunk.pairs.take(others), chunk.before.take(others))
+        self.other_size += int((~kept).sum())
+        kept = np.flatnonzero(kept)
         return chunk.take(kept) if len(kept) else None
 
     def add(self, chunk: Chunk, comparison: Comparison) -> None:
-        images, ours, theirs = comparison.add(chunk.pairs)
+        images, ours, theirs = comparison.add(chunk.pairs, chunk.before)
         self._add_dice(chunk, comparison.frame, images.of("as_said"))
         largest = images.distances.max(axis=1)
         chosen = np.argsort(-largest, kind="stable")[: self.most]

@@ -58,6 +58,9 @@ MAPPINGS = (
 )
 """Those of the published mapping to original pixels, which is known to be wrong in some images."""
 
+MAPPED = ("as_said", *MAPPINGS)
+"""Ways in which the means of all images may have been mapped."""
+
 KNOWN = ("as_said", "truncated", *MAPPINGS)
 """Those that the published data set may have."""
 
@@ -192,8 +195,10 @@ class Images:
             is a known one.
         chance: mean distance to another image's landmarks, likewise; NaN where there is no other.
         shift: median difference on each axis, [B, 2], pixels of the CSV, as the CSV says.
+        shifts: likewise under each of `MAPPED`, [B, M, 2]; NaN where it does not explain the image.
         spread: logarithm of the median ratio of standard deviations, ours over published, under its reading likewise;
             NaN without those.
+        alignment: how far nodes whose x spreads more than y are the same on both sides, in [-1, 1], likewise.
         scale: of the letterbox.
     """
 
@@ -202,7 +207,9 @@ class Images:
     distances: NDArray[np.float32]
     chance: NDArray[np.float32]
     shift: NDArray[np.float32]
+    shifts: NDArray[np.float32]
     spread: NDArray[np.float32]
+    alignment: NDArray[np.float32]
     scale: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -228,7 +235,6 @@ class Comparison:
     frame: Frame
     draws: Draws
     _images: list[Images] = field(default_factory=list)
-    _last: Pairs | None = None
     _differences: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(_EDGES) - 1, np.int64))
     _expected: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(_EDGES) - 1, np.int64))
     largest: float = 0.0
@@ -239,15 +245,15 @@ class Comparison:
     def __len__(self) -> int:
         return sum(map(len, self._images))
 
-    def add(self, pairs: Pairs) -> tuple[Images, Floats, Floats]:
-        """Compare the next chunk.
+    def add(self, pairs: Pairs, before: Pairs) -> tuple[Images, Floats, Floats]:
+        """Compare the next chunk; `before` are the rows of the CSV that each of it follows.
 
         Returns:
             What is kept of it, and the regenerated and the published landmarks in the 1024 frame, float64 [B, 120, 2];
             of the published ones is taken back what a known reading explains.
         """
         base = said(pairs, self.frame)
-        reading, explained = self._explain(pairs, base)
+        reading, explained = self._explain(pairs, before, base)
         self._count(pairs, explained)
         ours, published = pairs.to_frame(pairs.mean), base.mean + explained.difference
         if self.frame == "original":
@@ -264,11 +270,12 @@ class Comparison:
             distances.astype(np.float32),
             chance.astype(np.float32),
             np.median(base.difference, axis=1).astype(np.float32),
+            self._shifts(pairs, before, base).astype(np.float32),
             _spread(explained).astype(np.float32),
+            _alignment(explained).astype(np.float32),
             pairs.scale.astype(np.float32),
         )
         self._images.append(images)
-        self._last = pairs.take(np.array([len(pairs) - 1]))
         return images, ours, published
 
     @property
@@ -285,12 +292,24 @@ class Comparison:
         """Quantile q of the standard deviations that they are expected to have, likewise."""
         return _quantile(self._expected, q)
 
-    def _explain(self, pairs: Pairs, base: Reading) -> tuple[NDArray[np.int8], Reading]:
+    def of_neighbour(self, pairs: Pairs, before: Pairs) -> NDArray[np.bool_]:
+        """Which images' rows hold the landmarks of the image one row before or after, [B]."""
+        readings = (_row_before(pairs, before, self.frame), _row_after(pairs, before, self.frame))
+        return np.asarray(np.any([one.misfit(self.draws) <= EXPLAINED for one in readings], axis=0))
+
+    def _shifts(self, pairs: Pairs, before: Pairs, base: Reading) -> Floats:
+        """See `Images.shifts`; a mapping that comes to the same as the CSV's is that."""
+        shifts = np.empty((len(pairs), len(MAPPED), 2))
+        for index, name in enumerate(MAPPED):
+            reading = _READERS[name](pairs, before, self.frame) or base
+            shifts[:, index] = np.median(reading.difference, axis=1)
+            shifts[reading.misfit(self.draws) > EXPLAINED, index] = np.nan
+        return shifts
+
+    def _explain(self, pairs: Pairs, before: Pairs, base: Reading) -> tuple[NDArray[np.int8], Reading]:
         """Index in `READINGS` of each image, [B], and that reading of it if it is a known one, else as the CSV says."""
         found = np.full(len(pairs), _NAMES.index("unexplained"), np.int8)
         mean, std = base.mean.copy(), base.std.copy()
-        last = pairs.take(np.array([0])) if self._last is None else self._last
-        before = last.joined(pairs).take(np.arange(len(pairs)))
         left = np.arange(len(pairs))
         for name, read in _READERS.items():
             reading = read(pairs.take(left), before.take(left), self.frame)
@@ -366,6 +385,18 @@ def _spread(reading: Reading) -> Floats:
     return result
 
 
+def _alignment(reading: Reading) -> Floats:
+    """Cosine of both sides' logarithms of x's standard deviation over y's, of each image, [B]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ours, published = (np.log(std[..., 0] / std[..., 1]) for std in (reading.std, reading.published_std))
+    there = (reading.published_std >= LEAST_STD).all(axis=2) & np.isfinite(ours) & np.isfinite(published)
+    ours, published = np.where(there, ours, 0), np.where(there, published, 0)
+    length = np.linalg.norm(ours, axis=1) * np.linalg.norm(published, axis=1)
+    result = np.full(len(ours), np.nan)
+    np.divide((ours * published).sum(axis=1), length, out=result, where=length > 0)
+    return result
+
+
 def _quantile(counts: NDArray[np.int64], q: float) -> float:
     """Quantile q of what lies in the bins of `_EDGES` so many times [bins]."""
     # Not beyond the last bin that holds anything.
@@ -418,12 +449,12 @@ def _axes_swapped(pairs: Pairs, before: Pairs, frame: Frame) -> Reading | None:
     return Reading(base.mean, base.std, *swapped, base.rounding)
 
 
-def _row_before(pairs: Pairs, before: Pairs, frame: Frame) -> Reading | None:
+def _row_before(pairs: Pairs, before: Pairs, frame: Frame) -> Reading:
     base, other = said(pairs, frame), said(before, frame)
     return Reading(other.mean, other.std, base.published_mean, base.published_std, other.rounding)
 
 
-def _row_after(pairs: Pairs, before: Pairs, frame: Frame) -> Reading | None:
+def _row_after(pairs: Pairs, before: Pairs, frame: Frame) -> Reading:
     # The row before this one, which holds what belongs to this one's image.
     base, other = said(pairs, frame), said(before, frame)
     return Reading(base.mean, base.std, other.published_mean, other.published_std, base.rounding)

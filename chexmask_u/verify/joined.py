@@ -31,6 +31,7 @@ class Chunk:
         ids: of the images.
         rows: of `Records`.
         pairs: their landmarks.
+        before: those of the rows before theirs that have a record too; the first row of a CSV stands before itself.
         sizes: width and height that the CSV gives, int64 [B, 2], 0 where it gives none.
         masks: run-length string of each organ.
     """
@@ -38,12 +39,14 @@ class Chunk:
     ids: list[str]
     rows: NDArray[np.int64]
     pairs: Pairs
+    before: Pairs
     sizes: NDArray[np.int64]
     masks: list[dict[str, str | None]]
 
     def take(self, rows: NDArray[np.int64]) -> Chunk:
         ids, masks = ([values[row] for row in rows] for values in (self.ids, self.masks))
-        return Chunk(ids, self.rows[rows], self.pairs.take(rows), self.sizes[rows], masks)
+        pairs, before = self.pairs.take(rows), self.before.take(rows)
+        return Chunk(ids, self.rows[rows], pairs, before, self.sizes[rows], masks)
 
 
 @dataclass
@@ -88,16 +91,17 @@ def join(csv: str, source: str, records: Records, missing: Missing) -> Iterator[
         return [_is_wanted(image_id, records, seen, missing) for image_id in ids]
 
     waiting: list[pa.RecordBatch] = []
+    last: Pairs | None = None
     for batch in read_published(csv, source, wanted):
         there = batch["landmarks_mean"].is_valid()
         for image_id in batch.filter(pc.invert(there))["image_id"].to_pylist():
             missing.note("without_landmarks", image_id)
         waiting.append(batch.filter(there))
         if sum(map(len, waiting)) >= CHUNK:
-            yield _chunk(records, pa.Table.from_batches(waiting))
-            waiting = []
+            yield (chunk := _chunk(records, pa.Table.from_batches(waiting), last))
+            waiting, last = [], chunk.pairs.take(np.array([-1]))
     if sum(map(len, waiting)):
-        yield _chunk(records, pa.Table.from_batches(waiting))
+        yield _chunk(records, pa.Table.from_batches(waiting), last)
     for image_id, row in records.row.items():
         if not seen[row]:
             missing.note("without_row", image_id)
@@ -120,7 +124,7 @@ def _is_wanted(image_id: str, records: Records, seen: NDArray[np.bool_], missing
     return True
 
 
-def _chunk(records: Records, table: pa.Table) -> Chunk:
+def _chunk(records: Records, table: pa.Table, last: Pairs | None) -> Chunk:
     ids = table["image_id"].to_pylist()
     rows = np.array([records.row[image_id] for image_id in ids], np.int64)
     nothing = np.full((N_LANDMARKS, 2), np.nan)
@@ -135,4 +139,5 @@ def _chunk(records: Records, table: pa.Table) -> Chunk:
         *geometry,
     )
     sides = [np.array([side or 0 for side in table[name].to_pylist()], np.int64) for name in ("width", "height")]
-    return Chunk(ids, rows, pairs, np.stack(sides, axis=1), table.select(ORGANS).to_pylist())
+    before = (last or pairs.take(np.array([0]))).joined(pairs).take(np.arange(len(pairs)))
+    return Chunk(ids, rows, pairs, before, np.stack(sides, axis=1), table.select(ORGANS).to_pylist())

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u import sources
 from chexmask_u.anatomy import FRAME
-from chexmask_u.verify.compare import EXPECTED, KNOWN, MAPPINGS, READINGS, Comparison, spread_ratio_expected
+from chexmask_u.verify.compare import (
+    EXPECTED,
+    KNOWN,
+    MAPPED,
+    MAPPINGS,
+    READINGS,
+    Comparison,
+    Images,
+    spread_ratio_expected,
+)
 
 # A smaller sample says little: of so many, one may differ.
 LEAST_IMAGES = 8
@@ -38,6 +47,15 @@ UNRELATED = 0.8
 
 # Pixels of the CSV; a smaller offset that all images share changes fewer than one integer in ten.
 LEAST_OFFSET = 0.1
+
+# Pixels of the 1024 frame; JPEG alone moves means by 0.05 to 0.08 at the median (measured).
+UNTOLD_OFFSET = 0.2
+
+# A median lies for sure within so many standard errors of its rank: below 20 images, between the least and the largest.
+_SURE = 4
+
+# Cosine of both sides' anisotropy; 0 where spreads are the same on both axes, so that none can be told from the other.
+EXCHANGED_SPREAD = -0.2
 
 # Standard deviations of a normal distribution per median absolute deviation; a median's error per mean's.
 _MAD, _MEDIAN_ERROR = 1.4826, 1.2533
@@ -90,6 +108,7 @@ class Spread:
         expected: of as many draws from the same distribution.
         allowed: factor by which the median may be off.
         other_frame: whether it is as expected if the published ones are in the pixels of the other frame.
+        exchanged: whether the published ones have x and y exchanged.
     """
 
     images: int
@@ -99,6 +118,7 @@ class Spread:
     expected: float
     allowed: float
     other_frame: bool
+    exchanged: bool
 
     @property
     def as_expected(self) -> bool:
@@ -119,19 +139,80 @@ def spread(comparison: Comparison) -> Spread | None:
     low, high = np.exp(np.quantile(values, (0.05, 0.95)))
     other = abs(float(np.median(values + to_other)) - np.log(expected)) <= allowed
     return Spread(
-        len(values), float(np.exp(median)), float(low), float(high), expected, float(np.exp(allowed)), bool(other)
+        len(values),
+        float(np.exp(median)),
+        float(low),
+        float(high),
+        expected,
+        float(np.exp(allowed)),
+        bool(other),
+        _is_exchanged(images.alignment[there]),
     )
 
 
-def offset(comparison: Comparison) -> tuple[float, float] | None:
-    """What all images that are as the CSV says are moved by, published less ours, x then y; None if by nothing."""
+def _is_exchanged(alignment: NDArray[np.float32]) -> bool:
+    known = alignment[np.isfinite(alignment)].astype(np.float64)
+    if len(known) < LEAST_IMAGES:
+        return False
+    _, high = _sure_median(known)
+    return bool(np.median(known) < EXCHANGED_SPREAD and high < 0)
+
+
+@dataclass(frozen=True)
+class Offset:
+    """What all images that are as the CSV says are moved by, published less ours, pixels of the CSV.
+
+    Attributes:
+        x, y: median over the images.
+        seen: whether it is more than nothing.
+        cut: whether it is what means have that were cut to whole numbers instead of rounded.
+        told: whether it is nothing, or that, if the images are mapped in one of the known ways.
+    """
+
+    x: float
+    y: float
+    seen: bool
+    cut: bool
+    told: bool
+
+
+def offset(comparison: Comparison) -> Offset | None:
+    """The offset that the images of a comparison share; None where too few are as the CSV says."""
     images = comparison.images
-    shifts = images.shift[images.of("as_said") | images.of("truncated")].astype(np.float64)
-    if len(shifts) < LEAST_IMAGES:
+    chosen = images.of("as_said") | images.of("truncated")
+    if chosen.sum() < LEAST_IMAGES:
         return None
-    (x, x_error), (y, y_error) = (_median(axis) for axis in shifts.T)
+    (x, x_error), (y, y_error) = (_median(axis) for axis in images.shift[chosen].astype(np.float64).T)
     seen = abs(x) > max(LEAST_OFFSET, 3 * x_error) or abs(y) > max(LEAST_OFFSET, 3 * y_error)
-    return (x, y) if seen else None
+    scale = images.scale[chosen].astype(np.float64)
+    pixel = 1.0 if comparison.frame == "1024" else float(np.median(1 / scale))
+    # In original pixels, cut in the 1024 frame and once more after they were mapped.
+    most = 0.5 if comparison.frame == "1024" else float(np.median(np.where(scale == 1, 0.5, 0.5 / scale + 0.5)))
+    as_cut = _is_cut(images.shift[chosen], UNTOLD_OFFSET * pixel, most)
+    told = as_cut or any(_is_cut(shifts, UNTOLD_OFFSET * pixel, most) for shifts in _mapped_shifts(images, chosen))
+    return Offset(x, y, seen, seen and as_cut and x < 0 and y < 0, told)
+
+
+def _mapped_shifts(images: Images, chosen: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
+    """What the chosen images are moved by [n, 2], under each known mapping that explains them."""
+    for index in range(1, len(MAPPED)):
+        shifts = images.shifts[chosen, index]
+        fits = np.isfinite(shifts).all(axis=1)
+        if fits.sum() >= max(LEAST_IMAGES, SAME_IMAGES * len(fits)):
+            yield shifts[fits]
+
+
+def _is_cut(shifts: NDArray[np.float32], slack: float, most: float) -> bool:
+    """Whether, but for the slack, one amount from -`most` to 0 may be the median of both axes of shifts [n, 2]."""
+    low, high = _sure_median(shifts)
+    return bool(max(-most, *(low - slack)) <= min(0.0, *(high + slack)))
+
+
+def _sure_median(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The values of [n, ...] between which the median of all that they were drawn from lies, however they scatter."""
+    ordered = np.sort(values, axis=0)
+    rank = max(0, int((len(ordered) - _SURE * np.sqrt(len(ordered))) / 2))
+    return ordered[rank], ordered[-1 - rank]
 
 
 def _median(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -153,6 +234,13 @@ def judge(comparison: Comparison, context: Context, dice: Mapping[str, float]) -
         sentence = f"NOT the same: {of_all} are as published; {_difference(comparison)}"
         if no_spread == _NO_STD:
             sentence += f"; {no_spread}, so it may be CheXmask's own, which another network made"
+        return Verdict("different", sentence + _demonstration(context), reasons)
+    if (moved := offset(comparison)) is not None and not moved.told:
+        sentence = (
+            f"NOT the same: {of_all} are near, but with an offset of ({moved.x:+.2f}, {moved.y:+.2f}) px in all images,"
+            " in pixels of the CSV, which neither rounding nor a known mapping makes: landmarks were moved, or images"
+            " were prepared otherwise"
+        )
         return Verdict("different", sentence + _demonstration(context), reasons)
     share = comparison.within_expected / comparison.coordinates
     if share < SAME_COORDINATES:
@@ -182,6 +270,12 @@ def judge(comparison: Comparison, context: Context, dice: Mapping[str, float]) -
         if spreads.other_frame:
             sentence += "; the published ones are in the pixels of the other frame than the means"
         return Verdict("different", sentence, reasons)
+    if spreads is not None and spreads.exchanged:
+        sentence = (
+            f"NOT the same: {of_all} have the published means, but not the standard deviations: x and y are exchanged"
+            " in Landmarks (Std)"
+        )
+        return Verdict("different", sentence, reasons)
     if comparison.within_rounding == comparison.coordinates:
         return Verdict("same", f"the same numbers, to the rounding of the published ones: {of_all}", reasons)
     sentence = f"the same within what is known: {of_all} are as near as two sets of draws of one network are"
@@ -210,7 +304,8 @@ def _difference(comparison: Comparison) -> str:
     if distance >= UNRELATED * chance:
         return (
             f"the others are no nearer to their own image's record ({distance:.1f} px of the {FRAME} frame at the"
-            f" median) than to another image's ({chance:.1f} px): rows are shuffled, or ids name other images"
+            f" median) than to another image's ({chance:.1f} px): other weights, another node order, or rows of other"
+            " images (shuffled, or ids that name others)"
         )
     times = float(np.median(images.misfit[outside]))
     return (
@@ -228,15 +323,16 @@ def _demonstration(context: Context) -> str:
 
 def _reasons(comparison: Comparison, context: Context) -> list[str]:
     """Why numbers of the same network and images differ, as far as it applies; what was found comes first."""
-    images, draws = comparison.images, comparison.draws
+    images, draws, moved = comparison.images, comparison.draws, offset(comparison)
+    untold = moved is not None and not moved.told
     reasons = [
         f"found in {images.count(name):,} images: {READINGS[name]}"
         for name in KNOWN
-        if name != "as_said" and images.count(name)
+        if name != "as_said" and images.count(name) and not (untold and name == "truncated")
     ]
-    if moved := offset(comparison):
+    if moved is not None and moved.cut:
         reasons.append(
-            f"found in all: an offset of ({moved[0]:+.2f}, {moved[1]:+.2f}) pixels of the CSV; means that were cut to"
+            f"found in all: an offset of ({moved.x:+.2f}, {moved.y:+.2f}) pixels of the CSV; means that were cut to"
             " whole numbers instead of rounded lie half a pixel lower on both axes"
         )
     reasons.append(

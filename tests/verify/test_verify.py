@@ -19,14 +19,15 @@ from chexmask_u import cli, verify
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.manifests import csv_table
+from chexmask_u.model.checkpoint import save_model
 from chexmask_u.releases.export import export
 from chexmask_u.settings import ExportSettings, VerifySettings
 from chexmask_u.steps.mask import organ_rle
 from chexmask_u.verify import joined
-from chexmask_u.verify.compare import Comparison, Draws, mask_dice
+from chexmask_u.verify.compare import Comparison, Draws, Pairs, mask_dice
 from chexmask_u.verify.joined import Missing, join
 from chexmask_u.verify.records import Records
-from chexmask_u.verify.verdict import spread
+from chexmask_u.verify.verdict import offset, spread
 from tests.support import invented_runs
 from tests.support import published_drawings as drawings
 from tests.support.official_layouts import PUBLISHED_FILES
@@ -37,8 +38,8 @@ CHEXPERT, MIMIC = "chexpert", "mimic-cxr-jpg"
 
 @pytest.fixture(scope="session")
 def predicted(tmp_path_factory) -> dict[str, list[Row]]:
-    folder = tmp_path_factory.mktemp("drawings")
-    return {source: drawings.make(folder / source, source) for source in (CHEXPERT, MIMIC)}
+    folder, model = tmp_path_factory.mktemp("drawings"), drawings.narrow()
+    return {source: drawings.make(folder / source, source, model) for source in (CHEXPERT, MIMIC)}
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +91,9 @@ def test_a_release_is_compared_like_its_run(predicted, run, tmp_path):
 
 def test_our_own_export_has_the_same_numbers_to_their_rounding(predicted, run, tmp_path):
     invented_runs.make_release(run, str(tmp_path / "release"))
-    export(ExportSettings(release=str(tmp_path / "release/v1.0.0"), output=str(tmp_path / "csvs")))
+    export(
+        ExportSettings(release=str(tmp_path / "release/v1.0.0"), output=str(tmp_path / "csvs"), format="chexmask-csv")
+    )
     for folder in ("OriginalResolution", "Preprocessed"):
         csvs = tuple(str(tmp_path / "csvs" / folder / name) for name in ("CheXpert.csv", "MIMIC-CXR-JPG.csv"))
         report = verify.verify(VerifySettings(published=csvs, run=run))
@@ -189,6 +192,18 @@ FAULTS = {
         list,
         "the published ones are in the pixels of the other frame than the means",
     ),
+    "spread's axes": (
+        drawings.original,
+        each(lambda row: replace(row, std=row.std[:, ::-1])),
+        "but not the standard deviations: x and y are exchanged in Landmarks (Std)",
+    ),
+    "row before, with its size": (drawings.original, shifted_rows(1), "the image one row before it"),
+    "row after, with its size": (drawings.original, shifted_rows(-1), "the image one row after it"),
+    "lungs": (
+        drawings.preprocessed,
+        each(lambda row: replace(row, mean=np.roll(row.mean, 50, axis=0), std=np.roll(row.std, 50, axis=0))),
+        "other weights, another node order, or rows of other images",
+    ),
     "masks": (
         drawings.preprocessed,
         each(lambda row: replace(row, masks=row.masks | {"heart": row.masks["left_lung"]})),
@@ -210,11 +225,26 @@ def test_a_planted_fault_is_named(predicted, run, tmp_path, fault):
     assert words in of(report)["sentence"]
 
 
+@pytest.mark.parametrize("by", [(1, 1), (1.2, 0), (0, -1.6), (-1.6, -1.6)])
+def test_an_offset_of_all_images_that_cutting_does_not_make_is_told(predicted, run, tmp_path, by):
+    def moved(row: Row) -> Cells:
+        return drawings.preprocessed(replace(row, published_mean=row.published_mean + np.array(by)))
+
+    found = of(compare(drawings.write_csv(tmp_path / "a.csv", MIMIC, predicted[MIMIC], moved), run))
+    assert found["verdict"] == "different"
+    assert "but with an offset of (" in found["sentence"]
+    assert "px in all images" in found["sentence"]
+    assert found["offset"] == pytest.approx(by, abs=0.5)
+    assert not any("cut to whole numbers" in reason for reason in found["reasons"])
+
+
 @pytest.mark.parametrize("rows", [1, 5])
-def test_where_chunks_of_rows_end_changes_nothing(predicted, run, tmp_path, monkeypatch, rows):
-    csv = drawings.write_csv(tmp_path / "a.csv", CHEXPERT, predicted[CHEXPERT], change=in_shifted_pixels)
+@pytest.mark.parametrize("shift", [in_shifted_pixels, shifted_rows(1), shifted_rows(-1)])
+def test_where_chunks_of_rows_end_changes_nothing(predicted, run, tmp_path, monkeypatch, rows, shift):
+    csv = drawings.write_csv(tmp_path / "a.csv", CHEXPERT, predicted[CHEXPERT], change=shift)
     whole = compare(csv, run)
-    assert of(whole)["readings"]["row_before"] >= 10
+    readings = of(whole)["readings"]
+    assert readings.get("row_before", 0) + readings.get("row_after", 0) >= 10
     # A row has some 20 kB.
     monkeypatch.setattr(csv_table, "_BLOCK_BYTES", 1 << 16)
     monkeypatch.setattr(joined, "CHUNK", rows)
@@ -238,7 +268,7 @@ def test_without_sizes_the_landmarks_tell_the_frame(predicted, run, tmp_path):
 
 
 def test_other_weights_are_no_pattern_and_far_from_chance(predicted, run, tmp_path):
-    model = cu.load_model("demo")
+    model = drawings.narrow()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for values in model.parameters():
@@ -341,9 +371,10 @@ def test_the_folder_holds_the_report_and_those_that_differ_most_on_their_images(
 
 def test_a_sample_of_images_is_predicted_without_ray(predicted, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
+    save_model(drawings.narrow(), weights := str(tmp_path / "w.safetensors"))
     csv = drawings.write_csv(tmp_path / "a.csv", MIMIC, predicted[MIMIC])
     folder = predicted[MIMIC][0].uri.parents[4]
-    flags = ["--published", csv, "--images", str(folder), "--weights", "demo", "--samples", "10", "--probe", "10"]
+    flags = ["--published", csv, "--images", str(folder), "--weights", weights, "--samples", "10", "--probe", "10"]
     assert cli.main(["verify", *flags, "--published-samples", "10", "--json"]) == cli.DONE
     found = of(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert (found["verdict"], found["images"]) == ("same", 10)
@@ -424,6 +455,63 @@ def test_dice_of_run_lengths_is_that_of_the_masks(seed):
     )
 
 
+def invented(seed: int, crop: int = 0, anisotropy: float = 0.0, images: int = 200) -> Pairs:
+    """Two sets of 50 draws of the same landmarks; without `crop`, which is up to so many pixels, in the published."""
+    rng = np.random.default_rng(seed)
+    centre = rng.uniform(200, 800, (images, 120, 2))
+    sigma = 8 * np.exp(anisotropy * rng.standard_normal((images, 120, 1)) * np.array([1, -1]))
+
+    def drawn() -> tuple[np.ndarray, np.ndarray]:
+        # An image's latents move all its nodes.
+        draws = rng.standard_normal((50, images, 1, 2)) + rng.standard_normal((50, images, 120, 2))
+        points = centre + sigma * draws / np.sqrt(2)
+        return points.mean(axis=0), points.std(axis=0)
+
+    crops = rng.integers(1, crop + 1, (images, 2)).astype(float) if crop else np.zeros((images, 2))
+    (mean, std), (published, published_std) = drawn(), drawn()
+    published = np.rint(published - crops[:, None])
+    sizes = np.full((images, 2), 1024.0)
+    nothing, ones = np.zeros((images, 2)), np.ones(images)
+    return Pairs(mean, std, published, published_std.round(2), crops, nothing, ones, sizes)
+
+
+def compared(pairs: Pairs) -> Comparison:
+    comparison = Comparison("original", Draws(50, 50))
+    comparison.add(pairs, pairs.take(np.r_[0, np.arange(len(pairs) - 1)]))
+    return comparison
+
+
+def test_small_crops_that_the_published_mapping_forgot_are_no_untold_offset():
+    pairs = invented(0, crop=3)
+    comparison = compared(pairs)
+    # They are too small for an image alone to tell them from the draws.
+    assert comparison.images.count("as_said") > 150
+    assert offset(comparison).told
+    assert not offset(compared(replace(pairs, crop=np.zeros_like(pairs.crop)))).told
+
+
+@pytest.mark.parametrize(("by", "told"), [(1, False), (0.7, False), (0, True), (-0.5, True), (-1.3, False)])
+def test_200_images_tell_an_offset_of_less_than_a_pixel(by, told):
+    pairs = invented(2)
+    assert offset(compared(replace(pairs, published_mean=pairs.published_mean + by))).told == told
+
+
+@pytest.mark.parametrize("images", [8, 12, 200])
+def test_the_noise_of_50_draws_is_no_offset_and_no_exchange(images):
+    for seed in range(5):
+        comparison = compared(invented(seed, images=images))
+        assert offset(comparison).told
+        assert not spread(comparison).exchanged
+
+
+def test_an_exchange_of_spreads_is_told_where_axes_differ_and_not_claimed_where_they_do_not():
+    for anisotropy in (0.0, 0.3):
+        pairs = invented(1, anisotropy=anisotropy)
+        assert not spread(compared(pairs)).exchanged
+        exchanged = replace(pairs, published_std=pairs.published_std[..., ::-1])
+        assert spread(compared(exchanged)).exchanged == (anisotropy > 0)
+
+
 def test_real_published_rows_are_read_whatever_is_missing_in_them(shared):
     """154 rows of CheXmask itself: beside records of the same landmarks they do not differ, and nor do masks."""
     for source, name in PUBLISHED_FILES.items():
@@ -435,7 +523,7 @@ def test_real_published_rows_are_read_whatever_is_missing_in_them(shared):
         records.std[:], records.scale[:], records.size[:] = 5, 1, 1024
         missing, comparison, overlaps = Missing(), Comparison("1024", Draws(50, 50)), []
         for chunk in join(csv, source, records, missing):
-            comparison.add(chunk.pairs)
+            comparison.add(chunk.pairs, chunk.before)
             for mean, masks, size in zip(chunk.pairs.mean, chunk.masks, chunk.sizes, strict=True):
                 if size.all():
                     overlaps += [mask_dice(organ_rle(mean, organ, 1024, 1024), masks[organ]) for organ in masks]
