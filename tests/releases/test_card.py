@@ -222,6 +222,13 @@ def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch,
     names: dict = {}
     for cell in cells:
         exec(compile("".join(cell["source"]), "notebook", "exec"), names)
+    # In its own folder it finds the same.
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    opened: dict = {}
+    exec(compile("".join(cells[0]["source"]), "notebook", "exec"), opened)
+    assert opened["records"]["record_id"] == names["records"]["record_id"]
+    monkeypatch.chdir(tmp_path / "notebooks" / "..")
     said = capsys.readouterr().out
     assert "8 records with an image, 0 without; 4 images without a record" in said
     figures = [plt.figure(number) for number in plt.get_fignums()]
