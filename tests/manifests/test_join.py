@@ -468,7 +468,7 @@ def test_bytes_that_are_no_such_csv_are_refused(layouts, tmp_path):
     cases["archive"] = (str(tmp_path / "csv.xlsx"), "unpack it, or save it as CSV")
     (tmp_path / "cut.csv").write_bytes(gzip.compress(layout.chexmask.read_bytes())[:-20])
     cases["cut"] = (str(tmp_path / "cut.csv"), "cannot be read as a CheXmask CSV of VinDr-CXR (")
-    cases["folder"] = (str(tmp_path), "cannot be read as a CheXmask CSV of VinDr-CXR (")
+    cases["folder"] = (str(tmp_path), "is a folder; expected a CheXmask CSV of VinDr-CXR")
     latin = layout.chexmask.read_text().replace(rows[0][0], "Señor").encode("latin-1")
     (tmp_path / "latin.csv").write_bytes(latin)
     cases["latin"] = (str(tmp_path / "latin.csv"), "is not UTF-8 text")

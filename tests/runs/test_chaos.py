@@ -303,7 +303,9 @@ def test_an_outage_of_a_quarter_of_a_minute_is_waited_for(tmp_path: Path, monkey
         assert pq.read_table(part, filesystem=arrow_fs).num_rows == 1
 
 
-# A cluster, two faults and their recovery: a minute or two when nobody else uses the machine, ten when many do.
+# A cluster, two faults and their recovery: a minute or two when nobody else uses the machine, ten when many do. That a
+# driver may be killed again and again is in `test_pipeline`, too.
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("arena", [("s3", 4)], indirect=True, ids=["s3"])
 def test_a_run_that_loses_its_driver_and_a_node_ends_like_one_that_does_not(arena: Arena) -> None:

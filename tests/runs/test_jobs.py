@@ -193,6 +193,8 @@ def test_job_with_a_relative_output_is_refused_before_ray_keeps_it_in_its_own_fo
     assert "working_dir_files" not in job.log.split("chexmask-u: ")[1]
 
 
+# Half a minute: that a commit is found again and frozen is in `test_weight_files`, too.
+@pytest.mark.slow
 def test_a_run_keeps_its_commit_of_the_hub_on_every_machine(
     cluster: RayCluster, model_hub: hub.Hub, tiny_weights: Path, drawings: str, tmp_path: Path
 ) -> None:

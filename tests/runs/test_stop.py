@@ -110,8 +110,10 @@ def is_told(code: int, stderr: str) -> bool:
 
 @pytest.mark.parametrize(
     "moment",
-    [Driver.core_has_begun, lambda driver: driver.says("Ray: started")],
-    ids=["while Ray's core is loaded", "once Ray has started"],
+    [
+        pytest.param(Driver.core_has_begun, id="while Ray's core is loaded", marks=pytest.mark.slow),
+        pytest.param(lambda driver: driver.says("Ray: started"), id="once Ray has started"),
+    ],
 )
 def test_a_driver_that_is_told_to_stop_says_so_in_one_line(
     start: Callable[[], Driver], moment: Callable[[Driver], bool]
