@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,3 +90,18 @@ class Folder:
                 f"{self.url}: is not empty and holds no {what} (there is {strangers[0]!r});"
                 " choose another --output or a new folder in it"
             )
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows as CSV text, empty where a row lacks a value.
+
+    Args:
+        rows: values by column.
+        columns: those that are written; None for all that a row has, in the order in which they are met.
+    """
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else columns
+    writer = csv.DictWriter(text, names, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from chexmask_u.calibration.fit import COVERAGES
 from chexmask_u.calibration.seen import Seen
 from chexmask_u.calibration.worth import by_image, contour_errors, landmark_errors, trust
 from chexmask_u.errors import InputError
-from chexmask_u.folder import Folder
+from chexmask_u.folder import Folder, as_csv
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict
@@ -122,7 +120,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     }
     evaluation = Evaluation(head | result.summary, result.images)
     if folder is not None:
-        folder.write("images.csv", images_csv(evaluation.images))
+        folder.write("images.csv", as_csv(evaluation.images))
         folder.write("uncertainty.png", uncertainty(evaluation.summary))
         folder.write_json(SCORES, evaluation.summary)
     return evaluation
@@ -287,16 +285,6 @@ def table(summary: dict[str, Any]) -> str:
 
 def _or_unknown(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
-
-
-def images_csv(images: list[dict[str, Any]]) -> str:
-    """The rows of each image as CSV text."""
-    columns = list(dict.fromkeys(name for row in images for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(images)
-    return text.getvalue()
 
 
 def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32]) -> dict[str, float]:

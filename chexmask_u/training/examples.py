@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
+from chexmask_u.folder import as_csv
 from chexmask_u.record import ReadError
 from chexmask_u.settings import AnnotatedSettings
 from chexmask_u.sources.synthetic import draw
@@ -186,11 +187,7 @@ def describe(problems: Sequence[Problem]) -> str:
 
 def problems_csv(problems: Sequence[Problem]) -> str:
     """All problems as CSV text."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["dataset", "name", "kind", "detail"])
-    table.writerows([problem.dataset, problem.name, problem.kind, problem.detail] for problem in problems)
-    return text.getvalue()
+    return as_csv([vars(problem) for problem in problems], ["dataset", "name", "kind", "detail"])
 
 
 def split(names: Sequence[str], share: float, file: str | None) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, ORGANS
+from chexmask_u.folder import as_csv
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.variants import build
 from chexmask_u.runs.identity import library_versions
@@ -71,7 +72,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
     }
     run.write("curves.png", figures.curves(last["history"]))
     run.write("uncertainty.png", figures.uncertainty(evaluated.summary))
-    run.write("images.csv", evaluation.images_csv(evaluated.images))
+    run.write("images.csv", as_csv(evaluated.images))
     run.write("README.md", card(content))
     # Last: it says that the run is finished.
     run.write_json(SCORES, content)

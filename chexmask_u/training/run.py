@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -12,7 +10,7 @@ from typing import Any
 import jinja2
 
 from chexmask_u.errors import InputError
-from chexmask_u.folder import Folder
+from chexmask_u.folder import Folder, as_csv
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.lock import LOCK
 from chexmask_u.settings import TrainSettings
@@ -119,12 +117,7 @@ def _weights(sha256: str | None) -> str:
 
 def metrics_csv(history: Sequence[Mapping[str, float]]) -> str:
     """One line per epoch; validation columns are empty where there was none."""
-    columns = list(dict.fromkeys(name for row in history for name in row))
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows({name: f"{value:.8g}" for name, value in row.items()} for row in history)
-    return text.getvalue()
+    return as_csv([{name: f"{value:.8g}" for name, value in row.items()} for row in history])
 
 
 def command(settings: TrainSettings) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 import webbrowser
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import ORGANS
-from chexmask_u.folder import Folder
+from chexmask_u.folder import Folder, as_csv
 from chexmask_u.images import memory
 from chexmask_u.manifests.check import check_source_name
 from chexmask_u.model.device import choose
@@ -140,15 +138,13 @@ def _write_files(
 
 
 def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: Network) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    flat_rows = []
     for row in rows:
         flat = row | {"warnings": "; ".join(row.get("warnings", []))}
         for name, measured in row.get("measurements", {}).items():
             flat |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
-        writer.writerow(flat)
-    output.write(TABLE, table.getvalue())
+        flat_rows.append(flat)
+    output.write(TABLE, as_csv(flat_rows, _COLUMNS))
     numbers = {"weights_sha256": model.sha256, **settings.numbers(), "interval": INTERVAL}
     output.write_json(DETAILS, {**numbers, "images": rows})
 

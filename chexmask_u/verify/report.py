@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import ORGANS
 from chexmask_u.errors import InputError
-from chexmask_u.folder import Folder
-from chexmask_u.record import ReadError
+from chexmask_u.folder import Folder, as_csv
 from chexmask_u.releases.diff.compare import QUANTILES, Mover
 from chexmask_u.releases.diff.picture import draw
 from chexmask_u.steps.read import read_image
@@ -116,17 +113,12 @@ def write(output: str, report: Mapping[str, Any], images: Sequence[FarImage]) ->
     Raises:
         InputError: if the folder cannot be written.
     """
-    table = io.StringIO()
-    rows = movers(images)
-    writer = csv.DictWriter(table, ["source", "image", "organ", "pixels", "reading"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     folder = Folder(output)
     if images:
         title = "published and regenerated: the images that differ most"
         seen = _pictures(images)
         folder.write("movers.png", draw([image.mover for image in images], title, ("published", "regenerated"), seen))
-    folder.write("movers.csv", table.getvalue())
+    folder.write("movers.csv", as_csv(movers(images), ["source", "image", "organ", "pixels", "reading"]))
     folder.write_json(REPORT, report)
 
 
@@ -148,7 +140,7 @@ def _pictures(images: Sequence[FarImage]) -> dict[str, NDArray[np.uint8]]:
             continue
         try:
             found[image.mover.record_id] = read_image(image.uri, source=image.mover.source).image
-        except (ReadError, InputError):
+        except InputError:
             # It may lie where only the workers see it, and the contours tell enough.
             continue
     return found
