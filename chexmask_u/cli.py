@@ -54,6 +54,13 @@ class Verb:
         return verb(settings)
 
 
+# What verbs of two words have in common.
+_GROUPS = {
+    "manifest": "List images as a manifest.",
+    "experiment": "Check what the paper claims of the uncertainty, on any weights and images.",
+}
+
+
 def verbs() -> Iterator[Verb]:
     """The verbs, in the order in which data flow."""
     yield Verb(
@@ -125,6 +132,15 @@ def verbs() -> Iterator[Verb]:
         "training.calibrate:verb",
         "chexmask-u calibrate --weights RUN --data FOLDER --split RUN/split.csv --output RUN/calibration.json",
     )
+    for name, about in of.EXPERIMENTS.items():
+        yield Verb(
+            f"experiment {name}",
+            of.ExperimentSettings,
+            "experiments:verb",
+            f"chexmask-u experiment {name} --data FOLDER --split split.csv --output {name}",
+            about=about[0].upper() + about[1:],
+            fixed={"experiment": name},
+        )
     yield Verb("bench", of.BenchSettings, "bench.report:verb", "chexmask-u bench --output benchmarks/results")
     yield Verb(
         "plan",
@@ -219,7 +235,7 @@ def _parser() -> _Parser:
     for verb in verbs():
         group, _, name = verb.words.rpartition(" ")
         if group and group not in groups:
-            about = "List images as a manifest."
+            about = _GROUPS[group]
             groups[group] = top.add_parser(group, help=about, description=about).add_subparsers(
                 required=True, metavar="KIND"
             )
