@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from chexmask_u.cli import _parser
+from chexmask_u.cli import build_parser
 from tests.support.rayjob_schema import RAY_JOB
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_a_misspelt_field_would_be_refused(job: dict[str, Any]) -> None:
 
 def test_the_command_is_one_that_the_command_line_takes(job: dict[str, Any]) -> None:
     program, *arguments = shlex.split(job["spec"]["entrypoint"])
-    chosen, unknown = _parser().parse_known_args(arguments)
+    chosen, unknown = build_parser().parse_known_args(arguments)
     assert program == "chexmask-u"
     assert not unknown
     options = vars(chosen)
