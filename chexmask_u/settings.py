@@ -28,15 +28,17 @@ UNSURE = 25.0
 _EXPERIMENT = "Experiment: "
 
 
+def _first_line(module: Path) -> str:
+    """What a module says of itself; it is not imported, since that would import much."""
+    with module.open(encoding="utf-8") as lines:
+        return next(lines).strip().strip('"').rstrip(".")
+
+
 def _export_formats() -> dict[str, str]:
-    """What each format of an export says of itself, by its name; none is imported, since they import much."""
+    """What each format of an export is, by its name."""
     modules = sorted((Path(__file__).parent / "releases" / "export" / "formats").glob("[!_]*.py"))
-    said = {}
-    for module in modules:
-        with module.open(encoding="utf-8") as lines:
-            line = next(lines).strip().strip('"').rstrip(".")
-        said[module.stem.replace("_", "-")] = line[0].lower() + line[1:]
-    return said
+    said = {module.stem.replace("_", "-"): _first_line(module) for module in modules}
+    return {name: line[0].lower() + line[1:] for name, line in said.items()}
 
 
 EXPORT_FORMATS = _export_formats()
@@ -48,11 +50,9 @@ GROUPS = (INPUT, OUTPUT, NUMBERS, NETWORK, OPTIMISER, AUGMENTATION, MACHINES, OT
 
 
 def _experiments() -> dict[str, str]:
-    """What each experiment says of itself, by its name; none is imported, since they import much."""
-    modules = sorted((Path(__file__).parent / "experiments").glob("*.py"))
-    texts = {module.stem: ast.get_docstring(ast.parse(module.read_text("utf-8"))) or "" for module in modules}
-    lines = {name: text.partition("\n")[0] for name, text in texts.items() if text.startswith(_EXPERIMENT)}
-    return {name: line.removeprefix(_EXPERIMENT).rstrip(".") for name, line in lines.items()}
+    """What each experiment does, by its name."""
+    said = {module.stem: _first_line(module) for module in sorted((Path(__file__).parent / "experiments").glob("*.py"))}
+    return {name: line.removeprefix(_EXPERIMENT) for name, line in said.items() if line.startswith(_EXPERIMENT)}
 
 
 EXPERIMENTS = _experiments()
