@@ -62,7 +62,10 @@ def latent_noise(record_id: str, n_samples: int, seed: int, size: int = LATENT_S
     stream = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
     bits = stream.random_raw(n_samples * size)
     # 52 bits and a half step keep a uniform number strictly between 0 and 1 in float64.
-    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    bits >>= np.uint64(12)
+    uniform = bits.astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-52
     normal = torch.special.ndtri(torch.from_numpy(uniform))
     return normal.to(torch.float32).numpy().reshape(n_samples, size)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 import chexmask_u as cu
+from chexmask_u import record
 from chexmask_u.bench.predict import stretched
 from chexmask_u.settings import TrainSettings
 from chexmask_u.sources.synthetic import draw
@@ -81,6 +85,22 @@ def test_the_numbers_of_an_image_do_not_depend_on_its_batch(
     for name in ("landmarks_mean", "landmarks_std"):
         apart = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_allclose(apart, getattr(together, name), atol=0.01, err_msg=name)
+
+
+def test_batches_that_threads_predict_side_by_side_have_each_their_own_numbers(
+    compiled: Predictor, together: cu.Prediction, images: np.ndarray, ids: list[str]
+) -> None:
+    """Images of one are fetched beside what the GPU computes for another."""
+    columns: dict[str, list[Any]] = {name: [None] * IMAGES for name in record.READ.names}
+    columns |= dict.fromkeys(("record_id", "uri", "source", "image_id"), ids)
+    columns |= {"status": [record.OK] * IMAGES, "image": [image.tobytes() for image in images]}
+    block = pa.table([pa.array(columns[field.name], field.type) for field in record.READ], schema=record.READ)
+    cuts = [(first, min(size, IMAGES - first)) for size in (1, 3, 8) for first in range(0, IMAGES, size)]
+    with ThreadPoolExecutor(2) as threads:
+        found = threads.map(compiled, (block.slice(first, size) for first, size in cuts))
+        for (first, size), table in zip(cuts, found, strict=True):
+            expected = together.landmarks_mean[first : first + size]
+            np.testing.assert_allclose(table["landmarks_mean"].to_pylist(), expected, atol=0.01)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
