@@ -35,6 +35,9 @@ DOORS = (IMAGES, DATASET, MAINTAIN)
 """Who comes for what: the groups that `chexmask-u --help` lists verbs in, as README and the documentation do."""
 
 
+MANIFEST = "List images as a manifest, or merge manifests."
+
+
 @dataclass(frozen=True)
 class Option:
     """What a verb takes, as its help and the documentation tell it.
@@ -111,6 +114,12 @@ class Verb:
                 required=said["required"],
                 several=several,
             )
+
+    def grouped(self) -> dict[str, list[Option]]:
+        """Its options by what they stand under; groups that nobody foresaw stand last but for the general one."""
+        options = list(self.options())
+        titles = dict.fromkeys([*GROUPS[:-1], *(option.group for option in options if option.group != OTHER), OTHER])
+        return {title: [option for option in options if option.group == title] for title in titles}
 
     def run(self, settings: Settings) -> Result:
         module, _, function = self.home.partition(":")
@@ -374,13 +383,10 @@ def build_parser() -> _Parser:
         group, _, name = verb.words.rpartition(" ")
         if group and group not in groups:
             groups[group] = top.add_parser(
-                group, help=_MANIFEST, description=_MANIFEST, formatter_class=_Help
+                group, help=MANIFEST, description=MANIFEST, formatter_class=_Help
             ).add_subparsers(required=True, metavar="KIND")
         _add(groups.get(group, top), name, verb)
     return parser
-
-
-_MANIFEST = "List images as a manifest, or merge manifests."
 
 
 def _doors(listed: Sequence[Verb]) -> str:
@@ -390,7 +396,7 @@ def _doors(listed: Sequence[Verb]) -> str:
     for door in DOORS:
         said = {verb.words.split()[0]: verb.says for verb in listed if verb.door == door}
         lines.append(f"{door}:")
-        for name, what in (said | ({"manifest": _MANIFEST} if "manifest" in said else {})).items():
+        for name, what in (said | ({"manifest": MANIFEST} if "manifest" in said else {})).items():
             told = textwrap.wrap(what, max(shutil.get_terminal_size().columns - 2 - width, 20))
             lines += [f"  {name if not row else '':<{width - 2}}{line}" for row, line in enumerate(told)]
         lines.append("")
@@ -408,14 +414,10 @@ def _add(verbs: Any, name: str, verb: Verb) -> None:
         formatter_class=_Help,
         add_help=False,
     )
-    options = list(verb.options())
-    # Groups that nobody foresaw stand last but for the general one.
-    titles = [*dict.fromkeys([*GROUPS[:-1], *(option.group for option in options if option.group != OTHER)]), OTHER]
-    for title in titles:
+    for title, options in verb.grouped().items():
         group = parser.add_argument_group(title)
         for option in options:
-            if option.group == title:
-                _add_option(group, option)
+            _add_option(group, option)
     group.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="end stdout with a line of JSON")
     group.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.set_defaults(verb=verb, parser=parser, **verb.fixed)
