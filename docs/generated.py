@@ -140,10 +140,14 @@ def _flags(groups: dict[str, list[Option]], heading: str) -> Iterator[str]:
             yield from (f"{heading} {group.capitalize()}", "", '<div class="flags" markdown>', "")
             yield from ("| flag | what it is | default |", "| --- | --- | --- |")
         for option in options:
-            default = "" if option.default is None else f"`{option.default}`"
-            yield f"| `{_typed(option)}` | {_text(option.help)} | {'**needed**' if option.required else default} |"
+            default = "**needed**" if option.required else _code(option.default)
+            yield f"| `{_typed(option)}` | {_text(option.help)} | {default} |"
         if options:
             yield from ("", "</div>", "")
+
+
+def _code(value: Any) -> str:
+    return "" if value is None else f"`{value}`"
 
 
 def _typed(option: Option) -> str:
