@@ -35,9 +35,6 @@ DOORS = (IMAGES, DATASET, MAINTAIN)
 """Who comes for what: the groups that `chexmask-u --help` lists verbs in, as README and the documentation do."""
 
 
-MANIFEST = "List images as a manifest, or merge manifests."
-
-
 @dataclass(frozen=True)
 class Option:
     """What a verb takes, as its help and the documentation tell it.
@@ -125,6 +122,13 @@ class Verb:
         module, _, function = self.home.partition(":")
         verb: Callable[[Settings], Result] = getattr(importlib.import_module(f"chexmask_u.{module}"), function)
         return verb(settings)
+
+
+# What verbs of two words have in common.
+FAMILIES = {
+    "manifest": "List images as a manifest, or merge manifests.",
+    "experiment": "Check what the paper claims of the uncertainty, on any weights and images.",
+}
 
 
 def verbs() -> Iterator[Verb]:
@@ -240,6 +244,15 @@ def verbs() -> Iterator[Verb]:
         "bench.report:verb",
         "chexmask-u bench --quick\nchexmask-u bench --device cuda --check --output benchmarks/results",
     )
+    for name, about in of.EXPERIMENTS.items():
+        yield Verb(
+            f"experiment {name}",
+            of.ExperimentSettings,
+            "experiments:verb",
+            f"chexmask-u experiment {name} --data FOLDER --split split.csv --output {name}",
+            about=about[0].upper() + about[1:],
+            fixed={"experiment": name},
+        )
     yield Verb(
         "plan",
         of.PlanSettings,
@@ -382,9 +395,10 @@ def build_parser() -> _Parser:
     for verb in listed:
         group, _, name = verb.words.rpartition(" ")
         if group and group not in groups:
-            groups[group] = top.add_parser(
-                group, help=MANIFEST, description=MANIFEST, formatter_class=_Help
-            ).add_subparsers(required=True, metavar="KIND")
+            about = FAMILIES[group]
+            groups[group] = top.add_parser(group, help=about, description=about, formatter_class=_Help).add_subparsers(
+                required=True, metavar="KIND"
+            )
         _add(groups.get(group, top), name, verb)
     return parser
 
@@ -396,8 +410,8 @@ def _doors(listed: Sequence[Verb]) -> str:
     for door in DOORS:
         said = {verb.words.split()[0]: verb.says for verb in listed if verb.door == door}
         lines.append(f"{door}:")
-        for name, what in (said | ({"manifest": MANIFEST} if "manifest" in said else {})).items():
-            told = textwrap.wrap(what, max(shutil.get_terminal_size().columns - 2 - width, 20))
+        for name, what in said.items():
+            told = textwrap.wrap(FAMILIES.get(name, what), max(shutil.get_terminal_size().columns - 2 - width, 20))
             lines += [f"  {name if not row else '':<{width - 2}}{line}" for row, line in enumerate(told)]
         lines.append("")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.errors import InputError
 from chexmask_u.record import REASONS
 
@@ -23,16 +24,21 @@ WEIGHTS_HELP = (
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
 UNSURE = 25.0
 
+# How the first line of an experiment's module begins.
+_EXPERIMENT = "Experiment: "
+
+
+def _first_line(module: Path) -> str:
+    """What a module says of itself; it is not imported, since that would import much."""
+    with module.open(encoding="utf-8") as lines:
+        return next(lines).strip().strip('"').rstrip(".")
+
 
 def _export_formats() -> dict[str, str]:
-    """What each format of an export says of itself, by its name; none is imported, since they import much."""
+    """What each format of an export is, by its name."""
     modules = sorted((Path(__file__).parent / "releases" / "export" / "formats").glob("[!_]*.py"))
-    said = {}
-    for module in modules:
-        with module.open(encoding="utf-8") as lines:
-            line = next(lines).strip().strip('"').rstrip(".")
-        said[module.stem.replace("_", "-")] = line[0].lower() + line[1:]
-    return said
+    said = {module.stem.replace("_", "-"): _first_line(module) for module in modules}
+    return {name: line[0].lower() + line[1:] for name, line in said.items()}
 
 
 EXPORT_FORMATS = _export_formats()
@@ -41,6 +47,15 @@ INPUT, OUTPUT, NUMBERS, MACHINES, OTHER = "input", "output", "what numbers depen
 NETWORK, OPTIMISER, AUGMENTATION = "network and loss", "optimiser", "augmentation"
 GROUPS = (INPUT, OUTPUT, NUMBERS, NETWORK, OPTIMISER, AUGMENTATION, MACHINES, OTHER)
 """What `--help` and the documentation put flags under, in this order."""
+
+
+def _experiments() -> dict[str, str]:
+    """What each experiment does, by its name."""
+    said = {module.stem: _first_line(module) for module in sorted((Path(__file__).parent / "experiments").glob("*.py"))}
+    return {name: line.removeprefix(_EXPERIMENT) for name, line in said.items() if line.startswith(_EXPERIMENT)}
+
+
+EXPERIMENTS = _experiments()
 
 
 def setting(
@@ -665,8 +680,12 @@ class AnnotatedSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data and not self.drawings:
+        if not self.is_given_data:
             raise InputError("--data is needed: a folder of annotated images (or --drawings N alone)")
+
+    @property
+    def is_given_data(self) -> bool:
+        return bool(self.data or self.drawings)
 
 
 @dataclass(frozen=True)
@@ -931,3 +950,59 @@ class CalibrateSettings(AnnotatedSettings):
     )
     batch_size: int = _batch_size(8)
     device: str = _device("where the network runs; auto: CUDA where there is a GPU")
+
+
+@dataclass(frozen=True)
+class ExperimentSettings(AnnotatedSettings):
+    """Check what the paper claims of the uncertainty, on any weights and images."""
+
+    experiment: str = setting("", "which one")
+    output: str = setting(
+        "", "folder for results.json, table.csv and the figure (local path or URL); the same one goes on", required=True
+    )
+    images: tuple[str, ...] = setting(
+        (), "images without annotations: files, folders or quoted patterns; may be repeated"
+    )
+    part: str = setting(
+        "validation", "which images of the --split to take", choices=("validation", "train", "all"), numbers=True
+    )
+    limit: int | None = setting(
+        None, "take so many of the images at most, chosen by a hash of their names", numbers=True, least=1
+    )
+    weights: tuple[str, ...] = setting((), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)")
+    calibration: str | None = setting(
+        None,
+        f"calibration.json of one of the weights (path or URL), or '{NO_CALIBRATION}' (default: that which lies beside"
+        " the weights, if one does)",
+    )
+    size: tuple[int, ...] = setting(
+        (),
+        "occlusion: side of the squares in pixels of the 1024 frame; may be repeated (default: 100, 200 and 300)",
+        numbers=True,
+    )
+    node: tuple[int, ...] = setting(
+        (),
+        "occlusion: landmark, 0 to 119, around which a square is laid; may be repeated (default: of each image one of"
+        " each organ, chosen by the image's name)",
+        numbers=True,
+    )
+    samples: int = _samples(least=2)
+    seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
+    batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
+    device: str = _device("where the network runs; auto: CUDA where there is a GPU")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for side in self.size:
+            if not 16 <= side <= 512:
+                raise InputError(f"--size must be from 16 to 512, not {side}")
+        for node in self.node:
+            if not 0 <= node < N_LANDMARKS:
+                raise InputError(f"--node must be from 0 to {N_LANDMARKS - 1}, not {node}")
+
+    @property
+    def is_given_data(self) -> bool:
+        return bool(super().is_given_data or self.images)
+
+    def all_weights(self) -> tuple[str, ...]:
+        return self.weights or ("demo",)

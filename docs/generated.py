@@ -41,6 +41,7 @@ GUIDES = {
     "train": "training",
     "evaluate": "training",
     "calibrate": "uncertainty",
+    "experiment": "uncertainty",
     "bench": "speed",
     "plan": "speed",
 }
@@ -164,7 +165,7 @@ def _commands() -> Iterator[str]:
         yield from (f"## {door}", "", "| command | what it does |", "| --- | --- |")
         for name, verbs in named.items():
             if verbs[0].door == door:
-                yield f"| [`{name}`]({name}.md) | {_text(verbs[0].says if len(verbs) == 1 else cli.MANIFEST)} |"
+                yield f"| [`{name}`]({name}.md) | {_text(cli.FAMILIES.get(name, verbs[0].says))} |"
         yield ""
 
 
