@@ -136,3 +136,12 @@ def test_the_python_of_the_pages_runs_as_it_stands(tmp_path: Path, monkeypatch: 
     for page in ("segment", "python", "dataset", "uncertainty"):
         for code in blocks(ROOT / "docs" / f"{page}.md", "python"):
             exec(compile(code, f"docs/{page}.md", "exec"), names)
+
+
+def test_what_is_to_be_cited_is_the_same_wherever_it_is_told() -> None:
+    told = (ROOT / "chexmask_u" / "templates" / "citations.bib").read_text("utf-8")
+    for file in (told, (ROOT / "CITATION.cff").read_text("utf-8")):
+        assert re.findall(r"^\s*version\W+([\d.]+)", file, re.M) == [cu.__version__]
+        assert set(re.findall(r"10\.\d{4}/[\w.-]+|https://[\w./-]+", told)) <= set(
+            re.findall(r"10\.\d{4}/[\w.-]+|https://[\w./-]+", file)
+        )
