@@ -751,6 +751,12 @@ class ExperimentSettings(AnnotatedSettings):
         " each organ, chosen by the image's name)",
         numbers=True,
     )
+    corruption: tuple[str, ...] = setting(
+        (),
+        "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
+        " contrast and blending)",
+        numbers=True,
+    )
     samples: int = _samples(least=2)
     seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
     batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)

@@ -78,6 +78,12 @@ def mean(values: ArrayLike, seed: int = 0) -> Estimate:
     return bootstrap(len(array), lambda rows: float(array[rows].mean()), seed)
 
 
+def ratio(logarithms: ArrayLike, seed: int = 0) -> Estimate:
+    """Geometric mean of one ratio per image, given as logarithms [B]."""
+    found = mean(logarithms, seed)
+    return Estimate(*(float(np.exp(value)) for value in (found.value, found.low, found.high)))
+
+
 def paired_p(after: ArrayLike, before: ArrayLike) -> float:
     """One-sided p of SciPy's Wilcoxon signed-rank test that `after` is larger; 1 where no pair differs."""
     from scipy.stats import wilcoxon
