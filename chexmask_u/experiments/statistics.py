@@ -78,12 +78,52 @@ def mean(values: ArrayLike, seed: int = 0) -> Estimate:
     return bootstrap(len(array), lambda rows: float(array[rows].mean()), seed)
 
 
+def ratio(logarithms: ArrayLike, seed: int = 0) -> Estimate:
+    """Geometric mean of one ratio per image, given as logarithms [B]."""
+    found = mean(logarithms, seed)
+    return Estimate(*(float(np.exp(value)) for value in (found.value, found.low, found.high)))
+
+
 def paired_p(after: ArrayLike, before: ArrayLike) -> float:
     """One-sided p of SciPy's Wilcoxon signed-rank test that `after` is larger; 1 where no pair differs."""
     from scipy.stats import wilcoxon
 
     difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+
+
+def pearson(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Pearson's correlation over all finite pairs of two arrays of one shape; NaN where one does not vary."""
+    there = np.isfinite(first) & np.isfinite(second)
+    x, y = (np.asarray(values[there], np.float64) for values in (first, second))
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and np.ptp(x) and np.ptp(y) else float("nan")
+
+
+def spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """Spearman's rank correlation likewise."""
+    from scipy.stats import rankdata
+
+    there = np.isfinite(first) & np.isfinite(second)
+    return pearson(rankdata(first[there]), rankdata(second[there]))
+
+
+def correlated(
+    first: NDArray[np.floating], second: NDArray[np.floating], what: str, seed: int = 0
+) -> dict[str, Estimate]:
+    """Pearson's ``r`` and Spearman's ``rho`` of two measures [B, ...] with intervals clustered by image.
+
+    Raises:
+        InputError: if one of them does not vary, or there are too few images.
+    """
+    there = np.isfinite(first) & np.isfinite(second)
+    for values in (first, second):
+        varies(values[there], what)
+    rows = np.flatnonzero(there.reshape(len(there), -1).any(axis=1))
+    x, y = first[rows], second[rows]
+    return {
+        name: bootstrap(len(rows), lambda some, measure=measure: measure(x[some], y[some]), seed)  # type: ignore[misc]
+        for name, measure in (("r", pearson), ("rho", spearman))
+    }
 
 
 def varies(values: ArrayLike, what: str) -> None:
