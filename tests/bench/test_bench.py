@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import chexmask_u as cu
 from chexmask_u import cli
-from chexmask_u.bench import report
+from chexmask_u.bench import report, train
 from chexmask_u.bench.apart import Task, apart
 from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
 from chexmask_u.bench.pipeline import Sustained, TimedRun, pair_images
@@ -148,6 +148,7 @@ def test_a_result_says_what_was_measured_where_and_with_what(quick):
         "predict": True,
         "read": True,
         "mask": True,
+        "train": True,
         "pipeline": True,
     }
     for rows in kept["rows"].values():
@@ -155,7 +156,7 @@ def test_a_result_says_what_was_measured_where_and_with_what(quick):
             assert row["repeats"] >= 1
             assert row["seconds"] > 0
             assert row["ratio"] == pytest.approx(row["seconds"] / row["reference_seconds"])
-    for part in ("predict", "read", "mask"):
+    for part in ("predict", "read", "mask", "train"):
         for row in kept["rows"][part]:
             assert row["times_limit"] == pytest.approx(row["seconds"] / row["limit_seconds"])
 
@@ -192,6 +193,14 @@ def rows_of(speed: float, many_draws: float, pipeline: float) -> dict[str, list[
     store = {"object_store_peak_mib": [10.0, 20.0], "object_store_limit_mib": 100.0}
     whole = [{"name": name, "ratio": 1 / pipeline} | store for name in (report.PREDICTION_BOUND, report.READING_BOUND)]
     return {"predict": predict, "pipeline": whole}
+
+
+def test_augmentation_is_timed_per_example_beside_what_it_cannot_do_without():
+    rows = train.measure(repeats=3, sides=(256, 512))
+    # Four times the pixels; degrading moves and looks greys up, too, and more.
+    small, _, large, all_of_it = (row["seconds"] for row in rows)
+    assert 1.5 < large / small < 8
+    assert all_of_it > large > rows[2]["reference_seconds"] > 1e-5
 
 
 @pytest.mark.parametrize(
