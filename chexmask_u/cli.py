@@ -129,7 +129,7 @@ def verbs() -> Iterator[Verb]:
     yield Verb(
         "plan",
         of.PlanSettings,
-        "bench.forecast:verb",
+        "bench.plan:verb",
         "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16",
     )
     yield Verb(

@@ -131,6 +131,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             "device": {
                 "kind": kind,
                 "name": torch.cuda.get_device_name() if kind == "cuda" else _processor(),
+                "gpus": torch.cuda.device_count() if kind == "cuda" else 0,
                 "cores": os.cpu_count(),
                 "threads": torch.get_num_threads(),
             },
@@ -211,8 +212,8 @@ def render(result: Mapping[str, Any]) -> str:
 
     Times are of one image, and medians over rounds in which everything has its turn. "faster" compares with the
     published algorithm, for as many draws as that was timed with. "limit" is the time over the least that the part's
-    bytes and FLOP take at the rates of this machine (see `limits`). Reading, masks and augmentation are of one core, beside the
-    bare library calls or decoding; a GPU's training step is beside a plain one.
+    bytes and FLOP take at the rates of this machine (see `limits`). Reading, masks and augmentation are of one core,
+    beside the bare library calls or decoding; a GPU's training step is beside a plain one.
     """
     device, machine, weights, rows = result["device"], result["machine"], result["weights"], result["rows"]
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine["flop_per_second"].items())
@@ -344,7 +345,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
     network.stretched(64, tiny)
     predicting = GenerateSettings(weights=weights, device=kind)
     decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
-    small = _drawn(folder / "small", scale.small) if listed is None else listed
+    small = drawn(folder / "small", scale.small) if listed is None else listed
     with cluster.connected(None):
         share = cluster.layout(kind)
         cores = min(share.cores, os.cpu_count() or 1)
@@ -386,8 +387,8 @@ def reading_workloads(listed: pa.Table | None, size: tuple[int, int], folder: Pa
     if listed is not None:
         return {READING_GIVEN: listed}
     return {
-        READING_BOUND: _drawn(folder / "deep", size, deep=True),
-        READING_MOSTLY: _drawn(folder / "large", size),
+        READING_BOUND: drawn(folder / "deep", size, deep=True),
+        READING_MOSTLY: drawn(folder / "large", size),
     }
 
 
@@ -404,7 +405,7 @@ def _listed(images: str, folder: Path) -> pa.Table:
     return rows
 
 
-def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Table:
+def drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Table:
     """Manifest rows of drawn radiographs: 8-bit JPEG files, or PNG files of 16 bits, 12 of them used."""
     (folder / "images").mkdir(parents=True)
     for index in range(8):

@@ -251,7 +251,7 @@ def test_the_table_compares_only_what_drew_as_often_as_the_published_algorithm()
 
 def test_images_of_ones_own_are_one_workload_that_is_not_named_or_judged_as_drawn_ones(tmp_path):
     (tmp_path / "listed").mkdir()
-    listed = report._drawn(tmp_path / "listed", (64, 64))
+    listed = report.drawn(tmp_path / "listed", (64, 64))
     given = report.reading_workloads(listed, (64, 80), tmp_path)
     assert [rows is listed for rows in given.values()] == [True]
     assert not [name for name in given if "PNG" in name or "JPEG" in name]
