@@ -256,8 +256,9 @@ def verbs() -> Iterator[Verb]:
     yield Verb(
         "plan",
         of.PlanSettings,
-        "bench.forecast:verb",
-        "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16 --price-per-hour 30",
+        "bench.plan:verb",
+        "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16 --price-per-hour 30\n"
+        "chexmask-u plan --bench benchmarks/results/RESULT.json --rows 657566 --cpus 16 --gpus 1",
     )
     yield Verb(
         "info",

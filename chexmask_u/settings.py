@@ -438,9 +438,16 @@ class InfoSettings(Settings):
 
 @dataclass(frozen=True)
 class PlanSettings(Settings):
-    """Forecast a run from a short probe on your own images and hardware."""
+    """Forecast a run from a short probe on your own images and hardware, or from a bench result of a GPU's machine."""
 
-    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample", required=True, kind="FILE")
+    manifest: str | None = setting(None, "manifest Parquet file (local path or URL) to sample", kind="FILE")
+    bench: str | None = setting(
+        None,
+        "JSON file of chexmask-u bench, of a machine with GPUs (local path or URL): what is forecast of these is taken"
+        " from it, and --manifest is sampled for reading and masks alone",
+        kind="FILE",
+        group=INPUT,
+    )
     weights: str = _weights()
     samples: int = _samples(numbers=False)
     precision: str = _precision("arithmetic of the encoder, as for generate", numbers=False)
@@ -466,6 +473,18 @@ class PlanSettings(Settings):
         group=MACHINES,
     )
     address: str | None = _address()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifest is None and self.bench is None:
+            raise InputError("--manifest is needed: manifest Parquet file (local path or URL) to sample; or --bench")
+        if self.bench is not None:
+            given = [flag(name) for name in ("weights", "device", "scratch", "address") if self._is_given(name)]
+            if given:
+                raise InputError(f"{given[0]} goes without --bench, whose network and machine are those of its file")
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != next(one.default for one in fields(self) if one.name == name))
 
 
 @dataclass(frozen=True)
