@@ -86,6 +86,7 @@ def verbs() -> Iterator[Verb]:
     yield Verb(
         "segment", of.SegmentSettings, "use.segment_folder:verb", "chexmask-u segment chest.dcm --output pictures"
     )
+    yield Verb("app", of.AppSettings, "app.serve:verb", "chexmask-u app")
     yield Verb("release", of.ReleaseSettings, "pipeline:release_verb", "chexmask-u release RUN --output releases")
     yield Verb("validate", of.ValidateSettings, "releases.validate:verb", "chexmask-u validate releases/v1.0.0")
     yield Verb(

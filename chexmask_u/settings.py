@@ -229,6 +229,21 @@ class SegmentSettings(Settings):
 
 
 @dataclass(frozen=True)
+class AppSettings(Settings):
+    """Serve a page that segments an image and shows how unsure the network is; a demonstration, which keeps nothing."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
+    port: int = setting(7860, "port to listen on", least=1, most=65535)
+    weights: str = _weights()
+    weights_sha256: str | None = setting(None, "digest that the weight file must have")
+    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", least=32)
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
+    space: str | None = setting(
+        None, "local folder to write a Hugging Face Space to, that serves the page, instead of serving it here"
+    )
+
+
+@dataclass(frozen=True)
 class ManifestFolderSettings(Settings):
     """List the images below a folder or bucket prefix as a manifest."""
 

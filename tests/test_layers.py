@@ -25,7 +25,7 @@ ORDER = (
     "runs",
     "releases use",
     "pipeline demo",
-    "training experiments bench verify",
+    "training experiments bench verify app",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

@@ -155,32 +155,70 @@ def segment_rows(
         max_side: longest side in pixels that is decoded.
         unsure: pixels of the 1024 frame, see `doubts.unsure`.
     """
-    table = read(pa.Table.from_pylist(rows, schema=record.MANIFEST), max_side=max_side)
-    told = table.drop_columns("image").to_pylist()
-    images = {
-        index: ReadImage(
-            np.frombuffer(table["image"][index].as_buffer(), np.uint8).reshape(FRAME, FRAME),
-            row["height"],
-            row["width"],
-            Letterbox.from_row(row["letterbox"]),
-        )
-        for index, row in enumerate(told)
-        if row["status"] == record.OK
-    }
-    names = [told[index]["record_id"] for index in images]
+    read_images = read_rows(rows, max_side=max_side)
+    images = {index: one for index, one in enumerate(read_images) if isinstance(one, ReadImage)}
+    names = [rows[index]["record_id"] for index in images]
     predicted = dict(zip(images, _predict(model, list(images.values()), names, n_samples, seed), strict=True))
-    for index, row in enumerate(told):
-        if index not in images:
-            yield ReadError(row["reason"], row["error"])
-            continue
-        result = predicted[index]
+    for index, row in enumerate(rows):
+        read_image = read_images[index]
+        result = read_image if isinstance(read_image, ReadError) else predicted[index]
         if isinstance(result, ReadError):
             yield result
             continue
         try:
-            yield _segmentation(row["record_id"], row["uri"], images[index], *result, unsure)
+            yield _segmentation(row["record_id"], images[index], *result, read_spacing(row["uri"]), unsure)
         except Exception as error:
             yield ReadError("internal", storage.explain(error))
+
+
+def read_rows(rows: Sequence[dict[str, str]], *, max_side: int = 10_000) -> list[ReadImage | ReadError]:
+    """The prepared image of each manifest row, as the read step makes it, or the reason why there is none.
+
+    Args:
+        rows: of a manifest.
+        max_side: longest side in pixels that is decoded.
+    """
+    table = read(pa.Table.from_pylist(rows, schema=record.MANIFEST), max_side=max_side)
+    return [
+        ReadImage(
+            np.frombuffer(pixels.as_buffer(), np.uint8).reshape(FRAME, FRAME),
+            row["height"],
+            row["width"],
+            Letterbox.from_row(row["letterbox"]),
+        )
+        if row["status"] == record.OK
+        else ReadError(row["reason"], row["error"])
+        for row, pixels in zip(table.drop_columns("image").to_pylist(), table["image"], strict=True)
+    ]
+
+
+def segment_prepared(
+    image: ReadImage,
+    record_id: str,
+    model: Network,
+    *,
+    n_samples: int = 50,
+    seed: int = 0,
+    spacing: Spacing | None = None,
+    unsure: float = UNSURE,
+) -> Segmentation:
+    """What `segment` makes of an image that was read already.
+
+    Args:
+        image: of `read_rows` or `read_image`; its pixels may have been changed since.
+        record_id: names the draws, together with the seed.
+        model: from `load_model`.
+        n_samples, seed: as `predict` takes them.
+        spacing: of the original pixels; None leaves the millimetres out.
+        unsure: pixels of the 1024 frame, see `doubts.unsure`.
+
+    Raises:
+        ReadError: if the prediction is none of a chest, or does not fit into memory.
+    """
+    (result,) = _predict(model, [image], [record_id], n_samples, seed)
+    if isinstance(result, ReadError):
+        raise result
+    return _segmentation(record_id, image, *result, spacing, unsure)
 
 
 def _predict(
@@ -217,11 +255,11 @@ def _checked(
 
 def _segmentation(
     record_id: str,
-    uri: str,
     image: ReadImage,
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
     draws: NDArray[np.float32],
+    spacing: Spacing | None,
     unsure: float,
 ) -> Segmentation:
     """From mean and std [120, 2] and draws [N, 120, 2] in pixels of the 1024 frame."""
@@ -231,7 +269,6 @@ def _segmentation(
     spread = letterbox.spread_to_original(std).astype(np.float32)
     drawn = letterbox.to_original(draws).astype(np.float32)
     uncertainty = float(std.mean())
-    spacing = read_spacing(uri)
     regions = region_uncertainty(_record(image, landmarks, spread, uncertainty))
     return Segmentation(
         record_id=record_id,
