@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, ORGANS
+from chexmask_u.images import corruptions
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import ReadImage
-from chexmask_u.images.spacing import Spacing, read_spacing
 from chexmask_u.model.network import Network
 from chexmask_u.record import ReadError
 from chexmask_u.sources import synthetic
@@ -37,12 +36,10 @@ class Case:
     Attributes:
         name: of its file, without folders.
         image: as it was prepared.
-        spacing: millimetres per pixel, where a DICOM file tells.
     """
 
     name: str
     image: ReadImage
-    spacing: Spacing | None = None
 
     @property
     def record_id(self) -> str:
@@ -111,7 +108,7 @@ def opened(path: Path, name: str, max_side: int) -> Case:
     (image,) = read_rows([manifest_row(str(path), SOURCE, name)], max_side=max_side)
     if isinstance(image, ReadError):
         raise image
-    return Case(name, image, read_spacing(str(path)))
+    return Case(name, image)
 
 
 @cache
@@ -144,9 +141,9 @@ def changed(image: ReadImage, choice: Choice) -> ReadImage:
     """The image with noise, and behind a black square."""
     pixels = image.image
     if choice.noise:
-        pixels = _noise(pixels, choice.noise, choice.seed)
+        pixels = corruptions.noise(pixels, choice.noise, choice.seed)
     if choice.side:
-        pixels = _cover(pixels, choice.x - choice.side // 2, choice.y - choice.side // 2, choice.side)
+        pixels = corruptions.cover(pixels, corruptions.corners_around((choice.x, choice.y), choice.side), choice.side)
     return replace(image, image=pixels)
 
 
@@ -169,17 +166,4 @@ def csv(seen: Seen) -> bytes:
 
 def _segment(case: Case, choice: Choice, model: Network) -> Segmentation:
     image = changed(case.image, choice)
-    return segment_prepared(
-        image, case.record_id, model, n_samples=choice.samples, seed=choice.seed, spacing=case.spacing
-    )
-
-
-def _cover(image: NDArray[np.uint8], left: int, top: int, side: int) -> NDArray[np.uint8]:
-    covered = image.copy()
-    covered[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
-    return covered
-
-
-def _noise(image: NDArray[np.uint8], std: float, seed: int) -> NDArray[np.uint8]:
-    field = np.random.default_rng(seed).standard_normal(image.shape, np.float32)
-    return np.rint(image + std * field).clip(0, 255).astype(np.uint8)
+    return segment_prepared(image, case.record_id, model, n_samples=choice.samples, seed=choice.seed)

@@ -16,7 +16,7 @@ from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
-from chexmask_u.images.spacing import Spacing, read_spacing
+from chexmask_u.images.spacing import Spacing
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict_draws
 from chexmask_u.record import ReadError
@@ -166,7 +166,7 @@ def segment_rows(
             yield result
             continue
         try:
-            yield _segmentation(row["record_id"], images[index], *result, read_spacing(row["uri"]), unsure)
+            yield _segmentation(row["record_id"], images[index], *result, unsure)
         except Exception as error:
             yield ReadError("internal", storage.explain(error))
 
@@ -185,6 +185,7 @@ def read_rows(rows: Sequence[dict[str, str]], *, max_side: int = 10_000) -> list
             row["height"],
             row["width"],
             Letterbox.from_row(row["letterbox"]),
+            Spacing.from_row(row["spacing"]),
         )
         if row["status"] == record.OK
         else ReadError(row["reason"], row["error"])
@@ -199,7 +200,6 @@ def segment_prepared(
     *,
     n_samples: int = 50,
     seed: int = 0,
-    spacing: Spacing | None = None,
     unsure: float = UNSURE,
 ) -> Segmentation:
     """What `segment` makes of an image that was read already.
@@ -209,7 +209,6 @@ def segment_prepared(
         record_id: names the draws, together with the seed.
         model: from `load_model`.
         n_samples, seed: as `predict` takes them.
-        spacing: of the original pixels; None leaves the millimetres out.
         unsure: pixels of the 1024 frame, see `doubts.unsure`.
 
     Raises:
@@ -218,7 +217,7 @@ def segment_prepared(
     (result,) = _predict(model, [image], [record_id], n_samples, seed)
     if isinstance(result, ReadError):
         raise result
-    return _segmentation(record_id, image, *result, spacing, unsure)
+    return _segmentation(record_id, image, *result, unsure)
 
 
 def _predict(
@@ -259,7 +258,6 @@ def _segmentation(
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
     draws: NDArray[np.float32],
-    spacing: Spacing | None,
     unsure: float,
 ) -> Segmentation:
     """From mean and std [120, 2] and draws [N, 120, 2] in pixels of the 1024 frame."""
@@ -278,8 +276,8 @@ def _segmentation(
         std=spread,
         draws=drawn,
         uncertainty=uncertainty,
-        spacing=spacing,
-        measurements=measure(landmarks, drawn, spacing),
+        spacing=image.spacing,
+        measurements=measure(landmarks, drawn, image.spacing),
         warnings=(
             *doubts.implausible(landmarks, letterbox, image.height, image.width),
             *doubts.unsure(regions, unsure),
