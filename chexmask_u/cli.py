@@ -141,6 +141,7 @@ def verbs() -> Iterator[Verb]:
         "chexmask-u segment s3://my-bucket/radiographs --output s3://my-bucket/pictures",
         door=IMAGES,
     )
+    yield Verb("app", of.AppSettings, "app.serve:verb", "chexmask-u app\nchexmask-u app --space my-space", door=IMAGES)
     yield Verb(
         "manifest folder",
         of.ManifestFolderSettings,

@@ -324,6 +324,31 @@ class SegmentSettings(Settings):
 
 
 @dataclass(frozen=True)
+class AppSettings(Settings):
+    """Serve a page that segments an image and shows how unsure the network is; a demonstration, which keeps nothing."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in", kind="ADDRESS")
+    port: int = setting(7860, "port to listen on", least=1, most=65535, kind="PORT")
+    weights: str = _weights()
+    weights_sha256: str | None = _weights_sha256()
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), by whose radii landmarks are coloured;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights, if one does)",
+        kind="FILE",
+        group=INPUT,
+    )
+    max_side: int = _max_side()
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
+    space: str | None = setting(
+        None,
+        "local folder to write a Hugging Face Space to, that serves the page, instead of serving it here",
+        kind="FOLDER",
+        group=OUTPUT,
+    )
+
+
+@dataclass(frozen=True)
 class ManifestFolderSettings(Settings):
     """List the images below a folder or bucket prefix as a manifest."""
 

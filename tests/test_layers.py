@@ -25,7 +25,7 @@ ORDER = (
     "runs",
     "releases use",
     "pipeline demo",
-    "training verify",
+    "training verify app",
     "bench experiments",
     "cli",
 )

@@ -155,26 +155,13 @@ def segment_rows(
         max_side: longest side in pixels that is decoded.
         unsure: pixels of the 1024 frame, see `doubts.unsure`.
     """
-    table = read(pa.Table.from_pylist(rows, schema=record.MANIFEST), max_side=max_side)
-    told = table.drop_columns("image").to_pylist()
-    images = {
-        index: ReadImage(
-            np.frombuffer(table["image"][index].as_buffer(), np.uint8).reshape(FRAME, FRAME),
-            row["height"],
-            row["width"],
-            Letterbox.from_row(row["letterbox"]),
-            Spacing.from_row(row["spacing"]),
-        )
-        for index, row in enumerate(told)
-        if row["status"] == record.OK
-    }
-    names = [told[index]["record_id"] for index in images]
+    read_images = read_rows(rows, max_side=max_side)
+    images = {index: one for index, one in enumerate(read_images) if isinstance(one, ReadImage)}
+    names = [rows[index]["record_id"] for index in images]
     predicted = dict(zip(images, _predict(model, list(images.values()), names, n_samples, seed), strict=True))
-    for index, row in enumerate(told):
-        if index not in images:
-            yield ReadError(row["reason"], row["error"])
-            continue
-        result = predicted[index]
+    for index, row in enumerate(rows):
+        read_image = read_images[index]
+        result = read_image if isinstance(read_image, ReadError) else predicted[index]
         if isinstance(result, ReadError):
             yield result
             continue
@@ -182,6 +169,55 @@ def segment_rows(
             yield _segmentation(row["record_id"], images[index], *result, unsure)
         except Exception as error:
             yield ReadError("internal", storage.explain(error))
+
+
+def read_rows(rows: Sequence[dict[str, str]], *, max_side: int = 10_000) -> list[ReadImage | ReadError]:
+    """The prepared image of each manifest row, as the read step makes it, or the reason why there is none.
+
+    Args:
+        rows: of a manifest.
+        max_side: longest side in pixels that is decoded.
+    """
+    table = read(pa.Table.from_pylist(rows, schema=record.MANIFEST), max_side=max_side)
+    return [
+        ReadImage(
+            np.frombuffer(pixels.as_buffer(), np.uint8).reshape(FRAME, FRAME),
+            row["height"],
+            row["width"],
+            Letterbox.from_row(row["letterbox"]),
+            Spacing.from_row(row["spacing"]),
+        )
+        if row["status"] == record.OK
+        else ReadError(row["reason"], row["error"])
+        for row, pixels in zip(table.drop_columns("image").to_pylist(), table["image"], strict=True)
+    ]
+
+
+def segment_prepared(
+    image: ReadImage,
+    record_id: str,
+    model: Network,
+    *,
+    n_samples: int = 50,
+    seed: int = 0,
+    unsure: float = UNSURE,
+) -> Segmentation:
+    """What `segment` makes of an image that was read already.
+
+    Args:
+        image: of `read_rows` or `read_image`; its pixels may have been changed since.
+        record_id: names the draws, together with the seed.
+        model: from `load_model`.
+        n_samples, seed: as `predict` takes them.
+        unsure: pixels of the 1024 frame, see `doubts.unsure`.
+
+    Raises:
+        ReadError: if the prediction is none of a chest, or does not fit into memory.
+    """
+    (result,) = _predict(model, [image], [record_id], n_samples, seed)
+    if isinstance(result, ReadError):
+        raise result
+    return _segmentation(record_id, image, *result, unsure)
 
 
 def _predict(

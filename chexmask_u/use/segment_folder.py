@@ -100,7 +100,7 @@ def _segment(
             if preview is not None:
                 preview.add_failure(one.image_id, result)
         else:
-            row |= _row(result)
+            row |= told(result)
             drawn = result.picture()
             row["files"] = _write_files(output, one, result, drawn, settings.label_map)
             if preview is not None:
@@ -112,7 +112,8 @@ def _segment(
     return rows
 
 
-def _row(result: Segmentation) -> dict[str, Any]:
+def told(result: Segmentation) -> dict[str, Any]:
+    """What measurements.json tells of an image that was segmented, but for its name."""
     return {
         "status": OK,
         "height": result.image.height,
@@ -137,14 +138,19 @@ def _write_files(
     return files
 
 
-def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: Network) -> None:
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The text of measurements.csv: of each image its name, record id, and what `told` gives, or why there is none."""
     flat_rows = []
     for row in rows:
         flat = row | {"warnings": "; ".join(row.get("warnings", []))}
         for name, measured in row.get("measurements", {}).items():
             flat |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
         flat_rows.append(flat)
-    output.write(TABLE, as_csv(flat_rows, _COLUMNS))
+    return as_csv(flat_rows, _COLUMNS)
+
+
+def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: Network) -> None:
+    output.write(TABLE, as_table(rows))
     numbers = {"weights_sha256": model.sha256, **settings.numbers(), "interval": INTERVAL}
     output.write_json(DETAILS, {**numbers, "images": rows})
 
