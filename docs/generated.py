@@ -139,7 +139,7 @@ def _flags(groups: dict[str, list[Option]], heading: str) -> Iterator[str]:
     """Tables of a verb's options by group."""
     for group, options in groups.items():
         if options:
-            yield from (f"{heading} {group.capitalize()}", "", '<div class="flags" markdown>', "")
+            yield from (f"{heading} {group.capitalize()}", "", '<div class="stacked flags" markdown>', "")
             yield from ("| flag | what it is | default |", "| --- | --- | --- |")
         for option in options:
             default = "**needed**" if option.required else _code(option.default)
@@ -172,11 +172,13 @@ def _commands() -> Iterator[str]:
 
 def _columns(names: Iterable[tuple[str, Any]]) -> Iterator[str]:
     """A table of columns: name and Arrow type."""
+    yield from ('<div class="stacked" markdown>', "")
     yield from ("| column | shape | unit | what it is |", "| --- | --- | --- | --- |")
     for name, type_ in names:
         column = record.COLUMNS[name]
         shape = " x ".join(map(str, column.shape)) or _scalar(type_)
         yield f"| `{name}` | {shape} | {_text(column.unit)} | {_text(column.meaning)} |"
+    yield from ("", "</div>")
 
 
 def _scalar(type_: Any) -> str:
