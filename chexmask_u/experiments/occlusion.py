@@ -143,8 +143,9 @@ def _finding(weights: Weights, summary: dict[str, Any], count: int, several: boo
     cause = ""
     if verdict != "holds":
         cause = (
-            "the spread of these draws does not feel what the image shows at a node: sigma is of the image as a whole,"
-            " or too few images"
+            "without skip connections nothing is looked up at a node, and sigma is of the image as a whole"
+            if weights.network.variant == "noskip"
+            else "the spread of these draws does not feel what the image shows at a node, or there are too few images"
         )
     claim = "Covered nodes become more uncertain than visible ones" + (f" ({weights.label})" if several else "")
     return Finding(claim, "figure 2", ours, verdict, cause)

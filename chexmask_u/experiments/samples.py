@@ -29,6 +29,10 @@ _STABLE = 0.02
 _PAPER_SECONDS = "9.0 s against 142.3 s"
 
 
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Std and error of each node, [B, 120] each."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """One of the weights at each count of draws.
@@ -129,15 +133,15 @@ def _change(one: Drawn, counts: Sequence[int], seed: int) -> Estimate | None:
     """By how much r changes from 50 draws to the most; None without annotations or without 50 draws."""
     if one.errors is None or ENOUGH not in counts or counts[-1] <= ENOUGH:
         return None
-    index, errors = list(counts).index(ENOUGH), one.errors
+    index = list(counts).index(ENOUGH)
+    return _gap((one.std[-1], one.errors[-1]), (one.std[index], one.errors[index]), seed)[0]
 
-    def change(rows: NDArray[np.int64]) -> float:
-        last, before = (statistics.pearson(one.std[at][rows], errors[at][rows]) for at in (-1, index))
-        return last - before
 
-    there = np.isfinite(errors[-1]).any(axis=1)
-    rows_there = np.flatnonzero(there)
-    return statistics.bootstrap(len(rows_there), lambda rows: change(rows_there[rows]), seed)
+def _gap(first: Pair, second: Pair, seed: int) -> tuple[Estimate, tuple[float, float]]:
+    """Pearson's r of one pair of measures minus that of another, of the same images; and both."""
+    rows = np.isfinite(first[1]).any(axis=1)
+    (one, ones), (other, others) = (statistics.pearson(std[rows], error[rows], seed) for std, error in (first, second))
+    return statistics.estimate(one - other, ones - others), (one, other)
 
 
 def _stable(one: Drawn, counts: Sequence[int], seed: int) -> Finding:
@@ -171,22 +175,14 @@ def _compared(one: Drawn, dropout: Drawn, counts: Sequence[int], seed: int) -> l
     ]
     if one.errors is None or dropout.errors is None:
         return found
-    first, second = (one.std[at], one.errors[at]), (dropout.std[at], dropout.errors[at])
-    rows_there = np.flatnonzero(np.isfinite(one.errors[at]).any(axis=1))
-
-    def difference(rows: NDArray[np.int64]) -> float:
-        some = rows_there[rows]
-        return statistics.pearson(first[0][some], first[1][some]) - statistics.pearson(second[0][some], second[1][some])
-
-    gap = statistics.bootstrap(len(rows_there), difference, seed)
-    values = [statistics.pearson(*pair_of) for pair_of in (first, second)]
+    gap, values = _gap((one.std[at], one.errors[at]), (dropout.std[at], dropout.errors[at]), seed)
     verdict = judged(gap.interval, least=-_STABLE)
     found.append(
         Finding(
             f"Variational std says as much of a node's error as MC dropout's {pair}",
             "table 1",
-            f"r {values[0]:.2f} against {values[1]:.2f}, {gap.text()} apart; N = {counts[at]}, {len(rows_there)}"
-            " images",
+            f"r {values[0]:.2f} against {values[1]:.2f}, {gap.text()} apart; N = {counts[at]},"
+            f" {one.std.shape[1]} images",
             verdict,
             ""
             if verdict is Verdict.HOLDS
