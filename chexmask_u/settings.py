@@ -660,6 +660,16 @@ class EvaluateSettings(AnnotatedSettings):
         "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged; on the images that it"
         " was made of they do too well",
     )
+    shifts: bool = setting(
+        False,
+        "judge the uncertainty also on the images with black squares, noise, a rotation by 10 to 25 degrees and another"
+        " gamma; takes three times as long",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and on"
+        " which the uncertainty is not judged there; may be repeated",
+    )
     output: str | None = setting(None, "folder for scores.json, images.csv and a figure (default: print only)")
 
     def __post_init__(self) -> None:
