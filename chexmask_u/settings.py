@@ -949,6 +949,16 @@ class EvaluateSettings(AnnotatedSettings):
     output: str | None = setting(
         None, "folder for scores.json, images.csv and a figure (default: print only)", kind="FOLDER"
     )
+    shifts: bool = setting(
+        False,
+        "judge the uncertainty also on the images with black squares, noise, a rotation by 10 to 25 degrees and another"
+        " gamma; takes three times as long",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and on"
+        " which the uncertainty is not judged there; may be repeated",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
