@@ -250,12 +250,17 @@ class GenerateSettings(Settings):
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
     device: str = _device()
-    batch_size: int = _batch_size(16, "images a replica of the network takes at once")
+    batch_size: int | None = setting(
+        None,
+        "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)",
+        least=1,
+        group=MACHINES,
+    )
     replicas: int | None = setting(
         None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1, group=MACHINES
     )
     rows_per_file: int = setting(
-        256, "records in one Parquet part, or up to 32 more: the work that a kill can undo", least=1, group=OUTPUT
+        256, "records in one Parquet part, or up to 64 more: the work that a kill can undo", least=1, group=OUTPUT
     )
     retry: tuple[str, ...] = setting(
         (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated", kind="REASON"

@@ -17,6 +17,7 @@ from chexmask_u.bench import report
 from chexmask_u.bench.forecast import Probe, Steps, forecast
 from chexmask_u.errors import InputError
 from chexmask_u.manifests.check import inspect
+from chexmask_u.runs import cluster
 from chexmask_u.settings import GenerateSettings, PlanSettings
 from chexmask_u.sources import PUBLISHED
 
@@ -226,7 +227,7 @@ def _steps_here(settings: PlanSettings) -> Steps:
         manifest = storage.normalise(settings.manifest)
         total = probing.checked_rows(manifest, settings.probe)
         rows = probing.sample(manifest, total, settings.probe, settings.seed)
-        return probing.measure_steps(rows, local, 1, _STEP_SECONDS)
+        return probing.measure_steps(rows, local, 1, cluster.CPU_BATCH, _STEP_SECONDS)
     with tempfile.TemporaryDirectory(prefix="chexmask-u-plan-") as folder:
         rows = report.drawn(Path(folder), (reading.HEIGHT, reading.WIDTH))
-        return replace(probing.measure_steps(rows, local, 1, _STEP_SECONDS), fetch_seconds=0.0)
+        return replace(probing.measure_steps(rows, local, 1, cluster.CPU_BATCH, _STEP_SECONDS), fetch_seconds=0.0)

@@ -234,7 +234,7 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
             raise InputError("--scratch is needed on a cluster: a folder or URL that every machine sees")
         rows = cluster.on_worker(sample, manifest_uri, total, settings.probe, settings.seed)
         cores = share.cores - cluster.WAITING_TASKS if started_here else share.cores
-        call = (rows, run_settings, share.threads, flow_seconds / 8)
+        call = (rows, run_settings, share.threads, share.batch, flow_seconds / 8)
         steps = cluster.on_workers(measure_steps, [call], gpus=1 if share.on_gpus else 0)[0]
         threads = min(share.threads or 1, cores)
         alone = Probe(steps, cores, share.gpus, threads, images_per_second=math.nan, start_seconds=math.nan)
@@ -243,7 +243,8 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
             "plan: the steps are measured; now a short and a long run of the whole pipeline over the sample, repeated",
             file=sys.stderr,
         )
-        runs = _runs(run_settings, rows, measured.pair_images(speed, flow_seconds, cores), settings.scratch)
+        images = measured.pair_images(speed, flow_seconds, cores, pipeline.rows_per_block(share.batch))
+        runs = _runs(run_settings, rows, images, settings.scratch)
     probe = Probe(steps, cores, share.gpus, threads, runs.images_per_second, ray_seconds + runs.start_seconds)
     fleet = settings.cpus or cores, settings.gpus or share.gpus
     expected = forecast(probe, settings.rows or total, *fleet, settings.price_per_hour)
@@ -334,7 +335,9 @@ def sample(manifest_uri: str, total: int, count: int, seed: int) -> pa.Table:
     return parquet.complete(pq.read_table(path, filesystem=fs).take(chosen))
 
 
-def measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | None, step_seconds: float) -> Steps:
+def measure_steps(
+    rows: pa.Table, settings: GenerateSettings, threads: int | None, batch: int, step_seconds: float
+) -> Steps:
     """Run the steps one after the other on one worker and time each."""
     fetch_seconds, file_bytes = _fetch(rows.slice(0, FETCHED), max_bytes=2 * settings.max_side**2)
     # Once without counting, as a worker of a run that flows has done.
@@ -357,7 +360,7 @@ def measure_steps(rows: pa.Table, settings: GenerateSettings, threads: int | Non
     good = [row for row, status in enumerate(prepared["status"].to_pylist()) if status == record.OK]
     kept = read(rows.take(good[:KEPT_IMAGES]), max_side=settings.max_side)
     predictor = measured.predictor(settings, threads)
-    batches = [kept.slice(first, settings.batch_size) for first in range(0, len(kept), settings.batch_size)]
+    batches = [kept.slice(first, batch) for first in range(0, len(kept), batch)]
     predicted = pa.concat_tables([predictor(batch) for batch in batches])
     predict_seconds = _seconds_per_image(predictor, batches, step_seconds)
     mask(predicted.slice(0, 1))

@@ -349,7 +349,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
     with cluster.connected(None):
         share = cluster.layout(kind)
         cores = min(share.cores, os.cpu_count() or 1)
-        some = whole.repeated(small, 4 * predicting.batch_size)
+        some = whole.repeated(small, 4 * share.batch)
 
         def measure(name: str, settings: GenerateSettings, rows: pa.Table, bottleneck: Callable[[], float]) -> Row:
             return whole.measure(
@@ -364,7 +364,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
             )
 
         def measure_reading(name: str, rows: pa.Table) -> Row:
-            many = whole.repeated(rows, 2 * pipeline.ROWS_PER_BLOCK)
+            many = whole.repeated(rows, 2 * pipeline.rows_per_block(share.batch))
             return measure(name, decoding, rows, lambda: whole.read_seconds(many, decoding.max_side, cores))
 
         return [

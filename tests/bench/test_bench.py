@@ -114,7 +114,7 @@ def test_a_pair_of_runs_tells_speed_and_start_up_apart():
 
 @pytest.mark.parametrize("cores", [1, 2, 16])
 def test_the_runs_of_a_pair_keep_every_core_busy_to_the_end(cores):
-    short, long = pair_images(images_per_second=17, flow_seconds=20, cores=cores)
+    short, long = pair_images(images_per_second=17, flow_seconds=20, cores=cores, block=32)
     assert short >= 64
     assert short % (32 * cores) == long % (32 * cores) == 0
     assert 340 <= long - short < 340 + 32 * cores

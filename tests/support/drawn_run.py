@@ -159,7 +159,7 @@ class Predictor:
         from chexmask_u.runs.replica import CountingPredictor
         from chexmask_u.steps import predict as predictor
 
-        predictor.FRAME, predictor.predict = SIDE, draw
+        predictor.FRAME, predictor.predict_staged = SIDE, draw
         self.step = CountingPredictor(**settings)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
