@@ -250,6 +250,20 @@ def load_calibration(source: str = weight_files.DEMO) -> Calibration:
     return found
 
 
+def calibration_of(source: str, sha256: str, flag: str) -> Calibration:
+    """What `load_calibration` gives of what a flag names, if it is of the weights with that digest.
+
+    Raises:
+        InputError: naming the flag, if there is none, or it is of other weights.
+    """
+    try:
+        found = load_calibration(source)
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
+    found.check_weights(sha256, f"{flag} {source}")
+    return found
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}")

@@ -125,7 +125,7 @@ def predict_masks(
     Raises:
         TypeError, ValueError: as `predict.predict`.
     """
-    check_batch(images, record_ids, n_samples)
+    check_batch(images, record_ids, n_samples, seed)
     means = np.zeros((len(images), len(ORGANS), FRAME, FRAME), np.float32)
     # One by one: a draw's activations are many times its image.
     for row, (image, name) in enumerate(zip(images, record_ids, strict=True)):

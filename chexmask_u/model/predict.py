@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
+from numbers import Integral
 from threading import Barrier
 from typing import Any
 
@@ -78,7 +79,8 @@ def predict(
         seed: any whole number.
 
     Raises:
-        TypeError: if the model, the images or the names are something else, such as a path or one name for all.
+        TypeError: if the model, the images or the names are something else, such as a path or one name for all, or
+            n_samples or seed is no whole number.
         ValueError: if the shapes, the dtype or the number of names do not fit, or n_samples < 1.
     """
     return _predict(model, images, record_ids, n_samples, seed, with_draws=False)[0]
@@ -106,7 +108,7 @@ def _predict(
     """The prediction and its draws, which are none (float32 [0, N, 120, 2]) unless asked for."""
     if not isinstance(model, Network):
         raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
-    check_batch(images, record_ids, n_samples)
+    check_batch(images, record_ids, n_samples, seed)
     if not len(images):
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
         empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
@@ -144,7 +146,7 @@ def _predict(
     return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
 
 
-def check_batch(images: Any, record_ids: Any, n_samples: int) -> None:
+def check_batch(images: Any, record_ids: Any, n_samples: Any, seed: Any) -> None:
     """Raise if these are no prepared images with a name each, as `predict` says."""
     if not isinstance(images, np.ndarray):
         raise TypeError(
@@ -157,6 +159,9 @@ def check_batch(images: Any, record_ids: Any, n_samples: int) -> None:
         raise ValueError(f"images must be uint8 [B, {FRAME}, {FRAME}], not {images.dtype} {list(images.shape)}")
     if len(record_ids) != len(images):
         raise ValueError(f"{len(images)} images need as many record_ids, not {len(record_ids)}")
+    for name, value in (("n_samples", n_samples), ("seed", seed)):
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
 

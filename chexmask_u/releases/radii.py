@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import record, storage
 from chexmask_u.anatomy import LATENT_SIZE
-from chexmask_u.calibration.calibration import Calibration, Of, load_calibration
+from chexmask_u.calibration.calibration import Calibration, Of, calibration_of
 from chexmask_u.calibration.seen import Seen
 from chexmask_u.columns import node_array, to_landmarks, to_nodes
 from chexmask_u.errors import InputError
@@ -38,8 +38,7 @@ def calibration(run: Run, settings: ReleaseSettings) -> Calibration | None:
     weights = frozen["weights"]
     if settings.calibration is None:
         return _beside(weights)
-    found = load_calibration(settings.calibration)
-    found.check_weights(weights["sha256"], f"--calibration {settings.calibration}")
+    found = calibration_of(settings.calibration, weights["sha256"], "--calibration")
     try:
         found.summary(record.RADIUS_COVERAGE)
     except InputError as error:
@@ -53,8 +52,7 @@ def _beside(weights: dict[str, Any]) -> Calibration | None:
     if source != DEMO and (source.startswith("hf://") or not storage.is_local(source)):
         return None
     try:
-        found = load_calibration(source)
-        found.check_weights(weights["sha256"], source)
+        found = calibration_of(source, weights["sha256"], "--calibration")
         found.summary(record.RADIUS_COVERAGE)
     except InputError:
         return None
