@@ -993,6 +993,16 @@ class ExperimentSettings(AnnotatedSettings):
         " each organ, chosen by the image's name)",
         numbers=True,
     )
+    corruption: tuple[str, ...] = setting(
+        (),
+        "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
+        " contrast and blending)",
+        numbers=True,
+    )
+    count: tuple[int, ...] = setting(
+        (), "samples: draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
+    )
+    timed: int = setting(2, "samples: how many of the images are predicted once more for each N, to time it", least=1)
     samples: int = _samples(least=2)
     seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
     batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
@@ -1003,6 +1013,9 @@ class ExperimentSettings(AnnotatedSettings):
         for side in self.size:
             if not 16 <= side <= 512:
                 raise InputError(f"--size must be from 16 to 512, not {side}")
+        for count in self.count:
+            if not 2 <= count <= 10_000:
+                raise InputError(f"--count must be from 2 to 10000, not {count}")
         for node in self.node:
             if not 0 <= node < N_LANDMARKS:
                 raise InputError(f"--node must be from 0 to {N_LANDMARKS - 1}, not {node}")
