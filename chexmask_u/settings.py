@@ -747,8 +747,8 @@ class TrainSettings(AnnotatedSettings):
     variant: str = setting(
         "skip",
         "network: with or without image-to-graph skip connections; dropout: with them, dropout in the encoder, and no "
-        "variational layer",
-        choices=("skip", "noskip", "dropout"),
+        "variational layer; unet (with dropout) and phiseg: baselines that give masks and no landmarks",
+        choices=("skip", "noskip", "dropout", "unet", "phiseg"),
         numbers=True,
         group=NETWORK,
     )
@@ -900,19 +900,26 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
-        if self.freeze_convolutions and (self.initial_weights is None or self.variant == "dropout"):
+        if self.variant == "phiseg" and self.input_size % 64:
+            raise InputError(f"--input-size must be a multiple of 64 with --variant phiseg, not {self.input_size}")
+        if self.freeze_convolutions and (self.initial_weights is None or not self._is_variational()):
             raise InputError("--freeze-convolutions: needs --initial-weights, and --variant skip or noskip")
         if self.objective == "energy" and self.draws < 2:
             raise InputError(f"--draws must be at least 2 with --objective energy, not {self.draws}")
-        if self.objective == "energy" and self.variant == "dropout":
+        if self.objective == "energy" and not self._is_variational():
             raise InputError(
-                "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
+                "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own, "
+                "and masks are no points"
             )
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
                 f"before --epochs {self.epochs} are over; set both alike"
             )
+
+    def _is_variational(self) -> bool:
+        """Whether the variant decodes many landmarks of one encoding."""
+        return self.variant in ("skip", "noskip")
 
     def draws_per_image(self) -> int:
         """Draws of an image in a batch."""

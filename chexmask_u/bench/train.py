@@ -14,6 +14,7 @@ from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.bench.predict import in_turn
 from chexmask_u.bench.timing import Row, as_text, compare, one_thread
 from chexmask_u.model.precision import arithmetic
+from chexmask_u.model.network import Network
 from chexmask_u.model.variants import build
 from chexmask_u.settings import TrainSettings
 from chexmask_u.sources.synthetic import draw
@@ -74,6 +75,7 @@ def _step(device: torch.device, side: int, batch: int, precision: str, compiled:
     """One step of `training.loop` on examples that stay the same: forwards, backwards and Adam's."""
     torch.manual_seed(0)
     model = build(side, "skip").to(device)
+    assert isinstance(model, Network)
     plain = Objective(model, precision)
     objective = torch.compile(plain) if compiled else plain
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
