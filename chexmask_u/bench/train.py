@@ -13,8 +13,8 @@ import torch
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.bench.predict import in_turn
 from chexmask_u.bench.timing import Row, as_text, compare, one_thread
-from chexmask_u.model.precision import arithmetic
 from chexmask_u.model.network import Network
+from chexmask_u.model.precision import arithmetic
 from chexmask_u.model.variants import build
 from chexmask_u.settings import TrainSettings
 from chexmask_u.sources.synthetic import draw
