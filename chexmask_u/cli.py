@@ -387,7 +387,7 @@ def build_parser() -> _Parser:
     parser.add_argument(
         "--completion",
         action=_PrintCompletion,
-        choices=("bash", "zsh", "tcsh"),
+        choices=("bash", "zsh"),
         default=argparse.SUPPRESS,
         help='print what makes a shell complete verbs and flags: eval "$(chexmask-u --completion bash)"',
     )

@@ -6,6 +6,7 @@ A page says `<!-- generated: WHAT -->` where it goes, with `WHAT` one of `PARTS`
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -237,6 +238,24 @@ def _terms() -> Iterator[str]:
     yield templates.get_template("terms.md.j2").render(sources=sources.PUBLISHED)
 
 
+def _calibration() -> Iterator[str]:
+    """What the trials of the bundled weights' calibration found, by coverage and by kind of image."""
+    trials = json.loads((PACKAGE / "weights" / "calibration.json").read_text("utf-8"))["about"]["trials"]
+    yield from ("| radius | images | asked for | covered | mean radius | r with the error |", f"|{' --- |' * 6}")
+    for of, trial in trials.items():
+        for kind, found in trial["kinds"].items():
+            for asked, checked in found["coverages"].items():
+                if kind == "clean" or asked == "0.9":
+                    covered = f"{_share(checked['coverage'])} [{', '.join(map(_share, checked['interval']))}]"
+                    ranks = f"{found['r']:.2f} [{', '.join(f'{bound:.2f}' for bound in found['r_interval'])}]"
+                    words = f"{of} | {kind} | {_share(float(asked))} | {covered} | {checked['mean_radius']:.0f} px"
+                    yield f"| {words} | {ranks if asked == '0.9' else ''} |"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}"
+
+
 def _api() -> Iterator[str]:
     """The public names as `__init__.pyi` has them, by subject."""
     about: dict[str, list[str]] = {subject: [] for subject in ORDER}
@@ -266,6 +285,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "sources": _sources,
     "preparation": _preparation,
     "terms": _terms,
+    "calibration": _calibration,
     "api": _api,
 }
 """What is filled in, by what pages call it."""
