@@ -70,6 +70,16 @@ LETTERBOX = pa.struct(
 )
 """How original pixels map to the 1024 frame: (pixel - crop + pad) * scale. See `chexmask_u.images.letterbox`."""
 
+SPACING = pa.struct(
+    [
+        pa.field("x", pa.float64()),
+        pa.field("y", pa.float64()),
+        pa.field("element", pa.string()),
+        pa.field("at_detector", pa.bool_()),
+    ]
+)
+"""Millimetres per original pixel, where a DICOM file tells. See `chexmask_u.images.spacing`."""
+
 MANIFEST = pa.schema(
     [
         pa.field("record_id", pa.string(), nullable=False),
@@ -97,6 +107,7 @@ READ = pa.schema(
         *MANIFEST,
         *_STATUS,
         pa.field("letterbox", LETTERBOX),
+        pa.field("spacing", SPACING),
         # uint8 [1024, 1024] row-major; bytes rather than a tensor column, so that a failed row can hold null.
         pa.field("image", pa.large_binary()),
         pa.field("read_seconds", pa.float32()),
@@ -105,7 +116,7 @@ READ = pa.schema(
 
 PREDICTED = pa.schema(
     [
-        *(field for field in READ if field.name != "image"),
+        *(field for field in READ if field.name not in ("image", "spacing")),
         # Pixels of the 1024 frame until `mask` maps them to original pixels.
         pa.field("landmarks_mean", LANDMARK_ARRAY),
         pa.field("landmarks_std", LANDMARK_ARRAY),

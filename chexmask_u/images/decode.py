@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from chexmask_u import storage
 from chexmask_u.images import dicom, jpeg, span
 from chexmask_u.images.bounds import cut
+from chexmask_u.images.spacing import Spacing
 from chexmask_u.record import ReadError
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -40,6 +41,13 @@ _OTHERS = {
 
 
 def decode(data: bytes, *, max_side: int, dicom_standard: bool = True, full_range: bool = False) -> NDArray[np.uint8]:
+    """The pixels of `decode_with_spacing`, uint8 [H, W]."""
+    return decode_with_spacing(data, max_side=max_side, dicom_standard=dicom_standard, full_range=full_range)[0]
+
+
+def decode_with_spacing(
+    data: bytes, *, max_side: int, dicom_standard: bool = True, full_range: bool = False
+) -> tuple[NDArray[np.uint8], Spacing | None]:
     """Decode an image to 8-bit grey; its first bytes tell what it is.
 
     Of PNG and JPEG, colour becomes grey and 8-bit values stay, by OpenCV's rules; 16-bit values are scaled from their
@@ -53,7 +61,7 @@ def decode(data: bytes, *, max_side: int, dicom_standard: bool = True, full_rang
             such as a detector's hot pixels; see `span.robust`.
 
     Returns:
-        uint8 [H, W].
+        uint8 [H, W], and the spacing of its pixels where a DICOM header tells one.
 
     Raises:
         ReadError: "unsupported", "damaged" or "too_large"; of DICOM also "no_pixels" or "not_radiograph".
@@ -75,7 +83,7 @@ def decode(data: bytes, *, max_side: int, dicom_standard: bool = True, full_rang
         if not full_range:
             image = _without_strays(image)
         image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)  # type: ignore[call-overload]
-    return np.asarray(image, np.uint8)
+    return np.asarray(image, np.uint8), None
 
 
 def _without_strays(image: NDArray[Any]) -> NDArray[Any]:

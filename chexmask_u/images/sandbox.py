@@ -23,6 +23,7 @@ from chexmask_u import storage
 from chexmask_u.images import memory
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage, read_bytes
+from chexmask_u.images.spacing import Spacing
 from chexmask_u.record import ReadError
 from chexmask_u.sources.base import Preparation
 
@@ -98,7 +99,13 @@ class Sandbox:
         if "reason" in header:
             raise ReadError(header["reason"], header["error"])
         pixels = np.frombuffer(image, np.uint8).reshape(header["shape"])
-        return ReadImage(pixels, header["height"], header["width"], Letterbox.from_row(header["letterbox"]))
+        return ReadImage(
+            pixels,
+            header["height"],
+            header["width"],
+            Letterbox.from_row(header["letterbox"]),
+            Spacing.from_row(header["spacing"]),
+        )
 
     def close(self) -> None:
         """End the child; the next image starts another."""
@@ -216,6 +223,7 @@ def serve() -> None:
                 "height": result.height,
                 "width": result.width,
                 "letterbox": result.letterbox.to_row(),
+                "spacing": result.spacing and result.spacing.to_row(),
             }
         except Exception as error:
             header = _failure(error, request["memory"])

@@ -1,21 +1,22 @@
-"""Millimetres per pixel, where a DICOM file tells; of its text, the two elements that say so are all that is parsed."""
+"""Millimetres per pixel, where a DICOM header tells."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
-from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
 
-from chexmask_u import storage
-from chexmask_u.images.dicom import recognised, unheard
+# PixelSpacing goes first: it may be corrected for the magnification. Where it equals ImagerPixelSpacing it is not
+# (PS3.3, 10.7.1.3).
+ELEMENTS = ("PixelSpacing", "ImagerPixelSpacing")
+"""The elements that say so, by keyword."""
 
-# Ends far behind both elements, which come before the pixels, and spares a storage the rest.
-_HEAD_BYTES = 2**20
-
-# What can be no DICOM file by its name is not asked for a second time.
-_OTHER_SUFFIXES = (".png", ".jpg", ".jpeg")
+# Two decimal strings of 16 characters at most, and what stands between and behind them.
+_LONGEST = 34
 
 
 @dataclass(frozen=True)
@@ -34,49 +35,35 @@ class Spacing:
     element: str
     at_detector: bool
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any] | None) -> Self | None:
+        """From the struct of the read step's ``spacing`` column."""
+        return None if row is None else cls(**row)
+
+    def to_row(self) -> dict[str, Any]:
+        """As the struct of the read step's ``spacing`` column."""
+        return asdict(self)
+
     def __str__(self) -> str:
         return f"{self.element}, at the detector" if self.at_detector else self.element
 
 
-def read_spacing(uri: str) -> Spacing | None:
-    """The spacing of an image that was read before, or None where its file tells none."""
-    if uri.lower().endswith(_OTHER_SUFFIXES):
-        return None
-    fs, path = storage.resolve(uri)
-    return find_spacing(fs.cat_file(path, start=0, end=_HEAD_BYTES))
-
-
-def find_spacing(head: bytes) -> Spacing | None:
-    """The spacing by the beginning of a file.
-
-    PixelSpacing goes first: it may be corrected for the magnification. Where it equals ImagerPixelSpacing it is not
-    (PS3.3, 10.7.1.3).
-    """
-    if not recognised(head):
-        return None
-    told = _told(head)
-    for element in ("PixelSpacing", "ImagerPixelSpacing"):
-        if element in told:
-            y, x = told[element]
-            return Spacing(x, y, element, at_detector=told.get("ImagerPixelSpacing") == told[element])
+def told(header: Dataset) -> Spacing | None:
+    """The spacing that a header with `ELEMENTS`, as far as the file has them, tells; never the header's own text."""
+    found = {element: pair for element in ELEMENTS if (pair := _lengths(header, element))}
+    for element, (y, x) in found.items():
+        return Spacing(x, y, element, at_detector=found.get("ImagerPixelSpacing") == (y, x))
     return None
 
 
-def _told(head: bytes) -> dict[str, tuple[float, float]]:
-    """Millimetres between rows and between columns, by element; what is no pair of lengths is left out."""
-    found = {}
-    with unheard():
-        try:
-            dataset = dcmread(
-                BytesIO(head), stop_before_pixels=True, force=True, specific_tags=["PixelSpacing", "ImagerPixelSpacing"]
-            )
-        except Exception:  # whatever a header that ends early, or is deflated and cut, makes its parser raise
-            return {}
-        for element in ("PixelSpacing", "ImagerPixelSpacing"):
-            try:
-                y, x = (float(value) for value in dataset[element].value)
-            except (KeyError, TypeError, ValueError):
-                continue
-            if all(math.isfinite(value) and value > 0 for value in (x, y)):
-                found[element] = (y, x)
-    return found
+def _lengths(header: Dataset, element: str) -> tuple[float, float] | None:
+    """Millimetres between rows and between columns; None for what is no pair of lengths."""
+    try:
+        raw = header.get_item(element)
+        # Of a value of megabytes, which some headers allow, the parser would make millions of numbers first.
+        if isinstance(raw, RawDataElement) and len(raw.value or b"") > _LONGEST:
+            return None
+        y, x = (float(value) for value in header[element].value)
+    except Exception:  # whatever a hostile value makes its parser raise: an image is not worth failing for a length
+        return None
+    return (y, x) if all(math.isfinite(value) and value > 0 for value in (x, y)) else None

@@ -75,6 +75,7 @@ def read(batch: pa.Table, *, max_side: int = 10_000, preparation: Preparation = 
         height=[row.get("height", table["height"]) for row, table in zip(rows, known, strict=True)],
         width=[row.get("width", table["width"]) for row, table in zip(rows, known, strict=True)],
         letterbox=[row.get("letterbox") for row in rows],
+        spacing=[row.get("spacing") for row in rows],
         image=[row.get("image") for row in rows],
         read_seconds=[row["read_seconds"] for row in rows],
     )
@@ -107,6 +108,7 @@ def _read_row(
             "height": result.height,
             "width": result.width,
             "letterbox": result.letterbox.to_row(),
+            "spacing": result.spacing and result.spacing.to_row(),
             "image": result.image.tobytes(),
         }
     return row | {"read_seconds": time.perf_counter() - start}

@@ -16,7 +16,7 @@ from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
-from chexmask_u.images.spacing import Spacing, read_spacing
+from chexmask_u.images.spacing import Spacing
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction, predict_draws
 from chexmask_u.record import ReadError
@@ -163,6 +163,7 @@ def segment_rows(
             row["height"],
             row["width"],
             Letterbox.from_row(row["letterbox"]),
+            Spacing.from_row(row["spacing"]),
         )
         for index, row in enumerate(told)
         if row["status"] == record.OK
@@ -178,7 +179,7 @@ def segment_rows(
             yield result
             continue
         try:
-            yield _segmentation(row["record_id"], row["uri"], images[index], *result, unsure)
+            yield _segmentation(row["record_id"], images[index], *result, unsure)
         except Exception as error:
             yield ReadError("internal", storage.explain(error))
 
@@ -217,7 +218,6 @@ def _checked(
 
 def _segmentation(
     record_id: str,
-    uri: str,
     image: ReadImage,
     mean: NDArray[np.float32],
     std: NDArray[np.float32],
@@ -231,7 +231,6 @@ def _segmentation(
     spread = letterbox.spread_to_original(std).astype(np.float32)
     drawn = letterbox.to_original(draws).astype(np.float32)
     uncertainty = float(std.mean())
-    spacing = read_spacing(uri)
     regions = region_uncertainty(_record(image, landmarks, spread, uncertainty))
     return Segmentation(
         record_id=record_id,
@@ -241,8 +240,8 @@ def _segmentation(
         std=spread,
         draws=drawn,
         uncertainty=uncertainty,
-        spacing=spacing,
-        measurements=measure(landmarks, drawn, spacing),
+        spacing=image.spacing,
+        measurements=measure(landmarks, drawn, image.spacing),
         warnings=(
             *doubts.implausible(landmarks, letterbox, image.height, image.width),
             *doubts.unsure(regions, unsure),

@@ -1,4 +1,4 @@
-"""Bytes of a DICOM file -> uint8 grey at its own size; of its text, only what tells how to show it is ever parsed.
+"""Bytes of a DICOM file -> uint8 grey at its own size, and its spacing; of its text, only what tells these is parsed.
 
 `header` finds what the file says of its pixels and, in `steps`, of how they are shown; `pixels` decodes them; `tones`
 gives each value its grey.
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from chexmask_u.images.dicom.header import parse, recognised
 from chexmask_u.images.dicom.pixels import pixel_data, stored_values
 from chexmask_u.images.dicom.tones import grey
+from chexmask_u.images.spacing import Spacing
 
 _reading: ContextVar[bool] = ContextVar("reading", default=False)
 _one_at_a_time = threading.Lock()
@@ -26,7 +27,7 @@ _one_at_a_time = threading.Lock()
 logging.getLogger("pydicom").addFilter(lambda _: not _reading.get())
 
 
-def decode(data: bytes, *, max_side: int, standard: bool = True) -> NDArray[np.uint8]:
+def decode(data: bytes, *, max_side: int, standard: bool = True) -> tuple[NDArray[np.uint8], Spacing | None]:
     """Decode a single grey frame and map its values to 8 bits.
 
     Stored values x pass the VOI LUT, which is its table if the file has one, or else the first window whose width is
@@ -42,7 +43,7 @@ def decode(data: bytes, *, max_side: int, standard: bool = True) -> NDArray[np.u
             The published preparation of VinDr-CXR does nothing of that; it fails only where no two pixels differ.
 
     Returns:
-        uint8 [H, W].
+        uint8 [H, W], and the spacing of its pixels where the header tells one.
 
     Raises:
         ReadError: "unsupported", "no_pixels", "not_radiograph", "damaged" or "too_large". Messages are in our own
@@ -51,7 +52,7 @@ def decode(data: bytes, *, max_side: int, standard: bool = True) -> NDArray[np.u
     with unheard():
         header, rest = parse(data, max_side, standard)
         stored = stored_values(header, *pixel_data(rest, header))
-        return grey(stored, header, standard)
+        return grey(stored, header, standard), header.spacing
 
 
 @contextmanager

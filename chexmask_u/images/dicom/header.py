@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
+from chexmask_u.images import spacing
 from chexmask_u.images.bounds import cut, max_bytes
 from chexmask_u.images.dicom import steps
 from chexmask_u.images.dicom.elements import integer, text
@@ -25,6 +26,7 @@ _ELEMENTS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *steps.ELEMENTS,
+    *spacing.ELEMENTS,
 )
 _TAGS: list[BaseTag | int] = [tag_for_keyword(name) or 0 for name in _ELEMENTS]
 _PIXEL_DATA = 0x7FE00010
@@ -54,6 +56,7 @@ class Header:
         inverted: whether the lowest value is white.
         padding: the lowest and highest value that is padding; None where none is.
         steps: what the values pass, in order.
+        spacing: millimetres per pixel, where it tells.
     """
 
     syntax: uid.UID
@@ -67,6 +70,7 @@ class Header:
     inverted: bool
     padding: tuple[int, int] | None
     steps: tuple[steps.Step, ...]
+    spacing: spacing.Spacing | None
 
     @property
     def unused_bits(self) -> bool:
@@ -216,6 +220,7 @@ def _header(dataset: Dataset, syntax: uid.UID, standard: bool, implicit: bool, l
         inverted=photometric == "MONOCHROME1",
         padding=steps.padding(dataset, allocated, signed) if standard else None,
         steps=steps.of_values(dataset, standard, little),
+        spacing=spacing.told(dataset),
     )
 
 
