@@ -958,9 +958,6 @@ class EvaluateSettings(AnnotatedSettings):
         kind="FILE",
         group=INPUT,
     )
-    output: str | None = setting(
-        None, "folder for scores.json, images.csv and a figure (default: print only)", kind="FOLDER"
-    )
     shifts: bool = setting(
         False,
         "judge the uncertainty also on the images with black squares, noise, a rotation by 10 to 25 degrees and another"
@@ -970,6 +967,11 @@ class EvaluateSettings(AnnotatedSettings):
         (),
         "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and on"
         " which the uncertainty is not judged there; may be repeated",
+        kind="REGION",
+        group=INPUT,
+    )
+    output: str | None = setting(
+        None, "folder for scores.json, images.csv and a figure (default: print only)", kind="FOLDER"
     )
 
     def __post_init__(self) -> None:
