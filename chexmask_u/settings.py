@@ -22,7 +22,7 @@ WEIGHTS_HELP = (
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
-UNSURE = 25.0
+UNSURE, UNSURE_RADIUS = 25.0, 80.0
 
 
 def _export_formats() -> dict[str, str]:
@@ -213,9 +213,15 @@ class SegmentSettings(Settings):
         "folder", "name of these images, as of manifest folder; a published one is prepared as that was", numbers=True
     )
     max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True, least=32)
-    unsure: float = setting(
-        UNSURE,
-        "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), which adds radii and ood_score;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+    )
+    unsure: float | None = setting(
+        None,
+        "mean radius of a region, in pixels of the 1024 frame, above which a warning names it; without a calibration,"
+        f" mean std (default: {UNSURE_RADIUS:g}, and {UNSURE:g} of std)",
         numbers=True,
     )
     label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
@@ -224,7 +230,7 @@ class SegmentSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.unsure > 0:
+        if self.unsure is not None and not self.unsure > 0:
             raise InputError(f"--unsure must be more than 0, not {self.unsure}")
 
 

@@ -21,6 +21,8 @@ from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen, is_prediction
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
+from chexmask_u.record import RADIUS_COVERAGE
+from chexmask_u.settings import NO_CALIBRATION
 
 NAME = "calibration.json"
 
@@ -247,6 +249,41 @@ def load_calibration(source: str = weight_files.DEMO) -> Calibration:
         raise InputError(f"{source}: no {NAME} lies beside these weights; `chexmask-u calibrate --weights` makes one")
     found = Calibration.from_text(path.read_text("utf-8"), f"{source}: {NAME}")
     found.check_weights(weights.fetch()[1], f"{source}: {NAME}")
+    return found
+
+
+def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
+    """The calibration that is used with weights: the one that is named, else the one that lies beside them on disk.
+
+    Of the weights of a Hub only a named one is used: what is made of a run must not need the Hub.
+
+    Args:
+        given: as ``--calibration`` has it: as `load_calibration` takes it, "none", or None for the weights' own.
+        source: of the weights, as `load_model` takes it.
+        sha256: of the weights.
+
+    Raises:
+        InputError: if the one that is named is none, of other weights, or has too few images for the radii.
+    """
+    if given == NO_CALIBRATION:
+        return None
+    if given is None:
+        if source != weight_files.DEMO and (source.startswith("hf://") or not storage.is_local(source)):
+            return None
+        try:
+            return _usable(source, sha256, source)
+        except InputError:
+            return None
+    return _usable(given, sha256, f"--calibration {given}")
+
+
+def _usable(source: str, sha256: str, where: str) -> Calibration:
+    found = load_calibration(source)
+    found.check_weights(sha256, where)
+    try:
+        found.summary(RADIUS_COVERAGE)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     return found
 
 
