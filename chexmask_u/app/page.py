@@ -20,8 +20,8 @@ from chexmask_u.app.visitors import Visitors
 from chexmask_u.errors import InputError
 from chexmask_u.images import bounds
 from chexmask_u.model.network import Network
+from chexmask_u.pictures import segmented
 from chexmask_u.record import ReadError
-from chexmask_u.use import picture
 
 # Of the black square that a click on the picture puts there, in pixels of the frame, where there is none yet.
 SQUARE = 200
@@ -42,7 +42,7 @@ _LABELS = {"picture": "Picture", "masks": "Masks", "csv": "CSV"}
 
 # What makes each file, how its name ends, and what browsers call its kind.
 _FILES: dict[str, tuple[Callable[[Seen], bytes], str, str]] = {
-    "picture": (lambda seen: picture.encode(seen.result.picture(), ".png"), "overlay.png", "image/png"),
+    "picture": (lambda seen: segmented.encode(seen.result.picture(), ".png"), "overlay.png", "image/png"),
     "masks": (study.masks_zip, "masks.zip", "application/zip"),
     "csv": (study.csv, "measurements.csv", "text/csv"),
 }

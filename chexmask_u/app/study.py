@@ -15,11 +15,11 @@ from chexmask_u.images import corruptions
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.model.network import Network
+from chexmask_u.pictures import segmented
 from chexmask_u.record import ReadError
 from chexmask_u.sources import synthetic
-from chexmask_u.use import picture
 from chexmask_u.use.analysis import region_uncertainty
-from chexmask_u.use.segment import Segmentation, manifest_row, read_rows, segment_prepared
+from chexmask_u.use.segment import Segmentation, manifest_row, read_rows, segment_images
 from chexmask_u.use.segment_folder import as_table, told
 
 SOURCE = "folder"
@@ -154,7 +154,7 @@ def masks_zip(seen: Seen) -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
         for kind, pixels in masks.items():
-            archive.writestr(f"{seen.stem}.{kind}.png", picture.encode(pixels, ".png"))
+            archive.writestr(f"{seen.stem}.{kind}.png", segmented.encode(pixels, ".png"))
     return data.getvalue()
 
 
@@ -166,4 +166,8 @@ def csv(seen: Seen) -> bytes:
 
 def _segment(case: Case, choice: Choice, model: Network) -> Segmentation:
     image = changed(case.image, choice)
-    return segment_prepared(image, case.record_id, model, n_samples=choice.samples, seed=choice.seed)
+    row = manifest_row(case.name, SOURCE, case.name)
+    (result,) = segment_images([row], [image], model, n_samples=choice.samples, seed=choice.seed)
+    if isinstance(result, ReadError):
+        raise result
+    return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS, REGIONS
 from chexmask_u.app.study import SAMPLES, Seen, sample
-from chexmask_u.use import picture
+from chexmask_u.pictures.scale import OUTLINES, gradient, hexes, tick_labels
 from chexmask_u.use.analysis import landmark_uncertainty, region_uncertainty
 from chexmask_u.use.measurements import INTERVAL, NAMES
 
@@ -25,9 +24,6 @@ _JPEG_QUALITY = 88
 
 # Pixels a side of what is clicked on to choose a sample.
 _THUMBNAIL = 96
-
-_TICKS = (1, 2, 5, 10, 20, 50)
-_STOPS = 16
 
 # Of the bars, pixels of the 1024 frame; beyond it a bar is full.
 _FULL = 40.0
@@ -50,7 +46,7 @@ def show_picture(seen: Seen) -> str:
         organs=[
             {
                 "name": organ,
-                "colour": picture.OUTLINES[organ],
+                "colour": OUTLINES[organ],
                 "draws": [_path(draw[nodes]) for draw in draws],
                 "contour": _path(mean[nodes]),
                 "nodes": list(_nodes(mean, std, nodes)),
@@ -70,7 +66,7 @@ def show_numbers(seen: Seen) -> str:
         bars=[
             {
                 "name": organ.replace("_", " "),
-                "colour": picture.OUTLINES[organ],
+                "colour": OUTLINES[organ],
                 "before": seen.before[organ],
                 "after": after[organ],
                 "before_share": _share(seen.before[organ]),
@@ -96,12 +92,9 @@ def frame(most_bytes: int) -> str:
     return _render(
         "app_frame",
         samples=[_thumbnail(number) for number in range(len(SAMPLES))],
-        organs=[(organ, organ.replace("_", " "), picture.OUTLINES[organ]) for organ in ORGANS],
-        colours=_colours(),
-        ticks=[
-            (tick, 100 * math.log(tick / picture.LIMITS[0]) / math.log(picture.LIMITS[1] / picture.LIMITS[0]))
-            for tick in _TICKS
-        ],
+        organs=[(organ, organ.replace("_", " "), OUTLINES[organ]) for organ in ORGANS],
+        colours=gradient(),
+        ticks=[(label, 100 * place) for label, place in tick_labels()],
         frame=FRAME,
         most_bytes=most_bytes,
     )
@@ -123,25 +116,15 @@ def _thumbnail(number: int) -> str:
 
 
 def _nodes(mean: NDArray[np.float64], std: NDArray[np.float64], nodes: slice) -> Iterator[dict[str, Any]]:
+    colours = hexes(std)
     for node in range(nodes.start, nodes.stop):
         yield {
             "x": round(mean[node, 0], 1),
             "y": round(mean[node, 1], 1),
             "radius": round(std[node], 1),
-            "colour": _hex(picture.std_scale().to_rgba(std[node])),
+            "colour": colours[node],
             "title": f"{_words(_PLACES[node]).replace('.', ', ')}: std {std[node]:.1f} px",
         }
-
-
-def _colours() -> list[str]:
-    low, high = picture.LIMITS
-    return [_hex(colour) for colour in picture.std_scale().to_rgba(np.geomspace(low, high, _STOPS))]
-
-
-def _hex(colour: Any) -> str:
-    from matplotlib.colors import to_hex
-
-    return to_hex(colour)
 
 
 def _path(ring: NDArray[np.float64]) -> str:

@@ -114,7 +114,7 @@ def _predict(
     if not isinstance(model, Network):
         raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
     check_batch(images, record_ids, n_samples, seed)
-    return _predict_staged(model, stage(model, images), record_ids, n_samples, seed, with_draws)
+    return predict_staged(model, stage(model, images), record_ids, n_samples, seed, with_draws=with_draws)
 
 
 def stage(model: Network, images: NDArray[np.uint8]) -> Staged:
@@ -152,13 +152,6 @@ def stage(model: Network, images: NDArray[np.uint8]) -> Staged:
     return staged
 
 
-def predict_staged(
-    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int = 50, seed: int = 0
-) -> Prediction:
-    """What `predict` gives, of images that `stage` brought to the same network."""
-    return _predict_staged(model, staged, record_ids, n_samples, seed, with_draws=False)[0]
-
-
 class _Kept(local):
     """Each thread's memory, of the size of its largest batch, that images are copied to on their way to a GPU."""
 
@@ -173,9 +166,10 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _predict_staged(
-    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int, seed: int, with_draws: bool
+def predict_staged(
+    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int, seed: int, *, with_draws: bool = False
 ) -> tuple[Prediction, NDArray[np.float32]]:
+    """What `predict_draws` gives, of images that `stage` brought to the same network; draws only if asked for."""
     if not record_ids:
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
         empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
