@@ -141,6 +141,7 @@ def verbs() -> Iterator[Verb]:
         "chexmask-u segment s3://my-bucket/radiographs --output s3://my-bucket/pictures",
         door=IMAGES,
     )
+    yield Verb("app", of.AppSettings, "app.serve:verb", "chexmask-u app\nchexmask-u app --space my-space", door=IMAGES)
     yield Verb(
         "manifest folder",
         of.ManifestFolderSettings,
@@ -256,8 +257,9 @@ def verbs() -> Iterator[Verb]:
     yield Verb(
         "plan",
         of.PlanSettings,
-        "bench.forecast:verb",
-        "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16 --price-per-hour 30",
+        "bench.plan:verb",
+        "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16 --price-per-hour 30\n"
+        "chexmask-u plan --bench benchmarks/results/RESULT.json --rows 657566 --cpus 16 --gpus 1",
     )
     yield Verb(
         "info",

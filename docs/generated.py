@@ -30,6 +30,7 @@ WEIGHTS_FILES = ("curves.png", "split.csv", "calibration.json")
 # The page that tells what a verb is for.
 GUIDES = {
     "segment": "segment",
+    "app": "app",
     "manifest": "images",
     "generate": "images",
     "release": "images",
