@@ -1006,6 +1006,13 @@ class CalibrateSettings(AnnotatedSettings):
         kind="REGION",
         group=INPUT,
     )
+    augmentations: int = setting(
+        0,
+        "variants of each image, turned, scaled and exposed a little anew, to report what radii would gain from the"
+        " spread over them; no radius is made of it, since neither predictions nor records have it",
+        numbers=True,
+        least=0,
+    )
     known: tuple[str, ...] = setting(
         (),
         "folder of frontal chest radiographs without annotations that ood_score is to know, beside those of --data; may"

@@ -9,16 +9,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from chexmask_u.anatomy import LATENT_SIZE
+from chexmask_u.anatomy import LATENT_SIZE, REGIONS
 
-# The posterior's mean, its sigma, and the spread: how many features each has (None: the rest), in how many directions
+# The posterior's mean, its sigma, and the spread across the contour: how many features each has, in how many directions
 # radiographs vary together, and its weight. Chosen on altered JSRT radiographs that the bundled weights learnt from:
-# one distance over all features let half hidden images pass, and more directions make room for odd images.
-_PARTS: tuple[tuple[int | None, int, float], ...] = (
-    (LATENT_SIZE, 4, 0.25),
-    (LATENT_SIZE, 4, 0.25),
-    (None, 2, 0.5),
-)
+# one distance over all features let half hidden images pass, more directions made room for odd ones, and the spread
+# along the contour told nothing more.
+_PARTS = ((LATENT_SIZE, 4, 0.25), (LATENT_SIZE, 4, 0.25), (len(REGIONS), 1, 0.5))
 
 # Median absolute deviations to a standard deviation, of a normal distribution.
 _TO_STD = 1.4826
@@ -87,7 +84,7 @@ class Known:
     """Known radiographs, as a distribution of `Seen.image_features`.
 
     Attributes:
-        parts: of the features, in their order.
+        parts: of the features, in their order; of what is left after the last one nothing is known.
         distances: how far each known radiograph is from the others, sorted; of fits that left it out.
     """
 
@@ -111,9 +108,8 @@ class Known:
     def _of(cls, features: NDArray[np.float64], distances: tuple[float, ...] = ()) -> Self:
         parts, start = [], 0
         for size, directions, weight in _PARTS:
-            stop = None if size is None else start + size
-            parts.append(Part.fit(features[:, start:stop], directions, weight))
-            start += size or 0
+            parts.append(Part.fit(features[:, start : start + size], directions, weight))
+            start += size
         return cls(tuple(parts), distances)
 
     @classmethod
