@@ -27,7 +27,7 @@ from chexmask_u.use.segment_folder import as_table, told
 SOURCE = "folder"
 """What images that somebody brings are prepared as, and named after: the default of `segment`."""
 
-SAMPLES = (6, 9, 3, 2)
+SAMPLES = (9, 3, 2, 6)
 """Which persons of the drawn population are offered as samples."""
 
 
