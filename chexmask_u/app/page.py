@@ -35,6 +35,8 @@ _SWEEP = (60, 300)
 # Visitors who wait at most; the next one is told that the queue is full.
 _QUEUE = 64
 
+_DEMO = "Made with the package's own weights, small and for demonstration; <code>--weights</code> takes the published ones."
+
 _LABELS = {"picture": "↓ Picture", "masks": "↓ Masks", "csv": "↓ CSV"}
 
 # What makes each file, how its name ends, and what browsers call its kind.
@@ -154,7 +156,7 @@ def build(desk: Desk) -> gr.Blocks:
         "show_progress": "hidden",
     }
     with gr.Blocks(title="CheXmask-U", analytics_enabled=False, fill_width=True, delete_cache=_SWEEP) as page:
-        gr.HTML(view.head(desk.demo, desk.local), js_on_load=None)
+        gr.HTML(view.head(desk.local), js_on_load=None)
         refusal = gr.HTML("", elem_id="refusal", js_on_load=None)
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
@@ -177,6 +179,8 @@ def build(desk: Desk) -> gr.Blocks:
                     seed = gr.Number(0, precision=0, label="Seed", min_width=80)
                 with gr.Row():
                     buttons = {kind: gr.Button(label, size="sm", min_width=90) for kind, label in _LABELS.items()}
+                if desk.demo:
+                    gr.HTML(f'<p class="small">{_DEMO}</p>', js_on_load=None)
         file = gr.Textbox(visible="hidden")
         turn = gr.State(0)
         shown: list[Any] = [viewer, numbers, refusal]

@@ -116,14 +116,9 @@ def frame(most_bytes: int) -> str:
     )
 
 
-def head(demo: bool, local: bool) -> str:
-    """What the page is, and what becomes of images.
-
-    Args:
-        demo: whether the weights are those of the package.
-        local: whether visitors sit at the machine that serves it.
-    """
-    return _render("app_head", demo=demo, local=local)
+def head(local: bool) -> str:
+    """What the page is, and what becomes of images; `local` says whether visitors sit at the machine that serves it."""
+    return _render("app_head", local=local)
 
 
 def style() -> str:
