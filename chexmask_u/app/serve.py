@@ -43,7 +43,7 @@ def serve(settings: AppSettings) -> str:
         raise InputError('the page needs gradio: pip install -e ".[app]" in the project\'s folder')
     _check_address(settings.host, settings.port)
     from chexmask_u.model.device import choose
-    from chexmask_u.weight_files import load_model, say_if_demonstration
+    from chexmask_u.weight_files import DEMO, load_model, say_if_demonstration
 
     device = choose(settings.device)
     model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
@@ -56,7 +56,8 @@ def serve(settings: AppSettings) -> str:
 
         from chexmask_u.app import page, view
 
-        desk = page.Desk(model, settings.max_side, Path(folder).resolve())
+        local = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
+        desk = page.Desk(model, settings.weights == DEMO, settings.max_side, Path(folder).resolve(), local)
         blocks = page.build(desk)
         _, url, _ = blocks.launch(
             server_name=settings.host,

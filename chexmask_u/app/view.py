@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS, REGIONS
 from chexmask_u.app.study import SAMPLES, Seen, sample
 from chexmask_u.pictures.scale import OUTLINES, gradient, hexes, tick_labels
-from chexmask_u.use.analysis import landmark_uncertainty, region_uncertainty
-from chexmask_u.use.measurements import INTERVAL, NAMES
+from chexmask_u.use.analysis import landmark_uncertainty
+from chexmask_u.use.measurements import INTERVAL
 
 # Of the image on the page; the downloaded picture is a PNG.
 _JPEG_QUALITY = 88
@@ -27,6 +27,9 @@ _THUMBNAIL = 96
 
 # Of the bars, pixels of the 1024 frame; beyond it a bar is full.
 _FULL = 40.0
+
+# Of the bar of what is hidden.
+_SQUARE = "#8a949c"
 
 _PLACES = {node: region for region, nodes in REGIONS.items() for node in nodes}
 
@@ -57,32 +60,38 @@ def show_picture(seen: Seen) -> str:
 
 
 def show_numbers(seen: Seen) -> str:
-    """Uncertainty before and after, warnings and measurements."""
-    after = region_uncertainty(seen.result.record)
+    """Uncertainty of the image as it is and as it is shown, warnings and measurements."""
+    result = seen.result
+    before, after = landmark_uncertainty(seen.before), landmark_uncertainty(result.record)
+    parts: dict[str, Any] = {organ: (nodes, OUTLINES[organ]) for organ, nodes in LANDMARKS.items()}
+    under = seen.under()
+    if under.any():
+        parts["under_the_square"] = under, _SQUARE
     return _render(
         "app_numbers",
+        name=seen.case.name,
         n_samples=seen.choice.samples,
         changed=seen.choice != seen.choice.clean,
+        before=float(before.mean()),
+        after=float(after.mean()),
         bars=[
             {
-                "name": organ.replace("_", " "),
-                "colour": OUTLINES[organ],
-                "before": seen.before[organ],
-                "after": after[organ],
-                "before_share": _share(seen.before[organ]),
-                "after_share": _share(after[organ]),
+                "name": name.replace("_", " "),
+                "colour": colour,
+                "before": float(before[nodes].mean()),
+                "after": float(after[nodes].mean()),
+                "before_share": _share(float(before[nodes].mean())),
+                "after_share": _share(float(after[nodes].mean())),
             }
-            for organ in ORGANS
+            for name, (nodes, colour) in parts.items()
         ],
-        warnings=seen.result.warnings,
-        ratio=seen.result.measurements["cardiothoracic_ratio"],
-        measured={
-            _words(name): seen.result.measurements[name] for name in NAMES[1:] if name in seen.result.measurements
-        },
-        spacing=seen.result.spacing,
-        height=seen.result.image.height,
-        width=seen.result.image.width,
-        uncertainty=seen.result.uncertainty,
+        warnings=result.warnings,
+        ratio=result.measurements["cardiothoracic_ratio"],
+        # Of a width or an area, millimetres come last and take the place of pixels.
+        measured={_words(name): measured for name, measured in list(result.measurements.items())[1:]},
+        spacing=result.spacing,
+        height=result.image.height,
+        width=result.image.width,
         interval=f"{INTERVAL:.0%}",
     )
 
@@ -98,6 +107,11 @@ def frame(most_bytes: int) -> str:
         frame=FRAME,
         most_bytes=most_bytes,
     )
+
+
+def head(local: bool) -> str:
+    """What the page is, and what becomes of images; `local` says whether visitors sit at the machine that serves it."""
+    return _render("app_head", local=local)
 
 
 def style() -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from chexmask_u.app.study import Case, Choice, Seen, sample, see
 from chexmask_u.errors import InputError
@@ -19,7 +21,7 @@ class Visit:
     """An image that somebody looks at, and how unsure the network is of it as it is."""
 
     case: Case
-    _before: tuple[Choice, dict[str, float]] | None = field(default=None, init=False)
+    _before: tuple[Choice, Mapping[str, Any]] | None = field(default=None, init=False)
 
     def see(self, choice: Choice, model: Network) -> Seen:
         """As `study.see`, which predicts the image as it is once for as long as the draws stay the same."""
