@@ -138,7 +138,7 @@ def _samples(help: str = "draws N per image", *, least: int = 1, numbers: bool =
     return setting(50, help, least=least, numbers=numbers, group=NUMBERS)
 
 
-def _batch_size(default: int, help: str = "images the network takes at once") -> Any:
+def _batch_size(default: int | None, help: str = "images the network takes at once") -> Any:
     return setting(default, help, least=1, group=MACHINES)
 
 
@@ -250,11 +250,8 @@ class GenerateSettings(Settings):
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
     device: str = _device()
-    batch_size: int | None = setting(
-        None,
-        "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)",
-        least=1,
-        group=MACHINES,
+    batch_size: int | None = _batch_size(
+        None, "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)"
     )
     replicas: int | None = setting(
         None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1, group=MACHINES
