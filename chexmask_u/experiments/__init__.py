@@ -53,10 +53,12 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
 def carry_out(name: str, study: Study, folder: Folder) -> dict[str, Any]:
     """Check, measure and write one experiment of a study to a folder; gives what results.json holds."""
     experiment = get(name)
+    if not experiment.takes_masks:
+        study.refuse_masks()
     experiment.check(study)
     facts = rounded(study.facts())
     check_begun(folder, name, study.settings, facts)
-    for one in study.weights:
+    for one in study.networks:
         say_if_demonstration(one.source)
     outcome = experiment.run(study)
     results = rounded(
