@@ -22,7 +22,7 @@ WEIGHTS_HELP = (
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
-UNSURE = 25.0
+UNSURE, UNSURE_RADIUS = 25.0, 80.0
 
 # How the first line of an experiment's module begins.
 _EXPERIMENT = "Experiment: "
@@ -250,12 +250,17 @@ class GenerateSettings(Settings):
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
     device: str = _device()
-    batch_size: int = _batch_size(16, "images a replica of the network takes at once")
+    batch_size: int | None = setting(
+        None,
+        "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)",
+        least=1,
+        group=MACHINES,
+    )
     replicas: int | None = setting(
         None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1, group=MACHINES
     )
     rows_per_file: int = setting(
-        256, "records in one Parquet part, or up to 32 more: the work that a kill can undo", least=1, group=OUTPUT
+        256, "records in one Parquet part, or up to 64 more: the work that a kill can undo", least=1, group=OUTPUT
     )
     retry: tuple[str, ...] = setting(
         (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated", kind="REASON"
@@ -302,9 +307,17 @@ class SegmentSettings(Settings):
         group=INPUT,
     )
     max_side: int = _max_side()
-    unsure: float = setting(
-        UNSURE,
-        "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), which adds radii and ood_score;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+        kind="FILE",
+        group=INPUT,
+    )
+    unsure: float | None = setting(
+        None,
+        "mean radius of a region, in pixels of the 1024 frame, above which a warning names it; without a calibration,"
+        f" mean std (default: {UNSURE_RADIUS:g}, and {UNSURE:g} of std)",
         numbers=True,
         kind="PIXELS",
         group=OUTPUT,
@@ -319,8 +332,33 @@ class SegmentSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.unsure > 0:
+        if self.unsure is not None and not self.unsure > 0:
             raise InputError(f"--unsure must be more than 0, not {self.unsure}")
+
+
+@dataclass(frozen=True)
+class AppSettings(Settings):
+    """Serve a page that segments an image and shows how unsure the network is; a demonstration, which keeps nothing."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in", kind="ADDRESS")
+    port: int = setting(7860, "port to listen on", least=1, most=65535, kind="PORT")
+    weights: str = _weights()
+    weights_sha256: str | None = _weights_sha256()
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), by whose radii landmarks are coloured;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights, if one does)",
+        kind="FILE",
+        group=INPUT,
+    )
+    max_side: int = _max_side()
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
+    space: str | None = setting(
+        None,
+        "local folder to write a Hugging Face Space to, that serves the page, instead of serving it here",
+        kind="FOLDER",
+        group=OUTPUT,
+    )
 
 
 @dataclass(frozen=True)
@@ -438,9 +476,16 @@ class InfoSettings(Settings):
 
 @dataclass(frozen=True)
 class PlanSettings(Settings):
-    """Forecast a run from a short probe on your own images and hardware."""
+    """Forecast a run from a short probe on your own images and hardware, or from a bench result of a GPU's machine."""
 
-    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample", required=True, kind="FILE")
+    manifest: str | None = setting(None, "manifest Parquet file (local path or URL) to sample", kind="FILE")
+    bench: str | None = setting(
+        None,
+        "JSON file of chexmask-u bench, of a machine with GPUs (local path or URL): what is forecast of these is taken"
+        " from it, and --manifest is sampled for reading and masks alone",
+        kind="FILE",
+        group=INPUT,
+    )
     weights: str = _weights()
     samples: int = _samples(numbers=False)
     precision: str = _precision("arithmetic of the encoder, as for generate", numbers=False)
@@ -466,6 +511,18 @@ class PlanSettings(Settings):
         group=MACHINES,
     )
     address: str | None = _address()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifest is None and self.bench is None:
+            raise InputError("--manifest is needed: manifest Parquet file (local path or URL) to sample; or --bench")
+        if self.bench is not None:
+            given = [flag(name) for name in ("weights", "device", "scratch", "address") if self._is_given(name)]
+            if given:
+                raise InputError(f"{given[0]} goes without --bench, whose network and machine are those of its file")
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != next(one.default for one in fields(self) if one.name == name))
 
 
 @dataclass(frozen=True)
@@ -912,6 +969,18 @@ class EvaluateSettings(AnnotatedSettings):
         "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged; on the images that it"
         " was made of they do too well",
         kind="FILE",
+        group=INPUT,
+    )
+    shifts: bool = setting(
+        False,
+        "judge the uncertainty also on the images with black squares, noise, a rotation by 10 to 25 degrees and another"
+        " gamma; takes three times as long",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and on"
+        " which the uncertainty is not judged there; may be repeated",
+        kind="REGION",
         group=INPUT,
     )
     output: str | None = setting(

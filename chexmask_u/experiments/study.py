@@ -180,7 +180,9 @@ class Study:
         bad: list[str] = []
         for given in named:
             folder = PurePosixPath(storage.normalise(given)).name
-            for one in inputs.find([given], storage.normalise(self.settings.output)):
+            found = inputs.find([given], storage.normalise(self.settings.output))
+            bad += [f"{path}: {why}" for path, why in found.lost.items()]
+            for one in found.images:
                 try:
                     images.append(read_image(one.uri, max_side=self.settings.max_side).image)
                 except ReadError as error:

@@ -100,6 +100,11 @@ class BaseNetwork(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def computes_batches(self) -> bool:
+        """Whether it computes a batch at once, as is best on a GPU; on a CPU it takes image by image."""
+        return self.device.type != "cpu"
+
     def grey(self, images: Tensor) -> Tensor:
         """Prepared images uint8 [B, H, H] as the network takes them: float32 [B, 1, S, S] in [0, 1]; means of areas."""
         grey = images.unsqueeze(1).float().div_(255)
