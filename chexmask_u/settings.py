@@ -1077,6 +1077,26 @@ class ExperimentSettings(AnnotatedSettings):
         (), "samples: draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
     )
     timed: int = setting(2, "samples and pixel: how many of the images are predicted once more to time it", least=1)
+    run: str | None = setting(None, "error, ood, rca: take the records of this run of `generate` (local path or URL)")
+    release: str | None = setting(None, "error, ood, rca: take the records of one version (local path or URL)")
+    published: tuple[str, ...] = setting(
+        (), "error, rca: take the rows of published CSVs with Landmarks (Std) (local paths or URLs); may be repeated"
+    )
+    annotator: tuple[str, ...] = setting(
+        (),
+        "error: another person's landmarks: DATASET=PATH for --data, as --landmarks takes them; for records one or two"
+        " sets of CSVs with an id and Landmarks, of the 1024 frame: NAME=CSV, a name a person; may be repeated",
+    )
+    out_of: tuple[str, ...] = setting(
+        (),
+        "ood: images that are no frontal chest radiographs, files or folders, or with --run and --release a run or"
+        " release of such; may be repeated (default: of images, altered copies and drawings; of records, those with a"
+        " Dice RCA (Mean) below --dice)",
+    )
+    labels: str | None = setting(
+        None, "ood: CSV with columns name and label (in or out) that says which of the images are which"
+    )
+    dice: float = setting(0.7, "ood: Dice RCA (Mean) below which a record is out", numbers=True, least=0, most=1)
     samples: int = _samples(least=2)
     seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
     batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
@@ -1087,6 +1107,8 @@ class ExperimentSettings(AnnotatedSettings):
         for side in self.size:
             if not 16 <= side <= 512:
                 raise InputError(f"--size must be from 16 to 512, not {side}")
+        if (self.run is not None) + (self.release is not None) + bool(self.published) > 1:
+            raise InputError("give one of --run, --release and --published: whose records are to be looked at")
         for count in self.count:
             if not 2 <= count <= 10_000:
                 raise InputError(f"--count must be from 2 to 10000, not {count}")
@@ -1096,7 +1118,12 @@ class ExperimentSettings(AnnotatedSettings):
 
     @property
     def is_given_data(self) -> bool:
-        return bool(super().is_given_data or self.images)
+        return bool(super().is_given_data or self.images or self.has_records)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether records of a run, a release or published CSVs are to be looked at."""
+        return bool(self.run or self.release or self.published)
 
     def all_weights(self) -> tuple[str, ...]:
         return self.weights or ("demo",)

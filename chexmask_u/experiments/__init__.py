@@ -53,21 +53,27 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
 def carry_out(name: str, study: Study, folder: Folder) -> dict[str, Any]:
     """Check, measure and write one experiment of a study to a folder; gives what results.json holds."""
     experiment = get(name)
-    if not experiment.takes_masks:
+    if study.has_images and not experiment.takes_masks:
         study.refuse_masks()
     experiment.check(study)
     facts = rounded(study.facts())
     check_begun(folder, name, study.settings, facts)
-    for one in study.networks:
-        say_if_demonstration(one.source)
-    outcome = experiment.run(study)
+    for one in facts["weights"]:
+        say_if_demonstration(one["source"])
+    try:
+        outcome = experiment.run(study)
+    except InputError:
+        if RESULTS not in folder.names():
+            # It was never begun; with other images or settings it may be.
+            folder.remove(BEGUN)
+        raise
     results = rounded(
         {
             "experiment": name,
             "title": experiment.title,
             **outcome.results,
             "findings": [vars(finding) for finding in outcome.findings],
-            "n": facts["images"]["n"] if facts["images"] else outcome.results.get("n"),
+            "n": facts["images"]["n"] if facts["images"] else facts["records"]["n"],
             "interval": INTERVAL,
             "units": dict(outcome.units),
             **facts,
@@ -99,6 +105,7 @@ def check_begun(folder: Folder, name: str, settings: ExperimentSettings, facts: 
     if facts is not None:
         now["weights"] = [one["sha256"] for one in facts["weights"]]
         now["images"] = None if facts["images"] is None else facts["images"]["sha256"]
+        now["records"] = None if facts["records"] is None else facts["records"]["sha256"]
     # As they are read again.
     now = json.loads(json.dumps(now))
     for what, value in now.items():

@@ -20,6 +20,7 @@ from chexmask_u.anatomy import FRAME, N_LANDMARKS
 from chexmask_u.calibration.calibration import Calibration, load_calibration
 from chexmask_u.calibration.worth import contour_errors, landmark_errors
 from chexmask_u.errors import InputError
+from chexmask_u.experiments import records
 from chexmask_u.experiments.statistics import enough
 from chexmask_u.folder import Folder
 from chexmask_u.images.corruptions import Image
@@ -196,6 +197,40 @@ class Study:
         nowhere = np.full((len(images), N_LANDMARKS, 2), np.nan, np.float32)
         return Examples(names, np.stack(images), nowhere)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images to predict."""
+        return bool(self.settings.data or self.settings.drawings or self.settings.images)
+
+    @cached_property
+    def records_facts(self) -> dict[str, Any] | None:
+        """What is said of the records that were given, if any were."""
+        return records.facts(self.settings) if self.settings.has_records else None
+
+    @cached_property
+    def second(self) -> Examples | None:
+        """The images with another person's landmarks, if they were given.
+
+        Raises:
+            InputError: if that person annotated other images.
+        """
+        settings = self.settings
+        if not settings.annotator or settings.has_records:
+            return None
+        given = {name: value for name, value in settings.asdict().items() if name in _READING}
+        named = {value.partition("=")[0] for value in settings.annotator}
+        kept = [value for value in settings.landmarks if value.partition("=")[0] not in named]
+        given["landmarks"] = [*kept, *settings.annotator]
+        found, _ = evaluate.read(EvaluateSettings.from_mapping(given))
+        rows = {name: row for row, name in enumerate(found.names)}
+        missing = [name for name in self.examples.names if name not in rows]
+        if missing:
+            raise InputError(
+                f"--annotator: {len(missing)} of {len(self.examples)} images, such as {missing[0]}, have no landmarks"
+                " of this person; give people who annotated the same images"
+            )
+        return found.take([rows[name] for name in self.examples.names])
+
     def need(self, least: int, what: str) -> None:
         """Raise InputError unless there are so many images."""
         enough(len(self.examples), what, least)
@@ -314,8 +349,9 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """What results.json says of the images and weights."""
         return {
-            "weights": [one.facts() for one in self.networks],
-            "images": _image_facts(self.examples) if self.settings.is_given_data else None,
+            "weights": [one.facts() for one in self.networks] if self.has_images else [],
+            "images": _image_facts(self.examples) if self.has_images else None,
+            "records": self.records_facts,
             "samples": self.settings.samples,
             "seed": self.settings.seed,
         }
