@@ -824,7 +824,12 @@ class TrainSettings(AnnotatedSettings):
         group=NETWORK,
     )
     kl_last: float = setting(
-        1e-2, "weight of the KL divergence once it has grown", numbers=True, least=0, most=1000, group=NETWORK
+        1e-2,
+        "weight of the KL divergence once it has grown (phiseg: 1)",
+        numbers=True,
+        least=0,
+        most=1000,
+        group=NETWORK,
     )
     kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True, least=1, group=NETWORK)
     rotation: float = setting(
@@ -1069,13 +1074,13 @@ class ExperimentSettings(AnnotatedSettings):
     corruption: tuple[str, ...] = setting(
         (),
         "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
-        " contrast and blending)",
+        " contrast and blending); pixel: clean, squares, noise, rotation or gamma (default: all)",
         numbers=True,
     )
     count: tuple[int, ...] = setting(
         (), "samples: draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
     )
-    timed: int = setting(2, "samples: how many of the images are predicted once more for each N, to time it", least=1)
+    timed: int = setting(2, "samples and pixel: how many of the images are predicted once more to time it", least=1)
     run: str | None = setting(None, "error, ood, rca: take the records of this run of `generate` (local path or URL)")
     release: str | None = setting(None, "error, ood, rca: take the records of one version (local path or URL)")
     published: tuple[str, ...] = setting(

@@ -53,6 +53,8 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
 def carry_out(name: str, study: Study, folder: Folder) -> dict[str, Any]:
     """Check, measure and write one experiment of a study to a folder; gives what results.json holds."""
     experiment = get(name)
+    if study.has_images and not experiment.takes_masks:
+        study.refuse_masks()
     experiment.check(study)
     facts = rounded(study.facts())
     check_begun(folder, name, study.settings, facts)

@@ -25,7 +25,7 @@ from chexmask_u.experiments.statistics import enough
 from chexmask_u.folder import Folder
 from chexmask_u.images.corruptions import Image
 from chexmask_u.model.device import choose
-from chexmask_u.model.network import Network
+from chexmask_u.model.network import BaseNetwork, Network
 from chexmask_u.model.predict import Prediction, predict, predict_draws
 from chexmask_u.record import ReadError
 from chexmask_u.settings import NO_CALIBRATION, EvaluateSettings, ExperimentSettings
@@ -43,8 +43,8 @@ PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
-class Weights:
-    """One of the weights that are compared.
+class AnyWeights:
+    """One of the weights that are compared, of landmarks or of masks.
 
     Attributes:
         label: what tables and figures call it: the name of its file.
@@ -58,7 +58,7 @@ class Weights:
     label: str
     source: str
     file: WeightFile
-    network: Network
+    network: BaseNetwork
 
     @property
     def sha256(self) -> str:
@@ -75,6 +75,13 @@ class Weights:
         }
 
 
+@dataclass(frozen=True)
+class Weights(AnyWeights):
+    """Weights of a network that gives landmarks."""
+
+    network: Network
+
+
 class Study:
     """The images and weights of an experiment, read when they are first needed.
 
@@ -89,20 +96,38 @@ class Study:
 
     @cached_property
     def weights(self) -> list[Weights]:
-        """The weights, in the order in which they were given.
+        """The weights, in the order in which they were given, all of which give landmarks.
 
         Raises:
             CheckpointError: as `load_model`.
             InputError: if two would be called the same.
         """
-        found: list[Weights] = []
+        return [
+            Weights(one.label, one.source, one.file, weight_files.with_landmarks(one.network, one.source))
+            for one in self.networks
+        ]
+
+    def refuse_masks(self) -> None:
+        """Raise CheckpointError if one of the weights gives masks and no landmarks."""
+        for one in self.networks:
+            weight_files.with_landmarks(one.network, one.source)
+
+    @cached_property
+    def networks(self) -> list[AnyWeights]:
+        """The weights, in the order in which they were given, of either kind.
+
+        Raises:
+            CheckpointError: as `load_network`.
+            InputError: if two would be called the same.
+        """
+        found: list[AnyWeights] = []
         for source in self.settings.all_weights():
             file = weight_files.find(source)
-            network = weight_files.load_model(file, device=choose(self.settings.device))
+            network = weight_files.load_network(file, device=choose(self.settings.device))
             name = PurePosixPath(source.rstrip("/")).stem
             if any(name == other.label for other in found):
                 raise InputError(f"--weights {source}: others called {name} are given already; rename the file")
-            found.append(Weights(name, source, file, network))
+            found.append(AnyWeights(name, source, file, network))
         return found
 
     @cached_property
@@ -275,7 +300,7 @@ class Study:
         ]
 
     def by_block(
-        self, weights: Weights, examples: Examples, condition: str, told: str, compute: Compute
+        self, weights: AnyWeights, examples: Examples, condition: str, told: str, compute: Compute
     ) -> dict[str, NDArray[Any]]:
         """Arrays with a row per image, computed a batch at a time and kept; batches that are there are read.
 
@@ -324,7 +349,7 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """What results.json says of the images and weights."""
         return {
-            "weights": [one.facts() for one in self.weights] if self.has_images else [],
+            "weights": [one.facts() for one in self.networks] if self.has_images else [],
             "images": _image_facts(self.examples) if self.has_images else None,
             "records": self.records_facts,
             "samples": self.settings.samples,
