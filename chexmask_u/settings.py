@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.errors import InputError
 from chexmask_u.record import REASONS
 
@@ -24,19 +24,38 @@ WEIGHTS_HELP = (
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
 UNSURE, UNSURE_RADIUS = 25.0, 80.0
 
+# How the first line of an experiment's module begins.
+_EXPERIMENT = "Experiment: "
+
+
+def _first_line(module: Path) -> str:
+    """What a module says of itself; it is not imported, since that would import much."""
+    with module.open(encoding="utf-8") as lines:
+        return next(lines).strip().strip('"').rstrip(".")
+
 
 def _export_formats() -> dict[str, str]:
-    """What each format of an export says of itself, by its name; none is imported, since they import much."""
+    """What each format of an export is, by its name."""
     modules = sorted((Path(__file__).parent / "releases" / "export" / "formats").glob("[!_]*.py"))
-    said = {}
-    for module in modules:
-        name = module.stem.replace("_", "-")
-        line = (ast.get_docstring(ast.parse(module.read_text("utf-8"))) or name).splitlines()[0].rstrip(".")
-        said[name] = line[0].lower() + line[1:]
-    return said
+    said = {module.stem.replace("_", "-"): _first_line(module) for module in modules}
+    return {name: line[0].lower() + line[1:] for name, line in said.items()}
 
 
 EXPORT_FORMATS = _export_formats()
+
+INPUT, OUTPUT, NUMBERS, MACHINES, OTHER = "input", "output", "what numbers depend on", "machines and speed", "options"
+NETWORK, OPTIMISER, AUGMENTATION = "network and loss", "optimiser", "augmentation"
+GROUPS = (INPUT, OUTPUT, NUMBERS, NETWORK, OPTIMISER, AUGMENTATION, MACHINES, OTHER)
+"""What `--help` and the documentation put flags under, in this order."""
+
+
+def _experiments() -> dict[str, str]:
+    """What each experiment does, by its name."""
+    said = {module.stem: _first_line(module) for module in sorted((Path(__file__).parent / "experiments").glob("*.py"))}
+    return {name: line.removeprefix(_EXPERIMENT) for name, line in said.items() if line.startswith(_EXPERIMENT)}
+
+
+EXPERIMENTS = _experiments()
 
 
 def setting(
@@ -49,6 +68,8 @@ def setting(
     required: bool = False,
     least: float | None = None,
     most: float | None = None,
+    kind: str = "",
+    group: str = "",
 ) -> Any:
     """A setting, which a verb's command line and its Python class take and refuse alike.
 
@@ -60,6 +81,9 @@ def setting(
         positional: whether it is given by its place and not by a flag.
         required: whether it must be given.
         least, most: the range that a number must lie in.
+        kind: what its value is, in one word for users, such as FILE ("" for N of whole numbers, X of others, and else
+            the setting's own name).
+        group: what it stands under in `--help`, one of `GROUPS` ("" for what follows from the rest; see `group_of`).
     """
     return field(
         default=default,
@@ -71,28 +95,83 @@ def setting(
             "required": required,
             "least": least,
             "most": most,
+            "kind": kind,
+            "group": group,
         },
     )
 
 
+def group_of(one: Field[Any]) -> str:
+    """What a setting stands under in `--help`."""
+    if one.metadata["group"]:
+        return str(one.metadata["group"])
+    if one.name == "output":
+        return OUTPUT
+    if one.metadata["positional"] or one.metadata["required"]:
+        return INPUT
+    return NUMBERS if one.metadata["numbers"] else OTHER
+
+
 def _weights(default: str | None = "demo", help: str = WEIGHTS_HELP) -> Any:
-    return setting(default, help)
+    return setting(default, help, kind="WEIGHTS", group=INPUT)
+
+
+def _weights_sha256() -> Any:
+    return setting(None, "digest that the weight file must have", kind="SHA256", group=INPUT)
 
 
 def _device(help: str = "where the network runs; auto: on GPUs that are up") -> Any:
-    return setting("auto", help, choices=("auto", "cpu", "cuda"))
+    return setting("auto", help, choices=("auto", "cpu", "cuda"), group=MACHINES)
 
 
-def _precision(help: str, choices: tuple[str, ...] = ("float32", "tf32", "bfloat16"), numbers: bool = True) -> Any:
-    return setting("float32", help, choices=choices, numbers=numbers)
+def _precision(
+    help: str,
+    choices: tuple[str, ...] = ("float32", "tf32", "bfloat16"),
+    *,
+    numbers: bool = True,
+    group: str = NUMBERS,
+) -> Any:
+    return setting("float32", help, choices=choices, numbers=numbers, group=group)
 
 
 def _samples(help: str = "draws N per image", *, least: int = 1, numbers: bool = True) -> Any:
-    return setting(50, help, least=least, numbers=numbers)
+    return setting(50, help, least=least, numbers=numbers, group=NUMBERS)
+
+
+def _batch_size(default: int, help: str = "images the network takes at once") -> Any:
+    return setting(default, help, least=1, group=MACHINES)
+
+
+def _max_side(*, numbers: bool = True) -> Any:
+    return setting(
+        10_000,
+        "longest side in pixels of an image that is decoded",
+        numbers=numbers,
+        least=32,
+        kind="PIXELS",
+        group=INPUT,
+    )
 
 
 def _address() -> Any:
-    return setting(None, "Ray cluster to use (default: a running one, else a local one is started)")
+    return setting(
+        None,
+        "Ray cluster to use (default: a running one, else a local one is started)",
+        kind="HOST:PORT",
+        group=MACHINES,
+    )
+
+
+def _release() -> Any:
+    return setting("", "folder of one version (local path or URL)", positional=True, required=True, kind="RELEASE")
+
+
+def _manifest_output() -> Any:
+    return setting("manifest.parquet", "Parquet file to write (local path or URL)", kind="FILE")
+
+
+def _overwrite() -> Any:
+    return setting(False, "replace a manifest with other rows that is at --output", group=OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -146,16 +225,21 @@ class GenerateSettings(Settings):
     """Make landmarks, uncertainty and masks of every image of a manifest; the same command goes on with a run."""
 
     manifest: str | None = setting(
-        None, "manifest Parquet file (local path or URL); without one, a demo is drawn and run"
+        None,
+        "manifest Parquet file (local path or URL); without one, a demo is drawn and run",
+        kind="FILE",
+        group=INPUT,
     )
     output: str | None = setting(
-        None, "folder of the run (local path or URL); the same one resumes it (default, of the demo: ./chexmask-u-demo)"
+        None,
+        "folder of the run (local path or URL); the same one resumes it (default, of the demo: ./chexmask-u-demo)",
+        kind="FOLDER",
     )
     weights: str = _weights()
-    weights_sha256: str | None = setting(None, "digest that the weight file must have")
+    weights_sha256: str | None = _weights_sha256()
     samples: int = _samples()
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
-    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True, least=32)
+    max_side: int = _max_side()
     preparation: str = setting(
         "published",
         "of images, by source; lossless: without the JPEG compression that MIMIC-CXR-JPG's passed through as published",
@@ -166,15 +250,15 @@ class GenerateSettings(Settings):
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
     device: str = _device()
-    batch_size: int = setting(16, "images a replica of the network takes at once", least=1)
+    batch_size: int = _batch_size(16, "images a replica of the network takes at once")
     replicas: int | None = setting(
-        None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1
+        None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1, group=MACHINES
     )
     rows_per_file: int = setting(
-        256, "records in one Parquet part, or up to 32 more: the work that a kill can undo", least=1
+        256, "records in one Parquet part, or up to 32 more: the work that a kill can undo", least=1, group=OUTPUT
     )
     retry: tuple[str, ...] = setting(
-        (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated"
+        (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated", kind="REASON"
     )
     address: str | None = _address()
 
@@ -201,31 +285,44 @@ class SegmentSettings(Settings):
         "PNG, JPEG or DICOM files, folders or quoted patterns (local paths or URLs)",
         positional=True,
         required=True,
+        kind="IMAGE",
     )
     output: str = setting(
-        "", "folder for pictures, masks, measurements.csv and .json (local path or URL)", required=True
+        "", "folder for pictures, masks, measurements.csv and .json (local path or URL)", required=True, kind="FOLDER"
     )
     weights: str = _weights()
-    weights_sha256: str | None = setting(None, "digest that the weight file must have")
+    weights_sha256: str | None = _weights_sha256()
     samples: int = _samples()
     seed: int = setting(0, "fixes the draws, together with each record's id", numbers=True)
     source: str = setting(
-        "folder", "name of these images, as of manifest folder; a published one is prepared as that was", numbers=True
+        "folder",
+        "name of these images, as of manifest folder; a published one is prepared as that was",
+        numbers=True,
+        kind="NAME",
+        group=INPUT,
     )
-    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", numbers=True, least=32)
+    max_side: int = _max_side()
     calibration: str | None = setting(
         None,
         "calibration.json of the weights (path or URL), which adds radii and ood_score;"
         f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+        kind="FILE",
+        group=INPUT,
     )
     unsure: float | None = setting(
         None,
         "mean radius of a region, in pixels of the 1024 frame, above which a warning names it; without a calibration,"
         f" mean std (default: {UNSURE_RADIUS:g}, and {UNSURE:g} of std)",
         numbers=True,
+        kind="PIXELS",
+        group=OUTPUT,
     )
-    label_map: bool = setting(False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart")
-    preview: bool = setting(False, "write preview.html, one page of all images, and open it where there is a display")
+    label_map: bool = setting(
+        False, "write a label map too: 0 outside, 1 right lung, 2 left lung, 3 heart", group=OUTPUT
+    )
+    preview: bool = setting(
+        False, "write preview.html, one page of all images, and open it where there is a display", group=OUTPUT
+    )
     device: str = _device("where the network runs; auto: on a GPU if there is one")
 
     def __post_init__(self) -> None:
@@ -238,10 +335,12 @@ class SegmentSettings(Settings):
 class ManifestFolderSettings(Settings):
     """List the images below a folder or bucket prefix as a manifest."""
 
-    uri: str = setting("", "folder or URL prefix to list", positional=True, required=True)
-    output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
-    source: str = setting("folder", "name of these images: their dataset config; lower case, digits and dashes")
-    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
+    uri: str = setting("", "folder or URL prefix to list", positional=True, required=True, kind="FOLDER")
+    output: str = _manifest_output()
+    source: str = setting(
+        "folder", "name of these images: their dataset config; lower case, digits and dashes", kind="NAME", group=INPUT
+    )
+    overwrite: bool = _overwrite()
 
 
 @dataclass(frozen=True)
@@ -249,24 +348,34 @@ class ManifestSourceSettings(Settings):
     """List one published source's images, joined with their rows in a CheXmask CSV."""
 
     source: str = setting("", "name of the source")
-    images: str = setting("", "folder or URL prefix of the distribution as downloaded", required=True)
+    images: str = setting("", "folder or URL prefix of the distribution as downloaded", required=True, kind="FOLDER")
     chexmask: str | None = setting(
         None,
         "CheXmask CSV of the source, with scores and sizes (default: every frontal image that CheXmask took, without "
         "scores)",
+        kind="FILE",
+        group=INPUT,
     )
     table: str | None = setting(
-        None, "the source's own table of its images (default: looked for below --images, by its official name)"
+        None,
+        "the source's own table of its images (default: looked for below --images, by its official name)",
+        kind="FILE",
+        group=INPUT,
     )
-    output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
-    problems: str | None = setting(None, "CSV file of what did not match (default: beside --output)")
-    preprocessed: bool = setting(False, "the CSV is a Preprocessed one: take its ids and scores, not its 1024 x 1024")
+    output: str = _manifest_output()
+    problems: str | None = setting(
+        None, "CSV file of what did not match (default: beside --output)", kind="FILE", group=OUTPUT
+    )
+    preprocessed: bool = setting(
+        False, "the CSV is a Preprocessed one: take its ids and scores, not its 1024 x 1024", group=INPUT
+    )
     all_frontal: bool = setting(
         False,
         "without --chexmask, list the frontal views too that the CheXmask data set left out: CheXpert's second ones",
+        group=INPUT,
     )
-    check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty")
-    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
+    check: bool = setting(False, "ask the storage for every image, and leave out what is missing or empty", group=INPUT)
+    overwrite: bool = _overwrite()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -280,13 +389,15 @@ class ManifestSourceSettings(Settings):
 class ManifestMergeSettings(Settings):
     """Join manifests into one and check its totals against those of the CheXmask data set."""
 
-    manifests: tuple[str, ...] = setting((), "manifests to join (local paths or URLs)", positional=True, required=True)
-    output: str = setting("manifest.parquet", "Parquet file to write (local path or URL)")
+    manifests: tuple[str, ...] = setting(
+        (), "manifests to join (local paths or URLs)", positional=True, required=True, kind="FILE"
+    )
+    output: str = _manifest_output()
     accept_rows: tuple[str, ...] = setting(
-        (), "SOURCE=N: accept N rows of a source instead of what is expected; may be repeated"
+        (), "SOURCE=N: accept N rows of a source instead of what is expected; may be repeated", kind="SOURCE=N"
     )
     accept_less: bool = setting(False, "accept fewer rows than expected, of any source")
-    overwrite: bool = setting(False, "replace a manifest with other rows that is at --output")
+    overwrite: bool = _overwrite()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -309,11 +420,16 @@ class BenchSettings(Settings):
 
     quick: bool = setting(False, "a small network and few repeats: shows that it works, not how fast it is")
     weights: str | None = setting(
-        None, "as for generate (default: those of the package, stretched to 1024 x 1024; their numbers mean nothing)"
+        None,
+        "as for generate (default: those of the package, stretched to 1024 x 1024; their numbers mean nothing)",
+        kind="WEIGHTS",
+        group=INPUT,
     )
     device: str = _device("where the network runs; auto: on a GPU if there is one")
-    images: str | None = setting(None, "folder or URL of images (default: drawn ones, on the local disk)")
-    output: str | None = setting(None, "local folder to keep the result in, as JSON")
+    images: str | None = setting(
+        None, "folder or URL of images (default: drawn ones, on the local disk)", kind="FOLDER", group=INPUT
+    )
+    output: str | None = setting(None, "local folder to keep the result in, as JSON", kind="FOLDER")
     check: bool = setting(False, "end with exit code 1 if a target is missed")
 
 
@@ -332,21 +448,30 @@ class InfoSettings(Settings):
 class PlanSettings(Settings):
     """Forecast a run from a short probe on your own images and hardware."""
 
-    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample", required=True)
+    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample", required=True, kind="FILE")
     weights: str = _weights()
     samples: int = _samples(numbers=False)
     precision: str = _precision("arithmetic of the encoder, as for generate", numbers=False)
     device: str = _device()
-    probe: int = setting(200, "images to sample", least=1)
-    seed: int = setting(0, "fixes the sample")
+    probe: int = setting(200, "images to sample", least=1, group=INPUT)
+    seed: int = setting(0, "fixes the sample", group=INPUT)
     rows: int | None = setting(
-        None, "images to forecast (default: the manifest's; all of CheXmask are 657566)", least=1
+        None, "images to forecast (default: the manifest's; all of CheXmask are 657566)", least=1, group=MACHINES
     )
-    cpus: int | None = setting(None, "cores of all machines together (default: those that the probe saw)", least=1)
-    gpus: int | None = setting(None, "GPUs of all machines together (default: those that the probe saw)", least=1)
-    price_per_hour: float | None = setting(None, "price of all machines together for an hour", least=0)
+    cpus: int | None = setting(
+        None, "cores of all machines together (default: those that the probe saw)", least=1, group=MACHINES
+    )
+    gpus: int | None = setting(
+        None, "GPUs of all machines together (default: those that the probe saw)", least=1, group=MACHINES
+    )
+    price_per_hour: float | None = setting(
+        None, "price of all machines together for an hour", least=0, kind="PRICE", group=MACHINES
+    )
     scratch: str | None = setting(
-        None, "folder or URL, seen by every machine, for the probe's own run (default: a temporary local folder)"
+        None,
+        "folder or URL, seen by every machine, for the probe's own run (default: a temporary local folder)",
+        kind="FOLDER",
+        group=MACHINES,
     )
     address: str | None = _address()
 
@@ -355,23 +480,33 @@ class PlanSettings(Settings):
 class ReleaseSettings(Settings):
     """Turn a complete run into one immutable, validated dataset version."""
 
-    run: str = setting("", "folder of the run (local path or URL)", positional=True, required=True)
+    run: str = setting("", "folder of the run (local path or URL)", positional=True, required=True, kind="RUN")
     output: str = setting(
-        "", "folder that holds the releases (local path or URL); the version becomes a folder in it", required=True
+        "",
+        "folder that holds the releases (local path or URL); the version becomes a folder in it",
+        required=True,
+        kind="FOLDER",
     )
     version: str | None = setting(
-        None, "version vX.Y.Z (default: the one that follows the newest in --output, v1.0.0 where there is none)"
+        None,
+        "version vX.Y.Z (default: the one that follows the newest in --output, v1.0.0 where there is none)",
+        kind="vX.Y.Z",
+        group=OUTPUT,
     )
-    exclude: tuple[str, ...] = setting((), "source of the run that is left out of the release; may be repeated")
+    exclude: tuple[str, ...] = setting(
+        (), "source of the run that is left out of the release; may be repeated", kind="SOURCE", group=INPUT
+    )
     allow_failed: int | None = setting(
-        None, "go on only if at most so many images failed (default: any number)", least=0
+        None, "go on only if at most so many images failed (default: any number)", least=0, group=INPUT
     )
     calibration: str | None = setting(
         None,
         "calibration.json of the weights (path or URL), which adds radii and ood_score to the landmarks;"
         f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+        kind="FILE",
+        group=INPUT,
     )
-    rows_per_shard: int = setting(25_000, "records in one Parquet file and row group", least=1)
+    rows_per_shard: int = setting(25_000, "records in one Parquet file and row group", least=1, group=OUTPUT)
     address: str | None = _address()
 
 
@@ -379,15 +514,19 @@ class ReleaseSettings(Settings):
 class ExportSettings(Settings):
     """Write a release as CheXmask's CSVs or as COCO."""
 
-    release: str = setting("", "folder of one version (local path or URL)", positional=True, required=True)
+    release: str = _release()
     output: str = setting(
-        "", "folder for the files (local path or URL); the same one goes on after an interruption", required=True
+        "",
+        "folder for the files (local path or URL); the same one goes on after an interruption",
+        required=True,
+        kind="FOLDER",
     )
     format: str = setting(
         "",
         "; ".join(f"{name}: {what}" for name, what in EXPORT_FORMATS.items()),
         choices=tuple(EXPORT_FORMATS),
         required=True,
+        group=OUTPUT,
     )
 
 
@@ -395,16 +534,21 @@ class ExportSettings(Settings):
 class PublishSettings(Settings):
     """Publish a release on the Hugging Face Hub: one commit and the version's tag, under each source's terms."""
 
-    release: str = setting("", "folder of one version (local path or URL)", positional=True, required=True)
-    repo: str = setting("", "dataset repository ORG/NAME; it is made if there is none", required=True)
-    private: bool = setting(False, "make a new repository private")
+    release: str = _release()
+    repo: str = setting(
+        "", "dataset repository ORG/NAME; it is made if there is none", required=True, kind="ORG/NAME", group=OUTPUT
+    )
+    private: bool = setting(False, "make a new repository private", group=OUTPUT)
     gated: str | None = setting(
         None,
         "let users of the repository accept its terms first; auto: they need no answer, manual: you grant each request",
         choices=("auto", "manual"),
+        group=OUTPUT,
     )
     accept_terms: tuple[str, ...] = setting(
-        (), "SOURCE=open or SOURCE=gated: how data of your own may be published, as you answer for; may be repeated"
+        (),
+        "SOURCE=open or SOURCE=gated: how data of your own may be published, as you answer for; may be repeated",
+        kind="SOURCE=POLICY",
     )
     dry_run: bool = setting(False, "send nothing, and show what would be sent")
 
@@ -430,13 +574,21 @@ class DiffSettings(Settings):
     """Say what changed from one release to another: records, pixels, failures; and draft the changelog's entry."""
 
     before: str = setting(
-        "", "folder or URL of one version, or ORG/NAME@vX.Y.Z on the Hugging Face Hub", positional=True, required=True
+        "",
+        "folder or URL of one version, or ORG/NAME@vX.Y.Z on the Hugging Face Hub",
+        positional=True,
+        required=True,
+        kind="RELEASE",
     )
-    after: str = setting("", "the version to compare it with, given likewise", positional=True, required=True)
+    after: str = setting(
+        "", "the version to compare it with, given likewise", positional=True, required=True, kind="RELEASE"
+    )
     output: str | None = setting(
-        None, "folder (local path or URL) for diff.json, diff.png and CHANGELOG.md (default: none is written)"
+        None,
+        "folder (local path or URL) for diff.json, diff.png and CHANGELOG.md (default: none is written)",
+        kind="FOLDER",
     )
-    movers: int = setting(12, "how many of the records that moved most are listed and drawn", least=1)
+    movers: int = setting(12, "how many of the records that moved most are listed and drawn", least=1, group=OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -448,22 +600,32 @@ class VerifySettings(Settings):
         "published CSV (local path or URL), of OriginalResolution or Preprocessed; or SOURCE=CSV, where its id column"
         " does not tell the source; may be repeated, once for each source",
         required=True,
+        kind="FILE",
     )
-    run: str | None = setting(None, "folder of the run to compare (local path or URL); it need not be complete")
-    release: str | None = setting(None, "folder of one version to compare instead (local path or URL)")
+    run: str | None = setting(
+        None, "folder of the run to compare (local path or URL); it need not be complete", kind="RUN", group=INPUT
+    )
+    release: str | None = setting(
+        None, "folder of one version to compare instead (local path or URL)", kind="RELEASE", group=INPUT
+    )
     images: str | None = setting(
-        None, "folder or URL prefix of the images instead: a sample of them is predicted first, in this process"
+        None,
+        "folder or URL prefix of the images instead: a sample of them is predicted first, in this process",
+        kind="FOLDER",
+        group=INPUT,
     )
-    weights: str | None = setting(None, "of --images: as for generate")
-    probe: int = setting(200, "of --images: how many images of each source to predict", least=1)
+    weights: str | None = setting(None, "of --images: as for generate", kind="WEIGHTS", group=INPUT)
+    probe: int = setting(200, "of --images: how many images of each source to predict", least=1, group=INPUT)
     samples: int = _samples("of --images: draws N per image", numbers=False)
-    seed: int = setting(0, "of --images: fixes which of them, and the draws")
+    seed: int = setting(0, "of --images: fixes which of them, and the draws", group=NUMBERS)
     device: str = _device("of --images: where the network runs; auto: CUDA where there is a GPU")
-    published_samples: int = setting(50, "draws N per image that the published numbers are of", least=2)
+    published_samples: int = setting(50, "draws N per image that the published numbers are of", least=2, group=INPUT)
     output: str | None = setting(
-        None, "folder (local path or URL) for verify.json, movers.csv and movers.png (default: none is written)"
+        None,
+        "folder (local path or URL) for verify.json, movers.csv and movers.png (default: none is written)",
+        kind="FOLDER",
     )
-    movers: int = setting(12, "how many of the images that differ most are listed and drawn", least=1)
+    movers: int = setting(12, "how many of the images that differ most are listed and drawn", least=1, group=OUTPUT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -479,7 +641,7 @@ class VerifySettings(Settings):
 class ValidateSettings(Settings):
     """Check a release: files, checksums, ids, counts and numbers."""
 
-    release: str = setting("", "folder of one version (local path or URL)", positional=True, required=True)
+    release: str = _release()
 
 
 @dataclass(frozen=True)
@@ -490,11 +652,15 @@ class AnnotatedSettings(Settings):
         (),
         "annotated images: FOLDER with images/ and landmarks or masks; or jsrt=, montgomery=, shenzhen= or padchest= "
         "and the folder of that dataset as downloaded; may be repeated",
+        kind="FOLDER",
+        group=INPUT,
     )
     landmarks: tuple[str, ...] = setting(
         (),
         "DATASET=PATH: where a dataset's landmarks lie (default: landmarks.npz, landmarks.csv, landmarks/ or masks/ in "
         "its folder); may be repeated",
+        kind="DATASET=PATH",
+        group=INPUT,
     )
     landmarks_in: str = setting(
         "auto",
@@ -502,67 +668,94 @@ class AnnotatedSettings(Settings):
         "auto: the file's for a FOLDER, the frame's for the four datasets",
         choices=("auto", "original", "frame"),
         numbers=True,
+        group=INPUT,
     )
-    drawings: int = setting(0, "drawn radiographs to add", numbers=True, least=0)
+    drawings: int = setting(0, "drawn radiographs to add", numbers=True, least=0, group=INPUT)
     on_bad: str = setting(
         "refuse",
         "images or annotations that cannot be used; refuse: stop and name them, skip: leave them out",
         choices=("refuse", "skip"),
+        group=INPUT,
     )
     split: str | None = setting(
         None,
         "CSV with columns name and part (train or validation): who is held out (without it, train holds out "
         "--validation of them by a hash of their names, and evaluate scores all)",
+        kind="FILE",
+        group=INPUT,
     )
-    max_side: int = setting(10_000, "longest side in pixels of an image that is decoded", least=32)
+    max_side: int = _max_side(numbers=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data and not self.drawings:
+        if not self.is_given_data:
             raise InputError("--data is needed: a folder of annotated images (or --drawings N alone)")
+
+    @property
+    def is_given_data(self) -> bool:
+        return bool(self.data or self.drawings)
 
 
 @dataclass(frozen=True)
 class TrainSettings(AnnotatedSettings):
     """Train HybridGNet on annotated radiographs; defaults are the paper's, wherever it gives a value."""
 
-    output: str = setting("", "folder of the run (local path or URL); the same one resumes it", required=True)
+    output: str = setting(
+        "", "folder of the run (local path or URL); the same one resumes it", required=True, kind="FOLDER"
+    )
     variant: str = setting(
         "skip",
         "network: with or without image-to-graph skip connections; dropout: with them, dropout in the encoder, and no "
         "variational layer",
         choices=("skip", "noskip", "dropout"),
         numbers=True,
+        group=NETWORK,
     )
-    input_size: int = setting(1024, "side in pixels of the network's input; a multiple of 32", numbers=True)
+    input_size: int = setting(
+        1024, "side in pixels of the network's input; a multiple of 32", numbers=True, kind="PIXELS", group=NETWORK
+    )
     initial_weights: str | None = setting(
         None,
         "weights to begin with, as --weights of generate, of the same variant and input size (default: random ones)",
+        kind="WEIGHTS",
+        group=NETWORK,
     )
     freeze_convolutions: bool = setting(
         False,
         "keep the encoder's convolutions as --initial-weights has them, and train its linear layers and the decoder: "
         "cheap enough for a CPU",
         numbers=True,
+        group=NETWORK,
     )
-    epochs: int = setting(1000, "epochs in all; a finished run goes on if there are to be more", least=1)
-    batches: int = setting(100, "batches in an epoch", numbers=True, least=1)
-    batch_size: int = setting(4, "images in a batch, over all workers", numbers=True, least=1)
-    learning_rate: float = setting(1e-4, "Adam's learning rate at the start", numbers=True, least=0, most=10)
-    weight_decay: float = setting(1e-5, "Adam's weight decay", numbers=True, least=0, most=10)
+    epochs: int = setting(
+        1000, "epochs in all; a finished run goes on if there are to be more", least=1, group=OPTIMISER
+    )
+    batches: int = setting(100, "batches in an epoch", numbers=True, least=1, group=OPTIMISER)
+    batch_size: int = setting(4, "images in a batch, over all workers", numbers=True, least=1, group=OPTIMISER)
+    learning_rate: float = setting(
+        1e-4, "Adam's learning rate at the start", numbers=True, least=0, most=10, group=OPTIMISER
+    )
+    weight_decay: float = setting(1e-5, "Adam's weight decay", numbers=True, least=0, most=10, group=OPTIMISER)
     schedule: str = setting(
         "step",
         "how the learning rate falls; step: by --decay every --decay-epochs; cosine: to zero over --decay-epochs, "
         "along half a cosine",
         choices=("step", "cosine"),
         numbers=True,
+        group=OPTIMISER,
     )
-    decay: float = setting(0.9, "factor of the learning rate at each of its steps", numbers=True, least=0, most=1)
+    decay: float = setting(
+        0.9, "factor of the learning rate at each of its steps", numbers=True, least=0, most=1, group=OPTIMISER
+    )
     decay_epochs: int = setting(
-        50, "epochs between two steps of the learning rate, or until the cosine's end", numbers=True, least=1
+        50,
+        "epochs between two steps of the learning rate, or until the cosine's end",
+        numbers=True,
+        least=1,
+        group=OPTIMISER,
     )
     clip: float | None = setting(
-        None, "largest norm of the gradient (default: no limit)", numbers=True, least=0, most=1e9
+        None, "largest norm of the gradient (default: no limit)", numbers=True, least=0, most=1e9, group=OPTIMISER
     )
     objective: str = setting(
         "mse",
@@ -571,27 +764,58 @@ class TrainSettings(AnnotatedSettings):
         "where mse is its square: set --kl-last near 1e-4",
         choices=("mse", "energy"),
         numbers=True,
+        group=NETWORK,
     )
-    draws: int = setting(4, "draws of an image that --objective energy compares; mse takes one", numbers=True)
+    draws: int = setting(
+        4, "draws of an image that --objective energy compares; mse takes one", numbers=True, group=NETWORK
+    )
     kl_first: float = setting(
-        1e-5, "weight of the KL divergence (mean over latents) in the first epoch", numbers=True, least=0, most=1000
+        1e-5,
+        "weight of the KL divergence (mean over latents) in the first epoch",
+        numbers=True,
+        least=0,
+        most=1000,
+        group=NETWORK,
     )
-    kl_last: float = setting(1e-2, "weight of the KL divergence once it has grown", numbers=True, least=0, most=1000)
-    kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True, least=1)
-    rotation: float = setting(3.0, "augmentation: largest rotation in degrees", numbers=True, least=0, most=180)
-    scale: float = setting(0.2, "augmentation: largest change of size, as a fraction", numbers=True, least=0, most=0.9)
+    kl_last: float = setting(
+        1e-2, "weight of the KL divergence once it has grown", numbers=True, least=0, most=1000, group=NETWORK
+    )
+    kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True, least=1, group=NETWORK)
+    rotation: float = setting(
+        3.0,
+        "largest rotation in degrees",
+        numbers=True,
+        least=0,
+        most=180,
+        kind="DEGREES",
+        group=AUGMENTATION,
+    )
+    scale: float = setting(
+        0.2, "largest change of size, as a fraction", numbers=True, least=0, most=0.9, group=AUGMENTATION
+    )
     contrast: float = setting(
-        0.4, "augmentation: grey ** g with g from 1 - this to 1 + this", numbers=True, least=0, most=0.95
+        0.4,
+        "grey ** g with g from 1 - this to 1 + this",
+        numbers=True,
+        least=0,
+        most=0.95,
+        group=AUGMENTATION,
     )
     shift: float = setting(
-        0.0, "augmentation: largest shift, as a fraction of the side", numbers=True, least=0, most=0.5
+        0.0,
+        "largest shift, as a fraction of the side",
+        numbers=True,
+        least=0,
+        most=0.5,
+        group=AUGMENTATION,
     )
     degrade: float = setting(
         0.0,
-        "augmentation: chance of each of a clipped grey range, blur, noise and covered parts",
+        "chance of each of a clipped grey range, blur, noise and covered parts",
         numbers=True,
         least=0,
         most=1,
+        group=AUGMENTATION,
     )
     drawings_share: float = setting(
         0.5,
@@ -599,20 +823,33 @@ class TrainSettings(AnnotatedSettings):
         numbers=True,
         least=0,
         most=1,
+        group=INPUT,
     )
     validation: float = setting(
-        0.1, "share of the images that is held out, by a hash of their names", numbers=True, least=0, most=0.9
+        0.1,
+        "share of the images that is held out, by a hash of their names",
+        numbers=True,
+        least=0,
+        most=0.9,
+        group=INPUT,
     )
-    seed: int = setting(0, "fixes first weights, batches, augmentation and draws", numbers=True, least=0)
-    precision: str = _precision("arithmetic of the encoder's convolutions", ("float32", "bfloat16"))
-    half: bool = setting(False, "save the weights as float16")
+    seed: int = setting(
+        0, "fixes first weights, batches, augmentation and draws", numbers=True, least=0, group=OPTIMISER
+    )
+    precision: str = _precision("arithmetic of the encoder's convolutions", ("float32", "bfloat16"), group=OPTIMISER)
+    half: bool = setting(False, "save the weights as float16", group=OUTPUT)
     every: int = setting(
-        10, "epochs between two checkpoints, each with a validation: the most work a kill can undo", least=1
+        10,
+        "epochs between two checkpoints, each with a validation: the most work a kill can undo",
+        least=1,
+        group=OUTPUT,
     )
     device: str = _device()
-    workers: int | None = setting(None, "training processes (default: one per GPU that is up, else one)", least=1)
+    workers: int | None = setting(
+        None, "training processes (default: one per GPU that is up, else one)", least=1, group=MACHINES
+    )
     threads: int | None = setting(
-        None, "CPU threads of each worker (default: the machine's cores, shared out)", least=1
+        None, "CPU threads of each worker (default: the machine's cores, shared out)", least=1, group=MACHINES
     )
     address: str | None = _address()
 
@@ -651,22 +888,31 @@ class EvaluateSettings(AnnotatedSettings):
         "drawn radiographs to add: others than those a training with the same --seed was shown",
         numbers=True,
         least=0,
+        group=INPUT,
     )
     part: str = setting(
-        "validation", "which images of the --split to score", choices=("validation", "train", "all"), numbers=True
+        "validation",
+        "which images of the --split to score",
+        choices=("validation", "train", "all"),
+        numbers=True,
+        group=INPUT,
     )
     samples: int = _samples(least=2)
     seed: int = setting(
         0, "fixes the draws, together with each image's folder and name, and the drawings", numbers=True
     )
-    batch_size: int = setting(8, "images the network takes at once", least=1)
+    batch_size: int = _batch_size(8)
     device: str = _device("where the network runs; auto: CUDA where there is a GPU")
     calibration: str | None = setting(
         None,
         "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged; on the images that it"
         " was made of they do too well",
+        kind="FILE",
+        group=INPUT,
     )
-    output: str | None = setting(None, "folder for scores.json, images.csv and a figure (default: print only)")
+    output: str | None = setting(
+        None, "folder for scores.json, images.csv and a figure (default: print only)", kind="FOLDER"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -676,29 +922,95 @@ class EvaluateSettings(AnnotatedSettings):
 class CalibrateSettings(AnnotatedSettings):
     """Measure how far landmarks are off, and make of it radii in pixels for any coverage and a score of odd images."""
 
-    output: str = setting("", "calibration.json to write (local path or URL)", required=True)
+    output: str = setting("", "calibration.json to write (local path or URL)", required=True, kind="FILE")
     weights: str = _weights()
     start: str | None = setting(
         None,
         "calibration of the same weights made elsewhere, as calibration.json or 'demo', to be rescaled on --data:"
         " all of the images count then, and masks are enough",
+        kind="FILE",
+        group=INPUT,
     )
     leave_out: tuple[str, ...] = setting(
         (),
         "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and that"
         " is not measured on them; may be repeated",
+        kind="REGION",
+        group=INPUT,
     )
     known: tuple[str, ...] = setting(
         (),
         "folder of frontal chest radiographs without annotations that ood_score is to know, beside those of --data; may"
         " be repeated",
+        kind="FOLDER",
+        group=INPUT,
     )
     drawings: int = setting(
-        0, "drawn radiographs to add, others than a training was shown with the same --seed", numbers=True, least=0
+        0,
+        "drawn radiographs to add, others than a training was shown with the same --seed",
+        numbers=True,
+        least=0,
+        group=INPUT,
     )
     samples: int = _samples(least=2)
     seed: int = setting(
         0, "fixes the draws, together with each image's folder and name, and the drawings", numbers=True
     )
-    batch_size: int = setting(8, "images the network takes at once", least=1)
+    batch_size: int = _batch_size(8)
     device: str = _device("where the network runs; auto: CUDA where there is a GPU")
+
+
+@dataclass(frozen=True)
+class ExperimentSettings(AnnotatedSettings):
+    """Check what the paper claims of the uncertainty, on any weights and images."""
+
+    experiment: str = setting("", "which one")
+    output: str = setting(
+        "", "folder for results.json, table.csv and the figure (local path or URL); the same one goes on", required=True
+    )
+    images: tuple[str, ...] = setting(
+        (), "images without annotations: files, folders or quoted patterns; may be repeated"
+    )
+    part: str = setting(
+        "validation", "which images of the --split to take", choices=("validation", "train", "all"), numbers=True
+    )
+    limit: int | None = setting(
+        None, "take so many of the images at most, chosen by a hash of their names", numbers=True, least=1
+    )
+    weights: tuple[str, ...] = setting((), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)")
+    calibration: str | None = setting(
+        None,
+        f"calibration.json of one of the weights (path or URL), or '{NO_CALIBRATION}' (default: that which lies beside"
+        " the weights, if one does)",
+    )
+    size: tuple[int, ...] = setting(
+        (),
+        "occlusion: side of the squares in pixels of the 1024 frame; may be repeated (default: 100, 200 and 300)",
+        numbers=True,
+    )
+    node: tuple[int, ...] = setting(
+        (),
+        "occlusion: landmark, 0 to 119, around which a square is laid; may be repeated (default: of each image one of"
+        " each organ, chosen by the image's name)",
+        numbers=True,
+    )
+    samples: int = _samples(least=2)
+    seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
+    batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
+    device: str = _device("where the network runs; auto: CUDA where there is a GPU")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for side in self.size:
+            if not 16 <= side <= 512:
+                raise InputError(f"--size must be from 16 to 512, not {side}")
+        for node in self.node:
+            if not 0 <= node < N_LANDMARKS:
+                raise InputError(f"--node must be from 0 to {N_LANDMARKS - 1}, not {node}")
+
+    @property
+    def is_given_data(self) -> bool:
+        return bool(super().is_given_data or self.images)
+
+    def all_weights(self) -> tuple[str, ...]:
+        return self.weights or ("demo",)

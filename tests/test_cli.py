@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,27 @@ def test_every_verb_explains_itself(verb, capsys):
     assert f"usage: chexmask-u {verb}".strip() in told
     # What stands for "not given" in the code says nothing to people.
     assert not [word for word in ("None", "False", "()", "SUPPRESS") if f"default: {word}" in told]
+
+
+def test_help_leads_everybody_to_the_verbs_of_their_door(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out
+    doors = [told.index(f"{door}:") for door in cli.DOORS]
+    assert doors == sorted(doors)
+    assert told.index("  segment ") < told.index("  export ") < told.index("  publish ")
+    assert not [verb.words for verb in cli.verbs() if f"\n  {verb.words.split()[0]} " not in told]
+
+
+@pytest.mark.parametrize("verb", list(cli.verbs()), ids=lambda verb: verb.words)
+def test_the_examples_of_help_are_commands_that_are_understood(verb):
+    """Parsed and checked, as what is typed is: a flag that was renamed or a value that is refused fails here."""
+    for example in verb.examples.splitlines():
+        program, *arguments = shlex.split(example)
+        assert program == "chexmask-u"
+        given = vars(cli.build_parser().parse_args(arguments))
+        assert given["verb"].words == verb.words
+        verb.settings.from_mapping(given)
 
 
 def test_unknown_flags_are_bad_usage():

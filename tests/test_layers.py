@@ -25,7 +25,8 @@ ORDER = (
     "runs",
     "releases use",
     "pipeline demo",
-    "training experiments bench verify",
+    "training bench verify",
+    "experiments",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

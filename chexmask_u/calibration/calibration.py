@@ -135,11 +135,13 @@ class Calibration:
         for of, radius in (("landmark", self.landmark), ("contour", self.contour)):
             if radius is not None:
                 radius.scores.at(coverage)
-                tried = about["trials"].get(of, {}).get("kinds", {}).get("clean", {}).get("coverages", {})
+                kinds = about["trials"].get(of, {}).get("kinds", {})
+                tried = {kind: told for kind, trial in kinds.items() if (told := _tried(trial, coverage))}
                 found[of] = {
                     "images_that_count": radius.scores.images,
                     "checked": radius.checked,
-                    "held_out": tried.get(f"{coverage:g}"),
+                    "held_out": tried.get("clean"),
+                    "kinds": tried,
                 }
         return {
             "sha256": self.digest,
@@ -252,6 +254,20 @@ def load_calibration(source: str = weight_files.DEMO) -> Calibration:
     return found
 
 
+def calibration_of(source: str, sha256: str, flag: str) -> Calibration:
+    """What `load_calibration` gives of what a flag names, if it is of the weights with that digest.
+
+    Raises:
+        InputError: naming the flag, if there is none, or it is of other weights.
+    """
+    try:
+        found = load_calibration(source)
+    except InputError as error:
+        raise InputError(f"{flag} {error}") from error
+    found.check_weights(sha256, f"{flag} {source}")
+    return found
+
+
 def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
     """The calibration that is used with weights: the one that is named, else the one that lies beside them on disk.
 
@@ -271,20 +287,27 @@ def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
         if source != weight_files.DEMO and (source.startswith("hf://") or not storage.is_local(source)):
             return None
         try:
-            return _usable(source, sha256, source)
+            return _usable(source, sha256)
         except InputError:
             return None
-    return _usable(given, sha256, f"--calibration {given}")
+    return _usable(given, sha256)
 
 
-def _usable(source: str, sha256: str, where: str) -> Calibration:
-    found = load_calibration(source)
-    found.check_weights(sha256, where)
+def _usable(source: str, sha256: str) -> Calibration:
+    found = calibration_of(source, sha256, "--calibration")
     try:
         found.summary(RADIUS_COVERAGE)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"--calibration {source}: {error}") from error
     return found
+
+
+def _tried(kind: Mapping[str, Any], coverage: float) -> dict[str, Any] | None:
+    """What a trial on one kind of images found of a coverage, and how the expected error goes with the real one."""
+    found = kind.get("coverages", {}).get(f"{coverage:g}")
+    if found is None:
+        return None
+    return {**found, **{name: kind[name] for name in ("r", "r_interval", "ause", "ause_interval") if kind.get(name)}}
 
 
 def _rounded(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -11,6 +13,11 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.images.letterbox import Letterbox
+
+_ONE_ROW = (
+    "record must be one row of a release, not {}; give records[0] of a dataset, frame.iloc[0] of pandas,"
+    " frame.row(0, named=True) of Polars, or table.to_pylist()[0] of Arrow"
+)
 
 
 def column(record: Mapping[str, Any], name: str) -> Any:
@@ -22,10 +29,7 @@ def column(record: Mapping[str, Any], name: str) -> Any:
     """
     # A row of pandas has one axis, a frame two; a table of Arrow or a dataset may have the column, all rows of it.
     if not hasattr(record, "__getitem__") or isinstance(record, str | bytes) or _has_rows(record):
-        raise TypeError(
-            f"record must be one row of a release, not {named(record)}; give records[0] of a dataset,"
-            " frame.iloc[0] of pandas, frame.row(0, named=True) of Polars, or table.to_pylist()[0] of Arrow"
-        )
+        raise TypeError(_ONE_ROW.format(named(record)))
     if name not in record:
         raise ValueError(f"the record has no {name}; give a row of a release, with that column")
     return record[name]
@@ -50,10 +54,30 @@ def points(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
 
 
 def letterbox(record: Mapping[str, Any]) -> Letterbox:
-    """How the record's image became the 1024 frame."""
+    """How the record's image became the 1024 frame.
+
+    Raises:
+        TypeError: if it is that of several records.
+    """
     row = column(record, "letterbox")
+    if not hasattr(row, "items") or any(np.asarray(value).size != 1 for value in row.values()):
+        raise TypeError(_ONE_ROW.format("several as one mapping"))
     # Formats of `datasets` make arrays or tensors of the members.
     return Letterbox.from_row({name: np.asarray(value).item() for name, value in row.items()})
+
+
+def number(given: object, name: str) -> float:
+    """What somebody gave for a number.
+
+    Raises:
+        TypeError: if it is none, or more than one.
+        ValueError: if it is NaN.
+    """
+    if not isinstance(given, Real) or isinstance(given, bool):
+        raise TypeError(f"{name} must be a number, not {given!r}")
+    if math.isnan(given):
+        raise ValueError(f"{name} must be a number, not NaN")
+    return float(given)
 
 
 def nodes(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
+from numbers import Integral
 from threading import Barrier
 from typing import Any
 
@@ -78,7 +79,8 @@ def predict(
         seed: any whole number.
 
     Raises:
-        TypeError: if the model, the images or the names are something else, such as a path or one name for all.
+        TypeError: if the model, the images or the names are something else, such as a path or one name for all, or
+            n_samples or seed is no whole number.
         ValueError: if the shapes, the dtype or the number of names do not fit, or n_samples < 1.
     """
     return _predict(model, images, record_ids, n_samples, seed, with_draws=False)[0]
@@ -117,6 +119,9 @@ def _predict(
         raise ValueError(f"images must be uint8 [B, {FRAME}, {FRAME}], not {images.dtype} {list(images.shape)}")
     if len(record_ids) != len(images):
         raise ValueError(f"{len(images)} images need as many record_ids, not {len(record_ids)}")
+    for name, value in (("n_samples", n_samples), ("seed", seed)):
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
     if not len(images):

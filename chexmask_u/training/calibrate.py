@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, REGIONS
 from chexmask_u.calibration import fit
-from chexmask_u.calibration.calibration import Calibration, Of, Radius, load_calibration
+from chexmask_u.calibration.calibration import Calibration, Of, Radius, calibration_of
 from chexmask_u.calibration.conformal import images_needed
 from chexmask_u.calibration.fit import CLEAN, COVERAGES, Measured
 from chexmask_u.calibration.known import LEAST_IMAGES, Known
@@ -77,8 +77,7 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
     assert model.sha256 is not None
     start = None
     if settings.start is not None:
-        start = load_calibration(settings.start)
-        start.check_weights(model.sha256, f"--start {settings.start}")
+        start = calibration_of(settings.start, model.sha256, "--start")
     parts = _read(settings, weights)
     if not len(parts.held_out):
         raise InputError("there is no annotated image that the weights were not trained on; see --data and --split")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
-from chexmask_u.calibration.calibration import Calibration, Of, load_calibration
+from chexmask_u.calibration.calibration import Calibration, Of, calibration_of
 from chexmask_u.calibration.conformal import images_needed
 from chexmask_u.calibration.fit import COVERAGES
 from chexmask_u.calibration.seen import Seen
@@ -93,8 +93,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     assert model.sha256 is not None
     judged = None
     if settings.calibration is not None:
-        judged = load_calibration(settings.calibration)
-        judged.check_weights(model.sha256, f"--calibration {settings.calibration}")
+        judged = calibration_of(settings.calibration, model.sha256, "--calibration")
     examples, problems = read(settings)
     weight_files.say_if_demonstration(settings.weights)
     if settings.data and settings.split is None:

@@ -255,20 +255,22 @@ class Batches:
         rows = self.rows(epoch, number)
         nodes = N_LANDMARKS if self.examples.has_heart_at(rows[0]) else LANDMARKS["heart"].start
         count = self.settings.draws_per_image() * VARIANTS[self.settings.variant].noise_size
-        images, landmarks, noise = [], [], []
-        for position in range(len(rows))[self.mine]:
+        positions = range(len(rows))[self.mine]
+        # Pinned for a GPU, or the copy to it would not be beside the work on the batch before.
+        images = torch.empty(len(positions), 1, *self.examples.images.shape[1:], pin_memory=self.on_gpu)
+        landmarks, noise = [], []
+        for place, position in enumerate(positions):
             # From 1: with 0 it would be the stream that chose the batch's rows, since zeros at the end do not count.
             rng = np.random.default_rng([self.settings.seed, epoch, number, position + 1])
             row = rows[position]
-            image, points = augment(rng, self.examples.images[row], self.examples.landmarks[row], self.settings)
-            images.append(image)
+            out = images[place, 0].numpy()
+            _, points = augment(rng, self.examples.images[row], self.examples.landmarks[row], self.settings, out)
             landmarks.append(points[:nodes])
             noise.append(rng.standard_normal(count, np.float32))
-        parts = [torch.from_numpy(np.stack(part)) for part in (images, landmarks, noise)]
+        target, draws = (torch.from_numpy(np.stack(part)) for part in (landmarks, noise))
         if self.on_gpu:
-            # Or the copy to it would not be beside the work on the batch before.
-            parts = [part.pin_memory() for part in parts]
-        return Batch(parts[0].unsqueeze(1), parts[1], parts[2], [self.examples.names[row] for row in rows[self.mine]])
+            target, draws = target.pin_memory(), draws.pin_memory()
+        return Batch(images, target, draws, [self.examples.names[row] for row in rows[self.mine]])
 
 
 def _differing(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -10,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME
+from chexmask_u.images import corruptions
+from chexmask_u.images.corruptions import Image, generator
 
-Shift = Callable[
-    [np.random.Generator, NDArray[np.uint8], NDArray[np.float32]], tuple[NDArray[np.uint8], NDArray[np.float32]]
-]
+Shift = Callable[[np.random.Generator, Image, NDArray[np.float32]], tuple[Image, NDArray[np.float32]]]
 """Image uint8 [1024, 1024] and landmarks float32 [120, 2] in its pixels -> both, changed."""
 
 _SQUARES = 3
@@ -24,48 +23,35 @@ _GAMMAS = (0.3, 3.0)
 
 
 def _squares(
-    rng: np.random.Generator, image: NDArray[np.uint8], landmarks: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    image = image.copy()
+    rng: np.random.Generator, image: Image, landmarks: NDArray[np.float32]
+) -> tuple[Image, NDArray[np.float32]]:
     for _ in range(_SQUARES):
         side = int(rng.integers(*_SQUARE_SIDE))
-        left, top = rng.integers(0, FRAME - side, 2)
-        image[top : top + side, left : left + side] = 0
+        image = corruptions.cover(image, rng.integers(0, FRAME - side, 2), side)
     return image, landmarks
 
 
-def _noise(
-    rng: np.random.Generator, image: NDArray[np.uint8], landmarks: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    noisy = image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(*_NOISE))
-    return np.rint(noisy).clip(0, 255).astype(np.uint8), landmarks
+def _noise(rng: np.random.Generator, image: Image, landmarks: NDArray[np.float32]) -> tuple[Image, NDArray[np.float32]]:
+    field = rng.standard_normal(image.shape, np.float32)
+    return corruptions.add(image, field * np.float32(rng.uniform(*_NOISE))), landmarks
 
 
 def _rotation(
-    rng: np.random.Generator, image: NDArray[np.uint8], landmarks: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    degrees = rng.uniform(*_DEGREES) * rng.choice((-1, 1))
-    # Landmarks are measured from the image's corner, pixels of OpenCV from the middle of the first one.
-    turn = cv2.getRotationMatrix2D((FRAME / 2, FRAME / 2), degrees, 1.0)
-    moved = landmarks @ turn[:, :2].T + turn[:, 2]
-    turn[:, 2] += turn[:, :2].sum(axis=1) / 2 - 0.5
-    return cv2.warpAffine(image, turn, (FRAME, FRAME)).astype(np.uint8), moved.astype(np.float32)
+    rng: np.random.Generator, image: Image, landmarks: NDArray[np.float32]
+) -> tuple[Image, NDArray[np.float32]]:
+    turn = corruptions.rotation(rng.uniform(*_DEGREES) * rng.choice((-1, 1)), FRAME)
+    return corruptions.move(image, turn), corruptions.move_points(landmarks, turn)
 
 
-def _gamma(
-    rng: np.random.Generator, image: NDArray[np.uint8], landmarks: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    grey = (image / np.float32(255)) ** np.float32(rng.choice(_GAMMAS))
-    return np.rint(255 * grey).astype(np.uint8), landmarks
+def _gamma(rng: np.random.Generator, image: Image, landmarks: NDArray[np.float32]) -> tuple[Image, NDArray[np.float32]]:
+    return corruptions.gamma(image, rng.choice(_GAMMAS)), landmarks
 
 
 SHIFTS: dict[str, Shift] = {"squares": _squares, "noise": _noise, "rotation": _rotation, "gamma": _gamma}
 """Black squares, noise, a rotation by 10 to 25 degrees, a gamma of 0.3 or 3; with the clean image five kinds."""
 
 
-def shifted(
-    kind: str, name: str, image: NDArray[np.uint8], landmarks: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def shifted(kind: str, name: str, image: Image, landmarks: NDArray[np.float32]) -> tuple[Image, NDArray[np.float32]]:
     """One of `SHIFTS` of an image, always the same for the same name.
 
     Args:
@@ -74,28 +60,17 @@ def shifted(
         image: uint8 [1024, 1024].
         landmarks: float32 [120, 2] in its pixels; NaN where there are none.
     """
-    return SHIFTS[kind](_generator(f"{kind}\n{name}"), image, landmarks)
+    return SHIFTS[kind](generator(f"{kind}\n{name}"), image, landmarks)
 
 
-ALTERATIONS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    "inverted": lambda image: 255 - image,
-    "upside down": lambda image: image[::-1],
-    "turned left": lambda image: np.rot90(image, 1),
-    "turned right": lambda image: np.rot90(image, -1),
-    "left half hidden": lambda image: np.where(np.arange(FRAME) < FRAME // 2, np.uint8(0), image),
-    "right half hidden": lambda image: np.where(np.arange(FRAME) >= FRAME // 2, np.uint8(0), image),
-    "upper half hidden": lambda image: np.where(np.arange(FRAME)[:, None] < FRAME // 2, np.uint8(0), image),
-    "lower half hidden": lambda image: np.where(np.arange(FRAME)[:, None] >= FRAME // 2, np.uint8(0), image),
-    "mirrored": lambda image: image[:, ::-1],
-}
-"""What makes a radiograph one that should not be in a dataset; uint8 [1024, 1024] -> the same."""
+ALTERATIONS = corruptions.ALTERATIONS
 
 
-def no_chests(count: int, seed: int = 0) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def no_chests(count: int, seed: int = 0) -> Iterator[tuple[str, Image]]:
     """Kinds and images uint8 [1024, 1024] that show no chest, `count` of each kind that can be varied."""
     yield "black", np.zeros((FRAME, FRAME), np.uint8)
     yield "white", np.full((FRAME, FRAME), 255, np.uint8)
-    rng = _generator(f"no chest\n{seed}")
+    rng = generator(f"no chest\n{seed}")
     for _ in range(count):
         yield "noise", rng.integers(0, 256, (FRAME, FRAME), dtype=np.uint8)
         side = int(rng.integers(16, 257))
@@ -105,7 +80,7 @@ def no_chests(count: int, seed: int = 0) -> Iterator[tuple[str, NDArray[np.uint8
         yield "slice", _slice(rng)
 
 
-def _hand(rng: np.random.Generator) -> NDArray[np.uint8]:
+def _hand(rng: np.random.Generator) -> Image:
     """A palm and five fingers with their bones, as a radiograph of a hand shows them."""
     image = np.zeros((FRAME, FRAME), np.float32)
     palm = np.array([FRAME / 2, FRAME * 0.65]) + rng.normal(0, 30, 2)
@@ -121,7 +96,7 @@ def _hand(rng: np.random.Generator) -> NDArray[np.uint8]:
     return _photographed(rng, image)
 
 
-def _slice(rng: np.random.Generator) -> NDArray[np.uint8]:
+def _slice(rng: np.random.Generator) -> Image:
     """A body with two lungs, a spine and a heart, cut across, as CT shows it."""
     image = np.zeros((FRAME, FRAME), np.float32)
     middle = np.array([FRAME / 2, FRAME / 2]) + rng.normal(0, 20, 2)
@@ -148,7 +123,7 @@ def _slice(rng: np.random.Generator) -> NDArray[np.uint8]:
     return _photographed(rng, image)
 
 
-def _photographed(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _photographed(rng: np.random.Generator, image: NDArray[np.float32]) -> Image:
     """Blurred and noisy, as an image is."""
     soft = cv2.GaussianBlur(image, (0, 0), 5) + rng.normal(0, 4, image.shape)
     return np.rint(soft).clip(0, 255).astype(np.uint8)
@@ -157,9 +132,3 @@ def _photographed(rng: np.random.Generator, image: NDArray[np.float32]) -> NDArr
 def _whole(point: object) -> tuple[int, int]:
     x, y = np.rint(np.asarray(point)).astype(int)
     return int(x), int(y)
-
-
-def _generator(words: str) -> np.random.Generator:
-    """Random numbers that depend on the words alone."""
-    digest = hashlib.sha256(words.encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))

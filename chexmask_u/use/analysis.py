@@ -120,15 +120,16 @@ def trusted_landmarks(
 
     Raises:
         ValueError: unless exactly one of the three is given, and the share is one; or as `landmark_radius` does.
+        TypeError: if it is no number, or the record is several.
     """
     if within is not None and below is None and quantile is None:
-        return landmark_radius(record, calibration=calibration) <= within
+        return landmark_radius(record, calibration=calibration) <= row.number(within, "within")
     if within is not None:
         raise ValueError("give only one of below, quantile and within")
     std = landmark_uncertainty(record)
     if below is not None and quantile is None:
-        return std < below
-    if quantile is not None and below is None and 0 <= quantile <= 1:
+        return std < row.number(below, "below")
+    if quantile is not None and below is None and 0 <= row.number(quantile, "quantile") <= 1:
         return std <= np.quantile(std, quantile)
     raise ValueError(
         "give either below or within (pixels of the 1024 frame) or quantile (share of the landmarks, 0 to 1)"
@@ -151,7 +152,7 @@ def landmark_weights(
     Raises:
         ValueError: if `floor` is not positive or `per` is none of the three.
     """
-    if not floor > 0:
+    if not row.number(floor, "floor") > 0:
         raise ValueError(f"floor must be positive, not {floor}")
     spread = row.letterbox(record).spread_to_frame(row.points(record, "landmarks_std"))
     variance = np.maximum(np.square(spread).mean(axis=1), floor**2)

@@ -197,6 +197,9 @@ def test_what_is_no_array_or_no_list_of_names_is_told(tiny_weights, radiograph):
         cu.predict(model, images, ["a", "b", 3])
     with pytest.raises(TypeError, match=r"model must be what chexmask_u\.load_model gives, not a str"):
         cu.predict("demo", images, ["a", "b", "c"])
+    for words in ({"n_samples": "5"}, {"n_samples": 2.5}, {"seed": None}):
+        with pytest.raises(TypeError, match=f"{next(iter(words))} must be a whole number, not "):
+            cu.predict(model, images, ["a", "b", "c"], **words)
 
 
 def test_a_prediction_shows_itself_in_one_line(tiny_weights, radiograph):

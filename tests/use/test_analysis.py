@@ -356,3 +356,18 @@ def test_records_that_cannot_be_paired_are_refused(chexpert, tmp_path):
         cu.pair_images([*records, records[0]], str(root))
     with pytest.raises(ValueError, match="no such folder"):
         cu.pair_images(records, str(tmp_path / "elsewhere"))
+
+
+def test_several_records_and_words_for_numbers_are_refused_by_what_is_wanted(record):
+    import datasets
+
+    several = datasets.Dataset.from_list([record, record])
+    for form in (several[:2], several.with_format("numpy")[:2], several.with_format("torch")[:2]):
+        with pytest.raises(TypeError, match=r"record must be one row of a release.*records\[0\]"):
+            cu.trusted_landmarks(form, below=5)
+    for words in ({"below": "5"}, {"quantile": "0.5"}, {"below": [5, 6]}, {"within": "10"}):
+        with pytest.raises(TypeError, match=f"{next(iter(words))} must be a number, not "):
+            cu.trusted_landmarks(record | {"landmarks_radius": [1.0] * 120}, **words)
+    with pytest.raises(ValueError, match="below must be a number, not NaN"):
+        cu.trusted_landmarks(record, below=float("nan"))
+    assert cu.trusted_landmarks(record, below=np.float32(1000)).all()

@@ -1,0 +1,90 @@
+"""What an experiment is, what it finds, and whether the paper's finding holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from chexmask_u.experiments.study import Study
+
+
+class Verdict(StrEnum):
+    """Whether a finding of the paper holds here."""
+
+    HOLDS = "holds"
+    FAILS = "does not hold"
+    UNKNOWN = "cannot be told"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding of the paper, beside what was found here.
+
+    Attributes:
+        claim: the paper's, in one sentence.
+        paper: its figure or table, with the number it gives, if any.
+        ours: what was found, with an interval.
+        verdict: whether the claim holds.
+        cause: why probably not, where it does not hold or cannot be told; else "".
+    """
+
+    claim: str
+    paper: str
+    ours: str
+    verdict: Verdict
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment found.
+
+    Attributes:
+        results: figures by name, for results.json; an interval of `name` is called `name_interval`.
+        units: what the figures are measured in, by name or by the beginning of names.
+        table: rows for table.csv.
+        figure: for figure.png and figure.svg.
+        findings: the paper's, each with a verdict.
+        seconds: that it took to predict, where an experiment measures that; else empty.
+    """
+
+    results: Mapping[str, Any]
+    units: Mapping[str, str]
+    table: Sequence[Mapping[str, Any]]
+    figure: Figure
+    findings: Sequence[Finding]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment, as its module defines it in ``EXPERIMENT``.
+
+    Attributes:
+        title: what people call it.
+        run: measures and judges; what it predicts is kept by the study, so that it goes on where it stopped.
+        check: raises InputError where what is given cannot be enough, before anything is predicted.
+    """
+
+    title: str
+    check: Callable[[Study], None]
+    run: Callable[[Study], Outcome]
+
+
+def judged(interval: Sequence[float], *, least: float = 0.0, matters: float = 0.0) -> Verdict:
+    """The verdict on a claim that an effect is above `least`.
+
+    Args:
+        interval: of the effect: low and high end.
+        least: what the effect must be above.
+        matters: an effect that is surely below least + matters is too small to count.
+    """
+    low, high = interval
+    if low > least:
+        return Verdict.HOLDS
+    return Verdict.FAILS if high <= least + matters else Verdict.UNKNOWN
