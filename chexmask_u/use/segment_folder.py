@@ -113,7 +113,7 @@ def _segment(
             if preview is not None:
                 preview.add_failure(one.image_id, result)
         else:
-            row |= _row(result)
+            row |= told(result)
             drawn = result.picture()
             row["files"] = _write_files(output, one, result, drawn, settings.label_map)
             if preview is not None:
@@ -125,7 +125,8 @@ def _segment(
     return rows
 
 
-def _row(result: Segmentation) -> dict[str, Any]:
+def told(result: Segmentation) -> dict[str, Any]:
+    """What measurements.json tells of an image that was segmented, but for its name."""
     return {
         "status": OK,
         "height": result.image.height,
@@ -154,6 +155,17 @@ def _write_files(
     return files
 
 
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The text of measurements.csv: of each image its name, record id, and what `told` gives, or why there is none."""
+    flat_rows = []
+    for row in rows:
+        flat = row | {"warnings": "; ".join(row.get("warnings", []))}
+        for name, measured in row.get("measurements", {}).items():
+            flat |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
+        flat_rows.append(flat)
+    return as_csv(flat_rows, _COLUMNS)
+
+
 def _write_tables(
     output: Folder,
     rows: list[dict[str, Any]],
@@ -161,13 +173,7 @@ def _write_tables(
     model: Network,
     calibration: Calibration | None,
 ) -> None:
-    flat_rows = []
-    for row in rows:
-        flat = row | {"warnings": "; ".join(row.get("warnings", []))}
-        for name, measured in row.get("measurements", {}).items():
-            flat |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
-        flat_rows.append(flat)
-    output.write(TABLE, as_csv(flat_rows, _COLUMNS))
+    output.write(TABLE, as_table(rows))
     numbers = {
         "weights_sha256": model.sha256,
         "calibration": None if calibration is None else calibration.summary(RADIUS_COVERAGE),
