@@ -173,14 +173,14 @@ def segment(
     image_id = PurePosixPath(uri).name
     row = manifest_row(uri, source, image_id) | ({} if record_id is None else {"record_id": record_id})
     network = model if isinstance(model, Network) else _loaded(model)
-    own = calibration_of(network, DEMO if isinstance(model, Network) else model, calibration)
+    own = _calibration(network, DEMO if isinstance(model, Network) else model, calibration)
     (result,) = segment_rows([row], network, n_samples=n_samples, seed=seed, calibration=own)
     if isinstance(result, ReadError):
         raise ReadError(result.reason, f"{storage.redact(str(path))}: {result}") from result
     return result
 
 
-def calibration_of(model: Network, weights: str, calibration: str | Calibration | None) -> Calibration | None:
+def _calibration(model: Network, weights: str, calibration: str | Calibration | None) -> Calibration | None:
     """The calibration that is given for a network, or its weights' own; see `segment`.
 
     Raises:
