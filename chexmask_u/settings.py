@@ -1046,7 +1046,7 @@ class ExperimentSettings(AnnotatedSettings):
         "", "folder for results.json, table.csv and the figure (local path or URL); the same one goes on", required=True
     )
     images: tuple[str, ...] = setting(
-        (), "images without annotations: files, folders or quoted patterns; may be repeated"
+        (), "images without annotations: files, folders or quoted patterns; may be repeated", kind="IMAGE", group=INPUT
     )
     part: str = setting(
         "validation", "which images of the --split to take", choices=("validation", "train", "all"), numbers=True
@@ -1054,11 +1054,15 @@ class ExperimentSettings(AnnotatedSettings):
     limit: int | None = setting(
         None, "take so many of the images at most, chosen by a hash of their names", numbers=True, least=1
     )
-    weights: tuple[str, ...] = setting((), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)")
+    weights: tuple[str, ...] = setting(
+        (), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)", kind="WEIGHTS", group=INPUT
+    )
     calibration: str | None = setting(
         None,
         f"calibration.json of one of the weights (path or URL), or '{NO_CALIBRATION}' (default: that which lies beside"
         " the weights, if one does)",
+        kind="FILE",
+        group=INPUT,
     )
     size: tuple[int, ...] = setting(
         (),
