@@ -1043,7 +1043,10 @@ class ExperimentSettings(AnnotatedSettings):
 
     experiment: str = setting("", "which one")
     output: str = setting(
-        "", "folder for results.json, table.csv and the figure (local path or URL); the same one goes on", required=True
+        "",
+        "folder for results.json, table.csv and the figure (local path or URL); the same one goes on",
+        required=True,
+        kind="FOLDER",
     )
     images: tuple[str, ...] = setting(
         (), "images without annotations: files, folders or quoted patterns; may be repeated", kind="IMAGE", group=INPUT

@@ -143,7 +143,10 @@ def _command(name: str, verbs: list[Verb]) -> str:
     for alike in shared.values():
         if len(shared) > 1:
             lines += [f"## {', '.join(verb.words.removeprefix(f'{name} ') for verb in alike)}", ""]
-        lines += [*dict.fromkeys(f"{_text(verb.says)}  " for verb in alike), ""]
+        if len(alike) == 1:
+            lines += [_text(alike[0].says), ""]
+        else:
+            lines += [*(f"- `{verb.words}`: {_text(verb.says)}" for verb in alike), ""]
         lines += ["```bash", *(example for verb in alike for example in verb.examples.splitlines()), "```", ""]
         lines += _flags(alike[0].grouped(), "###" if len(shared) > 1 else "##")
     return "\n".join(lines)
