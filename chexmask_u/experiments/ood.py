@@ -76,7 +76,7 @@ class Scored:
 
 def check(study: Study) -> None:
     """Both classes must be there, and enough of each."""
-    if study.settings.has_records:
+    if study.of_records:
         return
     if study.settings.labels is not None:
         _enough(_labelled(study))
@@ -86,7 +86,7 @@ def check(study: Study) -> None:
 
 def run(study: Study) -> Outcome:
     """Score, choose the forest on one part of the images, and judge on another."""
-    everything = [_of_records(study)] if study.settings.has_records else _of_images(study)
+    everything = [_of_records(study)] if study.of_records else _of_images(study)
     seed = study.settings.seed
     results: dict[str, Any] = {"by_weights": {}}
     table: list[dict[str, Any]] = []
