@@ -21,12 +21,12 @@ ORDER = (
     "manifests images model",
     "weight_files",
     "steps",
-    "calibration",
+    "calibration pictures",
     "runs",
     "releases use",
     "pipeline demo",
-    "training bench verify",
-    "experiments",
+    "training verify app",
+    "bench experiments",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

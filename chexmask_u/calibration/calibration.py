@@ -21,6 +21,8 @@ from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen, is_prediction
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
+from chexmask_u.record import RADIUS_COVERAGE
+from chexmask_u.settings import NO_CALIBRATION
 
 NAME = "calibration.json"
 
@@ -278,6 +280,40 @@ def calibration_of(source: str, sha256: str, flag: str) -> Calibration:
     except InputError as error:
         raise InputError(f"{flag} {error}") from error
     found.check_weights(sha256, f"{flag} {source}")
+    return found
+
+
+def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
+    """The calibration that is used with weights: the one that is named, else the one that lies beside them on disk.
+
+    Of the weights of a Hub only a named one is used: what is made of a run must not need the Hub.
+
+    Args:
+        given: as ``--calibration`` has it: as `load_calibration` takes it, "none", or None for the weights' own.
+        source: of the weights, as `load_model` takes it.
+        sha256: of the weights.
+
+    Raises:
+        InputError: if the one that is named is none, of other weights, or has too few images for the radii.
+    """
+    if given == NO_CALIBRATION:
+        return None
+    if given is None:
+        if source != weight_files.DEMO and (source.startswith("hf://") or not storage.is_local(source)):
+            return None
+        try:
+            return _usable(source, sha256)
+        except InputError:
+            return None
+    return _usable(given, sha256)
+
+
+def _usable(source: str, sha256: str) -> Calibration:
+    found = calibration_of(source, sha256, "--calibration")
+    try:
+        found.summary(RADIUS_COVERAGE)
+    except InputError as error:
+        raise InputError(f"--calibration {source}: {error}") from error
     return found
 
 

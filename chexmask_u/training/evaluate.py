@@ -21,14 +21,16 @@ from chexmask_u.calibration.worth import coverage_words, covered, trust, trust_w
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder, as_csv
 from chexmask_u.model.device import choose
-from chexmask_u.model.network import Network
+from chexmask_u.model.network import BaseNetwork, Network
+from chexmask_u.model.pixel import PixelNetwork
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.result import Result
 from chexmask_u.runs.job import check_places
 from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
+from chexmask_u.training.evaluate_masks import mask_table, score_masks
 from chexmask_u.training.examples import Examples
-from chexmask_u.training.figures import uncertainty
+from chexmask_u.training.figures import entropy, uncertainty
 from chexmask_u.training.measure import KINDS, check_regions, measure
 from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS
 from chexmask_u.training.scores import calibration, image_scores, mean_scores, posterior
@@ -94,10 +96,15 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     if folder is not None:
         _check_own(folder)
     weights = weight_files.find(settings.weights)
-    model = weight_files.load_model(weights, device=choose(settings.device))
+    model = weight_files.load_network(weights, device=choose(settings.device))
     assert model.sha256 is not None
     check_regions(settings.leave_out)
     judged = None
+    if settings.calibration is not None and isinstance(model, PixelNetwork):
+        raise InputError(
+            f"--calibration: its radii are of landmarks, and {settings.weights} ({model.family}) gives masks alone; "
+            "leave it out"
+        )
     if settings.calibration is not None:
         judged = calibration_of(settings.calibration, model.sha256, "--calibration")
     examples, problems = read(settings)
@@ -128,7 +135,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     evaluation = Evaluation(head | result.summary, result.images)
     if folder is not None:
         folder.write("images.csv", as_csv(evaluation.images))
-        folder.write("uncertainty.png", uncertainty(evaluation.summary))
+        folder.write("uncertainty.png", picture(evaluation))
         folder.write_json(SCORES, evaluation.summary)
     return evaluation
 
@@ -145,7 +152,7 @@ def _check_own(folder: Folder) -> None:
 
 
 def score(
-    model: Network,
+    model: BaseNetwork,
     examples: Examples,
     *,
     samples: int,
@@ -163,10 +170,11 @@ def score(
     how many images the annotation is a mask, against which distances are meaningful only for a network that was trained
     on masks; and ``trust``, what `worth.trust` says of a landmark's std, of its part across the contour and of the
     radii, each against the distance to the annotated landmark and contour, with the radii's coverage; and ``shifts``,
-    if asked for, the same of each kind of `shifts.SHIFTS`, and as ``all`` of those and the clean images together.
+    if asked for, the same of each kind of `shifts.SHIFTS`, and as ``all`` of those and the clean images together. Of a
+    network of masks it has what `evaluate_masks.score_masks` gives.
 
     Args:
-        model: from `load_model`.
+        model: from `load_network`.
         examples: in the 1024 frame.
         samples, seed: as `predict` takes them; the names of the examples fix the draws.
         batch_size: images the network takes at once.
@@ -174,11 +182,14 @@ def score(
         leave_out: regions of the contour that are not measured on images annotated by masks.
         shifts: whether to do so under shifts too, which takes four times as many predictions.
     """
+    hidden = examples.images.copy()
+    hidden[:, COVER_ROWS, COVER_COLUMNS] = COVER_GREY
+    if isinstance(model, PixelNetwork):
+        return Evaluation(*score_masks(model, examples, hidden, samples, seed))
+    assert isinstance(model, Network)
     truth = examples.landmarks * np.float32(FRAME)
     clear = _predict(model, examples.images, examples.names, samples, seed, batch_size)
     centre = _decode_mean(model, examples.images, batch_size)
-    hidden = examples.images.copy()
-    hidden[:, COVER_ROWS, COVER_COLUMNS] = COVER_GREY
     covered = _predict(model, hidden, examples.names, samples, seed, batch_size)
     covered_centre = _decode_mean(model, hidden, batch_size)
 
@@ -265,6 +276,8 @@ def _trust_lines(found: dict[str, Any]) -> list[str]:
 
 def table(summary: dict[str, Any]) -> str:
     """The scores as lines of text for people."""
+    if "entropy" in summary:
+        return mask_table(summary)
     covered = summary["covered"]
     organs = [organ for organ in ORGANS if f"dice_{organ}" in summary]
     lines = [
@@ -300,6 +313,11 @@ def table(summary: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def picture(found: Evaluation) -> bytes:
+    """What the uncertainty is worth, as PNG."""
+    return entropy(found.images) if "entropy" in found.summary else uncertainty(found.summary)
 
 
 _KIND_TITLES = {ALL_KINDS: "clean and all shifts together"}
