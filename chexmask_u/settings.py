@@ -22,7 +22,7 @@ WEIGHTS_HELP = (
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
-UNSURE = 25.0
+UNSURE, UNSURE_RADIUS = 25.0, 80.0
 
 # How the first line of an experiment's module begins.
 _EXPERIMENT = "Experiment: "
@@ -302,9 +302,17 @@ class SegmentSettings(Settings):
         group=INPUT,
     )
     max_side: int = _max_side()
-    unsure: float = setting(
-        UNSURE,
-        "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), which adds radii and ood_score;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+        kind="FILE",
+        group=INPUT,
+    )
+    unsure: float | None = setting(
+        None,
+        "mean radius of a region, in pixels of the 1024 frame, above which a warning names it; without a calibration,"
+        f" mean std (default: {UNSURE_RADIUS:g}, and {UNSURE:g} of std)",
         numbers=True,
         kind="PIXELS",
         group=OUTPUT,
@@ -319,7 +327,7 @@ class SegmentSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.unsure > 0:
+        if self.unsure is not None and not self.unsure > 0:
             raise InputError(f"--unsure must be more than 0, not {self.unsure}")
 
 
@@ -334,7 +342,7 @@ class AppSettings(Settings):
     calibration: str | None = setting(
         None,
         "calibration.json of the weights (path or URL), by whose radii landmarks are coloured;"
-        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights, if one does)",
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
         kind="FILE",
         group=INPUT,
     )

@@ -21,7 +21,7 @@ ORDER = (
     "manifests images model",
     "weight_files",
     "steps",
-    "calibration",
+    "calibration pictures",
     "runs",
     "releases use",
     "pipeline demo",

@@ -21,6 +21,8 @@ from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen, is_prediction
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
+from chexmask_u.record import RADIUS_COVERAGE
+from chexmask_u.settings import NO_CALIBRATION
 
 NAME = "calibration.json"
 
@@ -133,11 +135,13 @@ class Calibration:
         for of, radius in (("landmark", self.landmark), ("contour", self.contour)):
             if radius is not None:
                 radius.scores.at(coverage)
-                tried = about["trials"].get(of, {}).get("kinds", {}).get("clean", {}).get("coverages", {})
+                kinds = about["trials"].get(of, {}).get("kinds", {})
+                tried = {kind: told for kind, trial in kinds.items() if (told := _tried(trial, coverage))}
                 found[of] = {
                     "images_that_count": radius.scores.images,
                     "checked": radius.checked,
-                    "held_out": tried.get(f"{coverage:g}"),
+                    "held_out": tried.get("clean"),
+                    "kinds": tried,
                 }
         return {
             "sha256": self.digest,
@@ -262,6 +266,48 @@ def calibration_of(source: str, sha256: str, flag: str) -> Calibration:
         raise InputError(f"{flag} {error}") from error
     found.check_weights(sha256, f"{flag} {source}")
     return found
+
+
+def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
+    """The calibration that is used with weights: the one that is named, else the one that lies beside them on disk.
+
+    Of the weights of a Hub only a named one is used: what is made of a run must not need the Hub.
+
+    Args:
+        given: as ``--calibration`` has it: as `load_calibration` takes it, "none", or None for the weights' own.
+        source: of the weights, as `load_model` takes it.
+        sha256: of the weights.
+
+    Raises:
+        InputError: if the one that is named is none, of other weights, or has too few images for the radii.
+    """
+    if given == NO_CALIBRATION:
+        return None
+    if given is None:
+        if source != weight_files.DEMO and (source.startswith("hf://") or not storage.is_local(source)):
+            return None
+        try:
+            return _usable(source, sha256)
+        except InputError:
+            return None
+    return _usable(given, sha256)
+
+
+def _usable(source: str, sha256: str) -> Calibration:
+    found = calibration_of(source, sha256, "--calibration")
+    try:
+        found.summary(RADIUS_COVERAGE)
+    except InputError as error:
+        raise InputError(f"--calibration {source}: {error}") from error
+    return found
+
+
+def _tried(kind: Mapping[str, Any], coverage: float) -> dict[str, Any] | None:
+    """What a trial on one kind of images found of a coverage, and how the expected error goes with the real one."""
+    found = kind.get("coverages", {}).get(f"{coverage:g}")
+    if found is None:
+        return None
+    return {**found, **{name: kind[name] for name in ("r", "r_interval", "ause", "ause_interval") if kind.get(name)}}
 
 
 def _rounded(value: Any) -> Any:

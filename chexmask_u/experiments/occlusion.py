@@ -18,7 +18,7 @@ from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
 from chexmask_u.experiments.study import Study, Weights, places
 from chexmask_u.images.corruptions import Image, corners_around, cover, generator, is_covered
 from chexmask_u.model.predict import Prediction
-from chexmask_u.use.picture import std_scale
+from chexmask_u.pictures.scale import pixel_scale
 
 SIZES = (100, 200, 300)
 
@@ -197,7 +197,7 @@ def _draw_overlays(shown: Any, study: Study, side: int) -> None:
     where = places(study.examples, clear)
     count = min(_OVERLAYS, len(study.examples))
     axes = shown.subplots(1, 2 * count, squeeze=False)[0]
-    scale = std_scale()
+    scale = pixel_scale()
     for row in range(count):
         corners = np.stack(
             [corners_around(where[one, _chosen(study, one)[0]], side) for one in range(len(study.examples))]

@@ -151,7 +151,7 @@ class Study:
         bad: list[str] = []
         for given in named:
             folder = PurePosixPath(storage.normalise(given)).name
-            for one in inputs.find([given], storage.normalise(self.settings.output)):
+            for one in inputs.find([given], storage.normalise(self.settings.output)).images:
                 try:
                     images.append(read_image(one.uri, max_side=self.settings.max_side).image)
                 except ReadError as error:

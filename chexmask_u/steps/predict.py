@@ -21,7 +21,7 @@ from chexmask_u.images import memory
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.precision import Precision
-from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.model.predict import Prediction, predict, predict_draws
 from chexmask_u.weight_files import WeightFile, load_model
 
 # A compiled network's latents may differ from the plain one's by this share of their largest value.
@@ -107,7 +107,7 @@ class Predictor:
         rows = [row for row, value in enumerate(status) if value == record.OK]
         images = [np.frombuffer(batch["image"][row].as_buffer(), np.uint8).reshape(FRAME, FRAME) for row in rows]
         names = [record_ids[row] for row in rows]
-        prediction, too_big = _predict_in_memory(self.model, images, names, self.samples, self.seed)
+        prediction, _, too_big = predict_in_memory(self.model, images, names, self.samples, self.seed)
 
         results: dict[str, list[Any]] = {field.name: [None] * len(status) for field in fields(Prediction)}
         uncertainty: list[float | None] = [None] * len(status)
@@ -175,20 +175,34 @@ def _compiles(model: Network) -> bool:
     return False
 
 
-def _predict_in_memory(
-    model: Network, images: Sequence[NDArray[np.uint8]], record_ids: Sequence[str], n_samples: int, seed: int
-) -> tuple[Prediction, dict[int, str]]:
+def predict_in_memory(
+    model: Network,
+    images: Sequence[NDArray[np.uint8]],
+    record_ids: Sequence[str],
+    n_samples: int,
+    seed: int,
+    *,
+    with_draws: bool = False,
+) -> tuple[Prediction, NDArray[np.float32], dict[int, str]]:
     """`predict`, in halves where memory does not suffice, and so on down to one image.
 
+    Args:
+        model, images, record_ids, n_samples, seed: as `predict` takes them.
+        with_draws: whether its draws are wanted too.
+
     Returns:
-        The prediction, NaN for each image that does not even fit alone, and what was said of it by its index.
+        The prediction and its draws float32 [B, N, 120, 2], or none of them (B = 0), NaN for each image that does not
+        even fit alone; and what was said of it by its index.
     """
+    none = np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
     try:
         stacked = np.stack(images) if images else np.zeros((0, FRAME, FRAME), np.uint8)
-        return predict(model, stacked, record_ids, n_samples, seed), {}
+        if with_draws:
+            return *predict_draws(model, stacked, record_ids, n_samples, seed), {}
+        return predict(model, stacked, record_ids, n_samples, seed), none, {}
     except (RuntimeError, MemoryError) as error:
         problem = storage.explain(error)
-        if not is_out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
     # Not in the handler: until it ends, the exception holds the tensors of what did not fit.
     if model.device.type == "cuda":
@@ -196,15 +210,19 @@ def _predict_in_memory(
     if len(images) == 1:
         points = np.full((1, N_LANDMARKS, 2), np.nan, np.float32)
         latents = np.full((1, LATENT_SIZE), np.nan, np.float32)
-        return Prediction(points, points, points[..., 0], latents, latents), {0: problem}
+        nowhere = Prediction(points, points, points[..., 0], latents, latents)
+        return nowhere, np.full((1, *none.shape[1:]), np.nan, np.float32) if with_draws else none, {0: problem}
     half = len(images) // 2
-    first, first_failed = _predict_in_memory(model, images[:half], record_ids[:half], n_samples, seed)
-    second, second_failed = _predict_in_memory(model, images[half:], record_ids[half:], n_samples, seed)
-    failed = first_failed | {half + index: text for index, text in second_failed.items()}
-    return Prediction.join([first, second]), failed
+    parts = [
+        predict_in_memory(model, images[part], record_ids[part], n_samples, seed, with_draws=with_draws)
+        for part in (slice(half), slice(half, None))
+    ]
+    (first, first_draws, failed), (second, second_draws, later) = parts
+    failed |= {half + index: text for index, text in later.items()}
+    return Prediction.join([first, second]), np.concatenate([first_draws, second_draws]), failed
 
 
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether a prediction failed because there was no memory for it, on whatever device."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
