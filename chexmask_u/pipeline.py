@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from chexmask_u.runs.attempt import Attempt, Before
 from chexmask_u.runs.cluster import (
     CORES_PER_REPLICA,
     MAX_RESTARTS,
+    Layout,
     bounded,
     connected,
     layout,
@@ -37,13 +39,12 @@ from chexmask_u.settings import GenerateSettings, ReleaseSettings
 from chexmask_u.steps.mask import mask
 from chexmask_u.steps.read import read
 
-# Rows per block: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
+# Rows per block, at least: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
 ROWS_PER_BLOCK = 32
 
 # Readers would run ahead of the network until Ray's store is full: gigabytes of images, which a kill undoes. Ray shares
 # this out between its steps, and leaves reading about half of it: a block per core.
 BLOCKS_IN_STORE_PER_CORE = 2
-BLOCK_BYTES = ROWS_PER_BLOCK * FRAME**2
 
 
 def generate(settings: GenerateSettings) -> dict[str, Any]:
@@ -70,9 +71,11 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
     import ray
 
     settings, run = attempt.settings, attempt.run
-    share = layout(settings.device, settings.replicas)
+    share = layout(settings.device, settings.replicas, settings.batch_size)
+    block = rows_per_block(share.batch)
     # A cluster that is to grow has fewer cores now than it will have.
-    store_bytes = BLOCKS_IN_STORE_PER_CORE * max(share.cores, CORES_PER_REPLICA * share.replicas) * BLOCK_BYTES
+    cores = max(share.cores, CORES_PER_REPLICA * share.replicas)
+    store_bytes = BLOCKS_IN_STORE_PER_CORE * cores * block * FRAME**2
     set_up_data(run.checkpoint, store_bytes)
     manifest_fs, manifest_path = storage.arrow_filesystem(attempt.manifest.uri)
     records_fs, records_path = storage.arrow_filesystem(run.records)
@@ -85,36 +88,24 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
         ray_remote_args={"max_retries": MAX_RESTARTS},
     )
     with object_store_peak() as store_peak, progress(attempt.manifest.rows, before.done, failed=before.failed) as tally:
+        # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
+        blocks = bounded(rows.repartition(target_num_rows_per_block=block))
+        images = blocks.map_batches(
+            partial(_complete_and_read, max_side=settings.max_side, preparation=settings.preparation),
+            batch_format="pyarrow",
+            max_retries=MAX_RESTARTS,
+        )
+        network = {
+            "tally": tally,
+            "weights": attempt.weights,
+            "samples": settings.samples,
+            "seed": settings.seed,
+            "device": settings.device,
+            "precision": settings.precision,
+            "threads": share.threads,
+        }
         (
-            # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
-            bounded(rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK))
-            .map_batches(
-                partial(_complete_and_read, max_side=settings.max_side, preparation=settings.preparation),
-                batch_format="pyarrow",
-                max_retries=MAX_RESTARTS,
-            )
-            .map_batches(
-                CountingPredictor,
-                fn_constructor_kwargs={
-                    "tally": tally,
-                    "weights": attempt.weights,
-                    "samples": settings.samples,
-                    "seed": settings.seed,
-                    "device": settings.device,
-                    "precision": settings.precision,
-                    "threads": share.threads,
-                },
-                batch_format="pyarrow",
-                batch_size=settings.batch_size,
-                compute=ray.data.ActorPoolStrategy(size=share.replicas),
-                # A replica waits for its device, so it takes no CPU: readers and a resume's filter need them all.
-                num_cpus=0,
-                num_gpus=1 if share.on_gpus else 0,
-                label_selector=None if share.on_gpus else off_bare_nodes(),
-                max_restarts=MAX_RESTARTS,
-                max_task_retries=MAX_RESTARTS,
-                scheduling_strategy="SPREAD",
-            )
+            predicted(images, CountingPredictor, network, share)
             .map_batches(mask, batch_format="pyarrow", max_retries=MAX_RESTARTS)
             .write_parquet(
                 records_path,
@@ -133,6 +124,63 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
         "object_store_peak_mib": store_peak(),
         "object_store_limit_mib": store_bytes / 2**20,
     }
+
+
+def rows_per_block(batch: int) -> int:
+    """Rows of a block where a replica takes so many images at once: whole batches, so that no two blocks are joined."""
+    return batch * -(-ROWS_PER_BLOCK // batch)
+
+
+def predicted(images: Any, replica: type, settings: dict[str, Any], share: Layout) -> Any:
+    """A dataset of prepared images, through replicas of the network.
+
+    Args:
+        images: blocks of `rows_per_block(share.batch)` rows of `record.READ`.
+        replica: class of the step.
+        settings: of its constructor.
+        share: what the run gets of the cluster.
+    """
+    import ray
+
+    return images.map_batches(
+        replica,
+        fn_constructor_kwargs=settings,
+        batch_format="pyarrow",
+        batch_size=share.batch,
+        compute=ray.data.ActorPoolStrategy(
+            size=share.replicas, max_concurrent_calls_per_actor=share.calls, enable_true_multi_threading=share.calls > 1
+        ),
+        # A replica waits for its device, so it takes no CPU: readers and a resume's filter need them all.
+        num_cpus=0,
+        num_gpus=1 if share.on_gpus else 0,
+        label_selector=None if share.on_gpus else off_bare_nodes(),
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
+        scheduling_strategy="SPREAD",
+    )
+
+
+def through_replica(
+    blocks: Sequence[pa.Table], count: int, replica: type, settings: dict[str, Any], share: Layout
+) -> Iterator[pa.Table]:
+    """Prepared images that wait in the object store, through replicas of the network, with no other step beside them.
+
+    Args:
+        blocks: as `predicted` takes them; they have their turns.
+        count: of blocks in all.
+        replica, settings, share: as `predicted` takes them.
+
+    Yields:
+        What the replicas give, block by block.
+    """
+    import ray
+
+    # A run's checkpoint and limits are nothing to it.
+    context = ray.data.DataContext(enable_progress_bars=False)
+    with ray.data.DataContext.current(context):
+        stored: list[Any] = [ray.put(block) for block in blocks]
+        images = ray.data.from_arrow_refs([stored[index % len(stored)] for index in range(count)])
+        yield from predicted(images, replica, settings, share).iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def _complete_and_read(batch: pa.Table, **settings: Any) -> pa.Table:

@@ -250,12 +250,17 @@ class GenerateSettings(Settings):
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
     device: str = _device()
-    batch_size: int = _batch_size(16, "images a replica of the network takes at once")
+    batch_size: int | None = setting(
+        None,
+        "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)",
+        least=1,
+        group=MACHINES,
+    )
     replicas: int | None = setting(
         None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1, group=MACHINES
     )
     rows_per_file: int = setting(
-        256, "records in one Parquet part, or up to 32 more: the work that a kill can undo", least=1, group=OUTPUT
+        256, "records in one Parquet part, or up to 64 more: the work that a kill can undo", least=1, group=OUTPUT
     )
     retry: tuple[str, ...] = setting(
         (), "do images of this run again that failed: REASON[,REASON...] or all; may be repeated", kind="REASON"
@@ -471,9 +476,16 @@ class InfoSettings(Settings):
 
 @dataclass(frozen=True)
 class PlanSettings(Settings):
-    """Forecast a run from a short probe on your own images and hardware."""
+    """Forecast a run from a short probe on your own images and hardware, or from a bench result of a GPU's machine."""
 
-    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample", required=True, kind="FILE")
+    manifest: str | None = setting(None, "manifest Parquet file (local path or URL) to sample", kind="FILE")
+    bench: str | None = setting(
+        None,
+        "JSON file of chexmask-u bench, of a machine with GPUs (local path or URL): what is forecast of these is taken"
+        " from it, and --manifest is sampled for reading and masks alone",
+        kind="FILE",
+        group=INPUT,
+    )
     weights: str = _weights()
     samples: int = _samples(numbers=False)
     precision: str = _precision("arithmetic of the encoder, as for generate", numbers=False)
@@ -499,6 +511,18 @@ class PlanSettings(Settings):
         group=MACHINES,
     )
     address: str | None = _address()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifest is None and self.bench is None:
+            raise InputError("--manifest is needed: manifest Parquet file (local path or URL) to sample; or --bench")
+        if self.bench is not None:
+            given = [flag(name) for name in ("weights", "device", "scratch", "address") if self._is_given(name)]
+            if given:
+                raise InputError(f"{given[0]} goes without --bench, whose network and machine are those of its file")
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != next(one.default for one in fields(self) if one.name == name))
 
 
 @dataclass(frozen=True)
@@ -731,8 +755,8 @@ class TrainSettings(AnnotatedSettings):
     variant: str = setting(
         "skip",
         "network: with or without image-to-graph skip connections; dropout: with them, dropout in the encoder, and no "
-        "variational layer",
-        choices=("skip", "noskip", "dropout"),
+        "variational layer; unet (with dropout) and phiseg: baselines that give masks and no landmarks",
+        choices=("skip", "noskip", "dropout", "unet", "phiseg"),
         numbers=True,
         group=NETWORK,
     )
@@ -884,19 +908,26 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
-        if self.freeze_convolutions and (self.initial_weights is None or self.variant == "dropout"):
+        if self.variant == "phiseg" and self.input_size % 64:
+            raise InputError(f"--input-size must be a multiple of 64 with --variant phiseg, not {self.input_size}")
+        if self.freeze_convolutions and (self.initial_weights is None or not self._is_variational()):
             raise InputError("--freeze-convolutions: needs --initial-weights, and --variant skip or noskip")
         if self.objective == "energy" and self.draws < 2:
             raise InputError(f"--draws must be at least 2 with --objective energy, not {self.draws}")
-        if self.objective == "energy" and self.variant == "dropout":
+        if self.objective == "energy" and not self._is_variational():
             raise InputError(
-                "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
+                "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own, "
+                "and masks are no points"
             )
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
                 f"before --epochs {self.epochs} are over; set both alike"
             )
+
+    def _is_variational(self) -> bool:
+        """Whether the variant decodes many landmarks of one encoding."""
+        return self.variant in ("skip", "noskip")
 
     def draws_per_image(self) -> int:
         """Draws of an image in a batch."""
@@ -933,6 +964,18 @@ class EvaluateSettings(AnnotatedSettings):
         "calibration of the weights, as calibration.json or 'demo', whose radii are to be judged; on the images that it"
         " was made of they do too well",
         kind="FILE",
+        group=INPUT,
+    )
+    shifts: bool = setting(
+        False,
+        "judge the uncertainty also on the images with black squares, noise, a rotation by 10 to 25 degrees and another"
+        " gamma; takes three times as long",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and on"
+        " which the uncertainty is not judged there; may be repeated",
+        kind="REGION",
         group=INPUT,
     )
     output: str | None = setting(
@@ -1019,6 +1062,16 @@ class ExperimentSettings(AnnotatedSettings):
         " each organ, chosen by the image's name)",
         numbers=True,
     )
+    corruption: tuple[str, ...] = setting(
+        (),
+        "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
+        " contrast and blending)",
+        numbers=True,
+    )
+    count: tuple[int, ...] = setting(
+        (), "samples: draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
+    )
+    timed: int = setting(2, "samples: how many of the images are predicted once more for each N, to time it", least=1)
     samples: int = _samples(least=2)
     seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
     batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
@@ -1029,6 +1082,9 @@ class ExperimentSettings(AnnotatedSettings):
         for side in self.size:
             if not 16 <= side <= 512:
                 raise InputError(f"--size must be from 16 to 512, not {side}")
+        for count in self.count:
+            if not 2 <= count <= 10_000:
+                raise InputError(f"--count must be from 2 to 10000, not {count}")
         for node in self.node:
             if not 0 <= node < N_LANDMARKS:
                 raise InputError(f"--node must be from 0 to {N_LANDMARKS - 1}, not {node}")

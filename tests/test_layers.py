@@ -25,8 +25,8 @@ ORDER = (
     "runs",
     "releases use",
     "pipeline demo",
-    "training bench verify app",
-    "experiments",
+    "training verify app",
+    "bench experiments",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

@@ -73,15 +73,15 @@ def repeated(rows: pa.Table, count: int) -> pa.Table:
     return pa.concat_tables(tables).slice(0, count)
 
 
-def pair_images(images_per_second: float, flow_seconds: float, cores: int) -> tuple[int, int]:
-    """Images of the short and of the long run of a pair.
+def pair_images(images_per_second: float, flow_seconds: float, cores: int, block: int) -> tuple[int, int]:
+    """Images of the short and of the long run of a pair, whose blocks have so many rows.
 
     Each core reads a block at a time, and with a last round that is not full the cores that wait would count as time
     that the pipeline takes. So the runs are of whole rounds: the short one of one, and at least of two blocks, the long
     one of as many more as flow in so many seconds.
     """
-    a_round = cores * pipeline.ROWS_PER_BLOCK
-    short = max(a_round, 2 * pipeline.ROWS_PER_BLOCK)
+    a_round = cores * block
+    short = max(a_round, 2 * block)
     return short, short + a_round * max(1, math.ceil(images_per_second * flow_seconds / a_round))
 
 
@@ -131,8 +131,8 @@ def predict_seconds(settings: GenerateSettings, rows: pa.Table) -> float:
     Returns:
         The slowest replica's seconds over the images of all.
     """
-    share = cluster.layout(settings.device, settings.replicas)
-    call = (settings, rows, share.threads)
+    share = cluster.layout(settings.device, settings.replicas, settings.batch_size)
+    call = (settings, rows, share.threads, share.batch)
     seconds = cluster.on_workers(_time_predict, [call] * share.replicas, gpus=1 if share.on_gpus else 0)
     return max(seconds) / (share.replicas * len(rows))
 
@@ -143,10 +143,10 @@ def _time_read(rows: pa.Table, max_side: int) -> float:
     return time.perf_counter() - start
 
 
-def _time_predict(settings: GenerateSettings, rows: pa.Table, threads: int | None) -> float:
+def _time_predict(settings: GenerateSettings, rows: pa.Table, threads: int | None, batch: int) -> float:
     step = predictor(settings, threads)
     prepared = read(rows, max_side=settings.max_side)
-    batches = [prepared.slice(first, settings.batch_size) for first in range(0, len(prepared), settings.batch_size)]
+    batches = [prepared.slice(first, batch) for first in range(0, len(prepared), batch)]
     step(batches[0])
     passes, seconds, start = 0, 0.0, time.perf_counter()
     while seconds < LEAST_SECONDS:
@@ -182,7 +182,8 @@ def measure(
         else the runs say.
     """
     alone = [bottleneck()]
-    short, long = pair_images(1 / alone[0], flow_seconds, cores)
+    block = pipeline.rows_per_block(cluster.layout(settings.device, settings.replicas, settings.batch_size).batch)
+    short, long = pair_images(1 / alone[0], flow_seconds, cores, block)
     short_runs, long_runs = [], []
     for _ in range(repeats):
         short_runs.append(timed_run(settings, rows, short, folder))

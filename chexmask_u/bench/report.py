@@ -27,8 +27,9 @@ from chexmask_u.bench import mask as masks
 from chexmask_u.bench import pipeline as whole
 from chexmask_u.bench import predict as network
 from chexmask_u.bench import read as reading
+from chexmask_u.bench import train as training
 from chexmask_u.bench.apart import apart
-from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
+from chexmask_u.bench.limits import Machine, augment_work, limit, mask_work, read_work
 from chexmask_u.bench.reference import PUBLISHED_VARIANTS, UPSTREAM_DECODE_SECONDS, UPSTREAM_ENCODE_SECONDS
 from chexmask_u.bench.timing import Row
 from chexmask_u.errors import InputError
@@ -47,6 +48,9 @@ from chexmask_u.steps.read import read
 FORMAT = 1
 
 SAMPLES = 50
+
+# Examples in the batch of a training step.
+TRAINED_BATCH = 16
 
 # Images of --images that are used; the runs repeat them.
 LISTED_IMAGES = 256
@@ -127,6 +131,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             "device": {
                 "kind": kind,
                 "name": torch.cuda.get_device_name() if kind == "cuda" else _processor(),
+                "gpus": torch.cuda.device_count() if kind == "cuda" else 0,
                 "cores": os.cpu_count(),
                 "threads": torch.get_num_threads(),
             },
@@ -146,6 +151,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         rest: dict[str, Callable[[], list[Row]]] = {
             "read": lambda: _reading(scale.repeats, machine),
             "mask": lambda: _masks(scale.repeats, machine),
+            "train": lambda: _training(kind, scale, machine),
             "pipeline": lambda: _pipeline(weights, kind, scale, listed, folder),
         }
         for part, measure in rest.items():
@@ -206,8 +212,8 @@ def render(result: Mapping[str, Any]) -> str:
 
     Times are of one image, and medians over rounds in which everything has its turn. "faster" compares with the
     published algorithm, for as many draws as that was timed with. "limit" is the time over the least that the part's
-    bytes and FLOP take at the rates of this machine (see `limits`). Reading and masks are of one core, beside the bare
-    library calls, and beside decoding.
+    bytes and FLOP take at the rates of this machine (see `limits`). Reading, masks and augmentation are of one core,
+    beside the bare library calls or decoding; a GPU's training step is beside a plain one.
     """
     device, machine, weights, rows = result["device"], result["machine"], result["weights"], result["rows"]
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine["flop_per_second"].items())
@@ -230,11 +236,13 @@ def render(result: Mapping[str, Any]) -> str:
         f"(upstream's own code, measured once on two cores at 1024 and N = 50: {1e3 * upstream['encode']:.0f} ms to"
         f" encode, {1e3 * upstream['decode']:.0f} ms to decode)"
     )
-    for part, beside in (("read", "bare calls"), ("mask", "decoding")):
+    for part, beside in (("read", "bare calls"), ("mask", "decoding"), ("train", "bare calls")):
+        # What was measured before there was such a part.
+        if part not in rows:
+            continue
         lines += ["", f"{part + ', one core':<44} {'ms':>9} {'images/s':>9} {'of ' + beside:>14} {'limit':>7}"]
         lines += [
-            f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f}"
-            f" {row['ratio']:>13.2f}x {row['times_limit']:>6.1f}x"
+            f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f} {row['ratio']:>13.2f}x {_times_limit(row)}"
             for row in rows[part]
         ]
     lines += [
@@ -317,6 +325,16 @@ def _masks(repeats: int, machine: Machine) -> list[Row]:
     return rows
 
 
+def _training(kind: str, scale: Scale, machine: Machine) -> list[Row]:
+    rows = training.measure(scale.repeats)
+    # A step's own limit is not known.
+    for row in rows:
+        _add_limit(row, limit(augment_work(row["side"]), machine, "float32"))
+    if kind == "cuda":
+        rows += training.steps(torch.device(kind), scale.input_size, TRAINED_BATCH, scale.repeats)
+    return rows
+
+
 def _add_limit(row: Row, least: float) -> None:
     row |= {"limit_seconds": least, "times_limit": row["seconds"] / least}
 
@@ -327,11 +345,11 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
     network.stretched(64, tiny)
     predicting = GenerateSettings(weights=weights, device=kind)
     decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
-    small = _drawn(folder / "small", scale.small) if listed is None else listed
+    small = drawn(folder / "small", scale.small) if listed is None else listed
     with cluster.connected(None):
         share = cluster.layout(kind)
         cores = min(share.cores, os.cpu_count() or 1)
-        some = whole.repeated(small, 4 * predicting.batch_size)
+        some = whole.repeated(small, 4 * share.batch)
 
         def measure(name: str, settings: GenerateSettings, rows: pa.Table, bottleneck: Callable[[], float]) -> Row:
             return whole.measure(
@@ -346,7 +364,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
             )
 
         def measure_reading(name: str, rows: pa.Table) -> Row:
-            many = whole.repeated(rows, 2 * pipeline.ROWS_PER_BLOCK)
+            many = whole.repeated(rows, 2 * pipeline.rows_per_block(share.batch))
             return measure(name, decoding, rows, lambda: whole.read_seconds(many, decoding.max_side, cores))
 
         return [
@@ -369,8 +387,8 @@ def reading_workloads(listed: pa.Table | None, size: tuple[int, int], folder: Pa
     if listed is not None:
         return {READING_GIVEN: listed}
     return {
-        READING_BOUND: _drawn(folder / "deep", size, deep=True),
-        READING_MOSTLY: _drawn(folder / "large", size),
+        READING_BOUND: drawn(folder / "deep", size, deep=True),
+        READING_MOSTLY: drawn(folder / "large", size),
     }
 
 
@@ -387,7 +405,7 @@ def _listed(images: str, folder: Path) -> pa.Table:
     return rows
 
 
-def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Table:
+def drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Table:
     """Manifest rows of drawn radiographs: 8-bit JPEG files, or PNG files of 16 bits, 12 of them used."""
     (folder / "images").mkdir(parents=True)
     for index in range(8):
@@ -406,6 +424,10 @@ def _target(name: str, value: float, threshold: float, *, more: bool = True) -> 
 
 def _faster(row: Row, samples: int) -> str:
     return f"{1 / row['ratio']:>6.1f}x" if row.get("samples", samples) == samples else f"{'-':>7}"
+
+
+def _times_limit(row: Row) -> str:
+    return f"{row['times_limit']:>6.1f}x" if "times_limit" in row else f"{'-':>7}"
 
 
 def _ms(row: Row) -> str:

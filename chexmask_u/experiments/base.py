@@ -85,6 +85,6 @@ def judged(interval: Sequence[float], *, least: float = 0.0, matters: float = 0.
         matters: an effect that is surely below least + matters is too small to count.
     """
     low, high = interval
-    if low > least:
-        return Verdict.HOLDS
-    return Verdict.FAILS if high <= least + matters else Verdict.UNKNOWN
+    if high <= least + matters:
+        return Verdict.FAILS
+    return Verdict.HOLDS if low > least else Verdict.UNKNOWN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.model import fast
 from chexmask_u.model.decoder import CHEBYSHEV_ORDER, Decoded, Decoder
-from chexmask_u.model.encoder import Encoder, Features
+from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING, Encoder, Features
 from chexmask_u.model.network import Draws, Network, TrainingDraws, reparameterised, training_arithmetic
 from chexmask_u.model.precision import arithmetic
 
@@ -32,6 +32,8 @@ class HybridGNet(Network):
         ValueError: if the size or variant is not one of those.
     """
 
+    family = "HybridGNet"
+    mark = "encoder.fc_mu.weight"
     noise_size = LATENT_SIZE
     has_posterior = True
     variants: tuple[str, ...] = ("skip", "noskip")
@@ -45,6 +47,20 @@ class HybridGNet(Network):
             raise ValueError(f"variant must be {' or '.join(map(repr, self.variants))}, not {variant!r}")
         self.encoder = Encoder(input_size, self.has_posterior)
         self.decoder = Decoder(skip=variant != "noskip")
+
+    @classmethod
+    def size_of(cls, state: Mapping[str, Tensor]) -> int:
+        weight = state[cls.mark]
+        if weight.ndim != 2:
+            raise ValueError(f"{cls.mark} is no matrix, so these are not HybridGNet weights")
+        side = round((weight.shape[1] / CHANNELS[-1]) ** 0.5)
+        if side < 2 or CHANNELS[-1] * side**2 != weight.shape[1]:
+            raise ValueError(f"{cls.mark} {list(weight.shape)} fits no square input")
+        return side * DOWNSAMPLING
+
+    @staticmethod
+    def saved_as(name: str) -> str:
+        return name.removeprefix("decoder.")
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Features]:
         """Posterior of a batch; where no gradient is kept, in `precision`, and on a CPU by the network's fast form.

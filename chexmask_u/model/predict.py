@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral
-from threading import Barrier
+from threading import Barrier, local
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.model.network import Network
+
+Staged = NDArray[np.uint8] | torch.Tensor
+"""Images uint8 [B, 1024, 1024] where the network takes them from, see `stage`."""
+
+_DTYPES: dict[type, torch.dtype] = {np.uint8: torch.uint8, np.float32: torch.float32}
 
 # Numbers of an image's mean, std and covariance of landmarks, mean and sigma of latents.
 _RESULT_SIZES = (2 * N_LANDMARKS, 2 * N_LANDMARKS, N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
@@ -108,6 +113,99 @@ def _predict(
     """The prediction and its draws, which are none (float32 [0, N, 120, 2]) unless asked for."""
     if not isinstance(model, Network):
         raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
+    check_batch(images, record_ids, n_samples, seed)
+    return predict_staged(model, stage(model, images), record_ids, n_samples, seed, with_draws=with_draws)
+
+
+def stage(model: Network, images: NDArray[np.uint8]) -> Staged:
+    """Bring images to where the network takes them from: a GPU's memory. A CPU reads them where they are.
+
+    May be called while another thread predicts: what a GPU is to fetch is copied once, into pinned memory that this
+    thread keeps for its next batch, and fetched beside what the GPU computes.
+
+    Args:
+        model: from `load_model`.
+        images: uint8 [B, 1024, 1024]; may be read-only.
+
+    Returns:
+        What `predict_staged` takes, until this thread calls `stage` again.
+    """
+    if not model.computes_batches or not len(images):
+        return images
+    if len(images) == 1:
+        # What was compiled for batches would be compiled once more for one image.
+        images = np.broadcast_to(images, (2, *images.shape[1:]))
+    on_gpu = model.device.type == "cuda"
+    if _kept.host is None or len(_kept.host) < len(images) or _kept.host.is_pinned() != on_gpu:
+        # Before the new one is made, of which there may then be room.
+        _kept.host = None
+        _kept.host = torch.empty(images.shape, dtype=torch.uint8, pin_memory=on_gpu)
+    host = _kept.host[: len(images)]
+    np.copyto(host.numpy(), images)
+    if not on_gpu:
+        return host
+    # The default stream's turn would come only after what another batch has queued there.
+    copies = _copies(model.device)
+    with torch.cuda.stream(copies):
+        staged = host.to(model.device, non_blocking=True)
+    copies.synchronize()
+    return staged
+
+
+class _Kept(local):
+    """Each thread's memory, of the size of its largest batch, that images are copied to on their way to a GPU."""
+
+    host: torch.Tensor | None = None
+
+
+_kept = _Kept()
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def predict_staged(
+    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int, seed: int, *, with_draws: bool = False
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """What `predict_draws` gives, of images that `stage` brought to the same network; draws only if asked for."""
+    if not record_ids:
+        landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
+        empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
+        return empty, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
+
+    def flat_of(images: Staged, names: Sequence[str]) -> NDArray[np.float32]:
+        def noise() -> NDArray[np.float32]:
+            return np.stack([latent_noise(name, n_samples, seed, model.noise_size) for name in names])
+
+        return _reduce(model, images, noise, with_draws)
+
+    if model.computes_batches:
+        names = [*record_ids, *record_ids] if len(record_ids) == 1 else record_ids
+        flat = flat_of(staged, names)[: len(record_ids)]
+    else:
+        # One by one where a GPU takes all at once: beyond an image, more of them only take more memory.
+        flat = np.concatenate(
+            _side_by_side(
+                lambda row: flat_of(staged[row : row + 1], record_ids[row : row + 1]),
+                range(len(record_ids)),
+            )
+        )
+    parts = np.split(flat, np.cumsum(_RESULT_SIZES), axis=1)
+    centre, std, covariance, mean, sigma, draws = parts
+    prediction = Prediction(
+        landmarks_mean=centre.reshape(-1, N_LANDMARKS, 2),
+        landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
+        landmarks_xy=covariance,
+        latent_mean=mean,
+        latent_std=sigma,
+    )
+    return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
+
+
+def check_batch(images: Any, record_ids: Any, n_samples: Any, seed: Any) -> None:
+    """Raise if these are no prepared images with a name each, as `predict` says."""
     if not isinstance(images, np.ndarray):
         raise TypeError(
             f"images must be a uint8 array [B, {FRAME}, {FRAME}], not a {type(images).__name__};"
@@ -124,41 +222,6 @@ def _predict(
             raise TypeError(f"{name} must be a whole number, not {value!r}")
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, not {n_samples}")
-    if not len(images):
-        landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
-        empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
-        return empty, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
-
-    if model.device.type != "cpu" and len(images) == 1:
-        # What was compiled for batches would be compiled once more for one image.
-        twice, draws = _predict(model, images.repeat(2, axis=0), [*record_ids] * 2, n_samples, seed, with_draws)
-        once = Prediction(**{field.name: getattr(twice, field.name)[:1] for field in fields(Prediction)})
-        return once, draws[:1]
-
-    def flat_of(part: slice) -> NDArray[np.float32]:
-        def noise() -> NDArray[np.float32]:
-            return np.stack(
-                [latent_noise(record_id, n_samples, seed, model.noise_size) for record_id in record_ids[part]]
-            )
-
-        return _reduce(model, images[part], noise, with_draws)
-
-    if model.device.type == "cpu":
-        # One by one where a GPU takes all at once: beyond an image, more of them only take more memory.
-        each = [slice(index, index + 1) for index in range(len(images))]
-        flat = np.concatenate(_side_by_side(flat_of, each))
-    else:
-        flat = flat_of(slice(None))
-    parts = np.split(flat, np.cumsum(_RESULT_SIZES), axis=1)
-    centre, std, covariance, mean, sigma, draws = parts
-    prediction = Prediction(
-        landmarks_mean=centre.reshape(-1, N_LANDMARKS, 2),
-        landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
-        landmarks_xy=covariance,
-        latent_mean=mean,
-        latent_std=sigma,
-    )
-    return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
 
 
 def _named(record_ids: Any) -> str:
@@ -168,7 +231,7 @@ def _named(record_ids: Any) -> str:
     return f"one with a {next(type(one).__name__ for one in record_ids if not isinstance(one, str))} in it"
 
 
-def _side_by_side(compute: Callable[[slice], NDArray[np.float32]], parts: list[slice]) -> list[NDArray[np.float32]]:
+def _side_by_side(compute: Callable[[int], NDArray[np.float32]], parts: Sequence[int]) -> list[NDArray[np.float32]]:
     """Compute the parts in as many threads as torch may use, in which torch starts no more.
 
     Threads that share an image wait for each other after every operation; beside other work on the same cores, that
@@ -198,7 +261,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _reduce(
-    model: Network, images: NDArray[np.uint8], noise: Callable[[], NDArray[np.float32]], with_draws: bool
+    model: Network, images: Staged, noise: Callable[[], NDArray[np.float32]], with_draws: bool
 ) -> NDArray[np.float32]:
     """Mean, std and covariance of landmarks, mean and sigma of latents, side by side: float32 [B, `_RESULT_SIZES`].
 
@@ -207,7 +270,7 @@ def _reduce(
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
     with torch.inference_mode():
-        grey = model.grey(_on_device(images, model.device))
+        grey = model.grey(images if isinstance(images, torch.Tensor) else _on_device(images, model.device))
         drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
         drawn = drawn * FRAME
         std, centre = torch.std_mean(drawn, dim=1, correction=0)
@@ -221,6 +284,7 @@ def _reduce(
 
 
 def _on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The array on the device; pinned memory lets a GPU fetch it while the host goes on."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A copy of the array on the device; pinned memory lets a GPU fetch it while the host goes on."""
+    host = torch.empty(array.shape, dtype=_DTYPES[array.dtype.type], pin_memory=device.type == "cuda")
+    np.copyto(host.numpy(), array)
+    return host.to(device, non_blocking=True)

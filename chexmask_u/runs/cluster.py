@@ -30,6 +30,13 @@ from chexmask_u.runs.progress import Totals, bar
 # The decoder's matrices are too small for more threads to pay.
 CORES_PER_REPLICA = 8
 
+# Images that a replica takes at once, unless the settings say how many: a GPU has more to do side by side.
+GPU_BATCH, CPU_BATCH = 64, 16
+
+# Batches that a replica has in hand where it runs on a GPU: one is computed while another is brought to the device or
+# turned into columns. On a CPU there would be no core for it.
+GPU_CALLS = 2
+
 # Cutting the manifest into blocks and a resume's filter each hold a core from beginning to end and hardly use it. On a
 # small machine nothing would be left for writing, and no record would be committed before the last one is read.
 WAITING_TASKS = 2
@@ -65,6 +72,8 @@ class Layout:
         on_gpus: whether the network is to run on GPUs, which may not be up yet.
         replicas: of the network.
         threads: of each replica; None leaves torch's own choice.
+        batch: images that a replica takes at once.
+        calls: batches that it has in hand.
     """
 
     machines: int
@@ -73,6 +82,8 @@ class Layout:
     on_gpus: bool
     replicas: int
     threads: int | None
+    batch: int
+    calls: int
 
 
 @contextmanager
@@ -119,7 +130,8 @@ def connected(address: str | None) -> Iterator[bool]:
             raise InputError(
                 f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?"
             ) from error
-        except (ValueError, RuntimeError, OSError) as error:
+        # Where a node takes too long, Ray raises an exception of no kind.
+        except Exception as error:
             what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
             raise InputError(
                 f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"
@@ -206,12 +218,13 @@ def _answers(address: str) -> bool:
         return False
 
 
-def layout(device: str, replicas: int | None = None) -> Layout:
+def layout(device: str, replicas: int | None = None, batch: int | None = None) -> Layout:
     """What a run gets of the cluster that is connected to.
 
     Args:
         device: "auto", "cpu" or "cuda", as settings have it.
         replicas: of the network; None for one per GPU that is up, or per 8 cores.
+        batch: images that a replica takes at once; None for what suits the device.
     """
     import ray
 
@@ -225,6 +238,8 @@ def layout(device: str, replicas: int | None = None) -> Layout:
         on_gpus=wanted,
         replicas=replicas,
         threads=None if wanted else max(1, cores // replicas),
+        batch=batch or (GPU_BATCH if wanted else CPU_BATCH),
+        calls=GPU_CALLS if wanted else 1,
     )
 
 

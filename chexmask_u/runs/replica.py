@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -25,10 +26,10 @@ class CountingPredictor(Predictor):
     def __init__(self, tally: Tally, **settings: Any) -> None:
         super().__init__(**settings)
         self.tally = tally
-        self.end: float | None = None
+        self.use = _Use()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        start = time.perf_counter()
+        self.use.begin()
         try:
             predicted = super().__call__(batch)
         except RuntimeError as error:
@@ -39,9 +40,36 @@ class CountingPredictor(Predictor):
                 f"chexmask_u: the GPU failed ({storage.explain(error)}); its process ends", file=sys.stderr, flush=True
             )
             os._exit(1)
-        end = time.perf_counter()
         failures = Counter(reason for reason in predicted["reason"].to_pylist() if reason is not None)
-        idle = 0.0 if self.end is None else start - self.end
-        self.tally.add(len(predicted), failures, busy_seconds=end - start, idle_seconds=idle)
-        self.end = end
+        busy, idle = self.use.end()
+        self.tally.add(len(predicted), failures, busy_seconds=busy, idle_seconds=idle)
         return predicted
+
+
+class _Use:
+    """Seconds in which a replica had a batch or more, and in which it waited for one, since they were last told."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._batches = 0
+        self._since: float | None = None
+        self._idle = 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            if self._batches == 0:
+                # Until its first batch a replica waits for readers that start, too.
+                self._idle += 0.0 if self._since is None else now - self._since
+                self._since = now
+            self._batches += 1
+
+    def end(self) -> tuple[float, float]:
+        """A batch is done; returns busy and idle seconds."""
+        with self._lock:
+            now = time.perf_counter()
+            assert self._since is not None
+            told = now - self._since, self._idle
+            self._batches -= 1
+            self._since, self._idle = now, 0.0
+            return told

@@ -6,7 +6,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from chexmask_u.images import memory
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.precision import Precision
-from chexmask_u.model.predict import Prediction, predict, predict_draws
+from chexmask_u.model.predict import Prediction, predict_staged, stage
 from chexmask_u.weight_files import WeightFile, load_model
 
 # A compiled network's latents may differ from the plain one's by this share of their largest value.
@@ -47,9 +49,14 @@ _OUT_OF_MEMORY = (
     "can't start new thread",
 )
 
+_NO_TURN = nullcontext()
+
 
 class Predictor:
     """Step: `record.READ` -> `record.PREDICTED`; a class because the weights need a lifetime.
+
+    Threads may call it side by side. One of them computes at a time, while others bring their images to the device or
+    turn results into columns.
 
     Args:
         weights, sha256: as `load_model` takes them.
@@ -82,8 +89,7 @@ class Predictor:
         if threads is not None:
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
         device = choose(device)
-        if device == "cpu":
-            memory.keep_freed()
+        memory.keep_freed()
         self.model = load_model(weights, device=device, sha256=sha256)
         self.model.precision = precision
         if device == "cpu":
@@ -99,32 +105,34 @@ class Predictor:
                 self.device_name += NOT_COMPILED
         self.samples = samples
         self.seed = seed
+        # Two batches that compute at once would take twice the memory, and precision is set for the whole process.
+        self._computing = Lock()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        start = time.perf_counter()
         status, reason, error = (batch[name].to_pylist() for name in ("status", "reason", "error"))
         record_ids = batch["record_id"].to_pylist()
         rows = [row for row, value in enumerate(status) if value == record.OK]
-        images = [np.frombuffer(batch["image"][row].as_buffer(), np.uint8).reshape(FRAME, FRAME) for row in rows]
-        names = [record_ids[row] for row in rows]
-        prediction, _, too_big = predict_in_memory(self.model, images, names, self.samples, self.seed)
+        images, names = _images(batch["image"]), [record_ids[row] for row in rows]
+        outcome = predict_in_memory(self.model, images, names, self.samples, self.seed, turn=self._computing)
+        prediction = outcome.prediction
 
         results: dict[str, list[Any]] = {field.name: [None] * len(status) for field in fields(Prediction)}
         uncertainty: list[float | None] = [None] * len(status)
         latent_uncertainty: list[float | None] = [None] * len(status)
+        spread, latent_spread = (_row_means(of) for of in (prediction.landmarks_std, prediction.latent_std))
+        plausible = _all_plausible(prediction)
         for index, row in enumerate(rows):
-            if index in too_big:
-                status[row], reason[row], error[row] = record.FAILED, "out_of_memory", too_big[index]
+            if index in outcome.too_big:
+                status[row], reason[row], error[row] = record.FAILED, "out_of_memory", outcome.too_big[index]
                 continue
-            problem = implausible(prediction, index)
+            problem = None if plausible else implausible(prediction, index)
             if problem:
                 status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", problem
                 continue
             for name, values in results.items():
                 values[row] = getattr(prediction, name)[index]
-            uncertainty[row] = float(prediction.landmarks_std[index].mean())
-            latent_uncertainty[row] = float(prediction.latent_std[index].mean())
-        seconds = (time.perf_counter() - start) / max(1, len(rows))
+            uncertainty[row], latent_uncertainty[row] = spread[index], latent_spread[index]
+        seconds = outcome.seconds / max(1, len(rows))
         predicted = set(rows)
         return replace(
             batch,
@@ -142,6 +150,26 @@ class Predictor:
             device=[self.device_name if row in predicted else None for row in range(len(status))],
             predict_seconds=[seconds if row in predicted else None for row in range(len(status))],
         )
+
+
+def _images(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """Images uint8 [n, 1024, 1024] of those rows that have one, read where they lie in a block's buffer."""
+    found = []
+    for chunk in column.chunks:
+        _, offsets, values = chunk.buffers()
+        # A row without an image takes no bytes, so that the others lie side by side.
+        first, last = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]
+        if last > first:
+            found.append(np.frombuffer(values, np.uint8)[first:last].reshape(-1, FRAME, FRAME))
+    if not found:
+        return np.zeros((0, FRAME, FRAME), np.uint8)
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _row_means(values: NDArray[np.float32]) -> list[float]:
+    """Mean of each row's numbers of an array [B, ...]."""
+    means: list[float] = values.reshape(len(values), -1).mean(axis=1).tolist() if len(values) else []
+    return means
 
 
 def _compiles(model: Network) -> bool:
@@ -175,31 +203,46 @@ def _compiles(model: Network) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        prediction: NaN for each image that does not even fit alone.
+        draws: that it is of, float32 [B, N, 120, 2], NaN likewise; B = 0 where they were not asked for.
+        too_big: what was said of images that do not fit, by their index.
+        seconds: that the network computed, from its call to the results.
+    """
+
+    prediction: Prediction
+    draws: NDArray[np.float32]
+    too_big: dict[int, str]
+    seconds: float
+
+
 def predict_in_memory(
     model: Network,
-    images: Sequence[NDArray[np.uint8]],
+    images: NDArray[np.uint8],
     record_ids: Sequence[str],
     n_samples: int,
     seed: int,
     *,
     with_draws: bool = False,
-) -> tuple[Prediction, NDArray[np.float32], dict[int, str]]:
+    turn: AbstractContextManager[Any] = _NO_TURN,
+) -> Outcome:
     """`predict`, in halves where memory does not suffice, and so on down to one image.
 
     Args:
         model, images, record_ids, n_samples, seed: as `predict` takes them.
         with_draws: whether its draws are wanted too.
-
-    Returns:
-        The prediction and its draws float32 [B, N, 120, 2], or none of them (B = 0), NaN for each image that does not
-        even fit alone; and what was said of it by its index.
+        turn: entered while the network computes, but not while images are brought to it.
     """
-    none = np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
     try:
-        stacked = np.stack(images) if images else np.zeros((0, FRAME, FRAME), np.uint8)
-        if with_draws:
-            return *predict_draws(model, stacked, record_ids, n_samples, seed), {}
-        return predict(model, stacked, record_ids, n_samples, seed), none, {}
+        staged = stage(model, images)
+        with turn:
+            start = time.perf_counter()
+            prediction, draws = predict_staged(model, staged, record_ids, n_samples, seed, with_draws=with_draws)
+            return Outcome(prediction, draws, {}, time.perf_counter() - start)
     except (RuntimeError, MemoryError) as error:
         problem = storage.explain(error)
         if not _is_out_of_memory(error):
@@ -210,16 +253,19 @@ def predict_in_memory(
     if len(images) == 1:
         points = np.full((1, N_LANDMARKS, 2), np.nan, np.float32)
         latents = np.full((1, LATENT_SIZE), np.nan, np.float32)
-        nowhere = Prediction(points, points, points[..., 0], latents, latents)
-        return nowhere, np.full((1, *none.shape[1:]), np.nan, np.float32) if with_draws else none, {0: problem}
+        draws = np.full((int(with_draws), n_samples, N_LANDMARKS, 2), np.nan, np.float32)
+        return Outcome(Prediction(points, points, points[..., 0], latents, latents), draws, {0: problem}, 0.0)
     half = len(images) // 2
-    parts = [
-        predict_in_memory(model, images[part], record_ids[part], n_samples, seed, with_draws=with_draws)
+    first, second = (
+        predict_in_memory(model, images[part], record_ids[part], n_samples, seed, with_draws=with_draws, turn=turn)
         for part in (slice(half), slice(half, None))
-    ]
-    (first, first_draws, failed), (second, second_draws, later) = parts
-    failed |= {half + index: text for index, text in later.items()}
-    return Prediction.join([first, second]), np.concatenate([first_draws, second_draws]), failed
+    )
+    return Outcome(
+        Prediction.join([first.prediction, second.prediction]),
+        np.concatenate([first.draws, second.draws]),
+        first.too_big | {half + index: text for index, text in second.too_big.items()},
+        first.seconds + second.seconds,
+    )
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
@@ -235,3 +281,10 @@ def implausible(prediction: Prediction, index: int) -> str | None:
     if mean.min() < -FAR_OUTSIDE or mean.max() > FRAME + FAR_OUTSIDE:
         return f"landmarks span {mean.min():.0f} to {mean.max():.0f} px of the {FRAME} frame"
     return None
+
+
+def _all_plausible(prediction: Prediction) -> bool:
+    """Whether all records of a batch can be kept, by the rules of `implausible`, at the cost of one of them."""
+    mean = prediction.landmarks_mean
+    finite = all(np.isfinite(getattr(prediction, field.name)).all() for field in fields(Prediction))
+    return finite and (not len(mean) or bool(mean.min() >= -FAR_OUTSIDE and mean.max() <= FRAME + FAR_OUTSIDE))

@@ -145,6 +145,7 @@ def card(content: Mapping[str, Any]) -> str:
     Args:
         content: what scores.json holds.
     """
-    template = resources.files("chexmask_u") / "templates" / "model_card.md.j2"
+    name = "mask_card.md.j2" if "entropy" in content["scores"] else "model_card.md.j2"
+    template = resources.files("chexmask_u") / "templates" / name
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template.read_text()).render(content)

@@ -260,9 +260,10 @@ def segment_images(
 ) -> Iterator[Segmentation | ReadError]:
     """As `segment_rows`, of images that `read_rows` gave, whose pixels may have been changed since."""
     there = {index: image for index, image in enumerate(images) if isinstance(image, ReadImage)}
-    prediction, draws, too_big = predict_in_memory(
+    pixels = [image.image for image in there.values()]
+    outcome = predict_in_memory(
         model,
-        [image.image for image in there.values()],
+        np.stack(pixels) if pixels else np.zeros((0, FRAME, FRAME), np.uint8),
         [rows[index]["record_id"] for index in there],
         n_samples,
         seed,
@@ -274,13 +275,13 @@ def segment_images(
             yield image
             continue
         place = places[index]
-        if place in too_big:
-            yield ReadError("out_of_memory", too_big[place])
-        elif problem := implausible(prediction, place):
+        if place in outcome.too_big:
+            yield ReadError("out_of_memory", outcome.too_big[place])
+        elif problem := implausible(outcome.prediction, place):
             yield ReadError("invalid_prediction", problem)
         else:
             try:
-                yield _segmentation(row, image, prediction, draws[place], place, calibration, unsure)
+                yield _segmentation(row, image, outcome.prediction, outcome.draws[place], place, calibration, unsure)
             except Exception as error:
                 yield ReadError("internal", storage.explain(error))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,7 @@ from scipy import stats
 import chexmask_u as cu
 from chexmask_u import record
 from chexmask_u.images.letterbox import prepare
+from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import latent_noise
 from chexmask_u.steps.predict import Predictor
 
@@ -170,10 +173,44 @@ def test_failed_rows_pass_through_in_their_place(radiograph, images):
     assert step(batch({"x": None}))["status"].to_pylist() == ["failed"]
 
 
+class AtOnce(HybridGNet):
+    """Computes batches as on a GPU."""
+
+    computes_batches = True
+
+
+def test_batches_that_threads_predict_side_by_side_have_each_their_own_numbers(tiny_weights, images):
+    """As a replica on a GPU has several in hand: none is computed from memory that another's images have come to."""
+    alone, together = (Predictor(str(tiny_weights), samples=3) for _ in range(2))
+    together.model.__class__ = AtOnce
+    rng = np.random.default_rng(0)
+    batches = []
+    for size in (3, 1, 5, 2, 1, 4) * 3:
+        chosen = {f"{len(batches)}-{row}": images[rng.integers(len(images))] for row in range(size)}
+        batches.append(batch(chosen | {f"{len(batches)}-failed": None}))
+    with ThreadPoolExecutor(3) as threads:
+        for found, expected in zip(threads.map(together, batches), map(alone, batches), strict=True):
+            assert found["record_id"].to_pylist() == expected["record_id"].to_pylist()
+            assert found["status"].to_pylist() == expected["status"].to_pylist()
+            for mean, other in zip(
+                found["landmarks_mean"].to_pylist(), expected["landmarks_mean"].to_pylist(), strict=True
+            ):
+                assert (mean is None) == (other is None)
+                np.testing.assert_allclose(mean or 0.0, other or 0.0, atol=TOLERANCE)
+
+
+def test_images_of_a_slice_of_a_block_are_its_own(tiny_weights, images):
+    """Ray cuts blocks without copying them."""
+    step = Predictor(str(tiny_weights), samples=3)
+    named = {"x": None, "a": images[0], "y": None, "b": images[2], "c": images[4]}
+    whole = step(batch(named))["landmarks_mean"].to_pylist()
+    cut = pa.concat_tables([batch(named).slice(2, 2), batch(named).slice(4, 1)])
+    np.testing.assert_allclose(step(cut)["landmarks_mean"].to_pylist()[1:], whole[3:], atol=TOLERANCE)
+
+
 def test_a_diverged_network_fails_the_row_and_not_the_job(radiograph, tmp_path):
     """Weights that pass the checks of a file can still blow up on an image."""
     from chexmask_u.model.checkpoint import save_model
-    from chexmask_u.model.hybridgnet import HybridGNet
 
     torch.manual_seed(0)
     diverged = HybridGNet(input_size=64, variant="noskip")
