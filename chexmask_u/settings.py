@@ -344,7 +344,7 @@ class AppSettings(Settings):
     calibration: str | None = setting(
         None,
         "calibration.json of the weights (path or URL), by whose radii landmarks are coloured;"
-        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights, if one does)",
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
         kind="FILE",
         group=INPUT,
     )

@@ -17,10 +17,11 @@ from chexmask_u.anatomy import FRAME
 from chexmask_u.app import study, view
 from chexmask_u.app.study import Choice, Seen
 from chexmask_u.app.visitors import Visitors
+from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.errors import InputError
 from chexmask_u.images import bounds
 from chexmask_u.model.network import Network
-from chexmask_u.pictures import segmented
+from chexmask_u.pictures.segmented import encode
 from chexmask_u.record import ReadError
 
 # Of the black square that a click on the picture puts there, in pixels of the frame, where there is none yet.
@@ -43,7 +44,7 @@ _LABELS = {"picture": "↓ Picture", "masks": "↓ Masks", "csv": "↓ CSV"}
 
 # What makes each file, how its name ends, and what browsers call its kind.
 _FILES: dict[str, tuple[Callable[[Seen], bytes], str, str]] = {
-    "picture": (lambda seen: segmented.encode(seen.result.picture(), ".png"), "overlay.png", "image/png"),
+    "picture": (lambda seen: encode(seen.result.picture(), ".png"), "overlay.png", "image/png"),
     "masks": (study.masks_zip, "masks.zip", "application/zip"),
     "csv": (study.csv, "measurements.csv", "text/csv"),
 }
@@ -68,6 +69,7 @@ class Desk:
 
     Attributes:
         model: from `load_model`.
+        calibration: of its weights; None gives no radii.
         demo: whether it has the weights of the package.
         max_side: longest side in pixels of an image that is decoded.
         uploads: folder in which gradio puts what visitors bring.
@@ -75,6 +77,7 @@ class Desk:
     """
 
     model: Network
+    calibration: Calibration | None
     demo: bool
     max_side: int
     uploads: Path
@@ -129,7 +132,9 @@ class Desk:
         make, ending, media = _FILES[kind]
 
         def file(side: int, x: int, y: int, noise: float, samples: int, seed: int | None, request: gr.Request) -> str:
-            seen = self.visitors.get(_session(request)).see(_choice(side, x, y, noise, samples, seed), self.model)
+            seen = self.visitors.get(_session(request)).see(
+                _choice(side, x, y, noise, samples, seed), self.model, self.calibration
+            )
             data = base64.b64encode(make(seen)).decode("ascii")
             return json.dumps({"name": f"{seen.stem}.{ending}", "type": media, "data": data})
 
@@ -142,7 +147,7 @@ class Desk:
     def _answer(self, request: gr.Request, choice: Choice) -> list[Any]:
         """Picture, numbers and refusal."""
         try:
-            seen = self.visitors.get(_session(request)).see(choice, self.model)
+            seen = self.visitors.get(_session(request)).see(choice, self.model, self.calibration)
         except (ReadError, InputError) as error:
             return [gr.skip(), gr.skip(), _refusal("", error)]
         return [view.show_picture(seen), view.show_numbers(seen), ""]
@@ -150,7 +155,7 @@ class Desk:
 
 def build(desk: Desk) -> gr.Blocks:
     """The page; what it shows first is the first sample."""
-    first = Visitors().get("").see(Choice(), desk.model)
+    first = Visitors().get("").see(Choice(), desk.model, desk.calibration)
     one_by_one: dict[str, Any] = {
         "concurrency_id": "network",
         "concurrency_limit": 1,
@@ -164,7 +169,7 @@ def build(desk: Desk) -> gr.Blocks:
             with gr.Column(scale=7, min_width=320):
                 viewer = gr.HTML(
                     view.show_picture(first),
-                    html_template=view.frame(bounds.max_bytes(desk.max_side)),
+                    html_template=view.frame(first, bounds.max_bytes(desk.max_side)),
                     js_on_load=view.script(),
                     elem_id="viewer",
                 )
