@@ -64,7 +64,7 @@ class Measured:
 
 def check(study: Study) -> None:
     """Errors need annotations."""
-    if study.settings.has_records:
+    if study.of_records:
         records.annotators(study.settings.annotator)
         return
     study.need(LEAST_IMAGES, "error")
@@ -75,7 +75,7 @@ def check(study: Study) -> None:
 
 def run(study: Study) -> Outcome:
     """Measure, correlate, and sort by uncertainty."""
-    everything = [_of_records(study)] if study.settings.has_records else _of_images(study)
+    everything = [_of_records(study)] if study.of_records else _of_images(study)
     seed = study.settings.seed
     results: dict[str, Any] = {"by_weights": {one.label: _summary(one, seed) for one in everything}}
     table = [row for one in everything for row in _rows(one, results["by_weights"][one.label])]

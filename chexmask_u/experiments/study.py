@@ -202,6 +202,11 @@ class Study:
         """Whether there are images to predict."""
         return bool(self.settings.data or self.settings.drawings or self.settings.images)
 
+    @property
+    def of_records(self) -> bool:
+        """Whether records take the place of images, since none were given."""
+        return self.settings.has_records and not self.has_images
+
     @cached_property
     def records_facts(self) -> dict[str, Any] | None:
         """What is said of the records that were given, if any were."""
@@ -215,7 +220,7 @@ class Study:
             InputError: if that person annotated other images.
         """
         settings = self.settings
-        if not settings.annotator or settings.has_records:
+        if not settings.annotator or self.of_records:
             return None
         given = {name: value for name, value in settings.asdict().items() if name in _READING}
         named = {value.partition("=")[0] for value in settings.annotator}
