@@ -187,6 +187,8 @@ def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibrat
         calibration.radius(record | {"landmarks_xy": None})
     with pytest.raises(ValueError, match="NaN"):
         calibration.radius(record | {"landmarks_std": [[float("nan"), 1.0]] * 120})
+    with pytest.raises(TypeError, match=r"coverage must be a number between 0 and 1, not '0\.9'"):
+        calibration.radius(record, "0.9")
     with pytest.raises(InputError, match="'landmark' or 'contour'"):
         calibration.radius(record, of="mask")
     with pytest.raises(InputError, match=r"0\.99 takes at least 99"):
