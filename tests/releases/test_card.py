@@ -258,11 +258,10 @@ def test_an_edited_page_is_found(released, tmp_path, page):
         validate(str(copy))
 
 
-def test_the_notebook_runs_and_holds_no_outputs(released, tmp_path, monkeypatch, capsys):
+def test_the_notebook_runs(released, tmp_path, monkeypatch, capsys):
     """On the release that a demo leaves, by the names that stand in it."""
     notebook = json.loads((Path(__file__).parents[2] / "notebooks" / "uncertainty.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"]]
     demo = tmp_path / "chexmask-u-demo"
     demo.mkdir()
     (demo / "release").symlink_to(released.parent)
