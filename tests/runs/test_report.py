@@ -160,7 +160,7 @@ def test_records_unlike_known_radiographs_are_counted_and_the_farthest_are_shown
     calibration = invented_calibrations.calibration("a" * 64, 120)
     some = invented_calibrations.predictions(np.random.default_rng(3), 14)
     usual = [seen(f"u{n:02d}", "A", some, n) for n in range(10)]
-    far = [seen(f"f{n}", "B", some, 10 + n, away=5.0 + 10 * n) for n in range(4)]
+    far = [seen(f"f{n}", "B", some, 10 + n, away=20.0 + 10 * n) for n in range(4)]
     # One that failed stands before the others, and one of before the column says nothing.
     rows = [failed("d", "A", "damaged"), *usual[:5], *far, *usual[5:], ok("old", "A", 3.0)]
     records = store(tmp_path, rows[:6], rows[6:])
