@@ -138,7 +138,7 @@ def _samples(help: str = "draws N per image", *, least: int = 1, numbers: bool =
     return setting(50, help, least=least, numbers=numbers, group=NUMBERS)
 
 
-def _batch_size(default: int, help: str = "images the network takes at once") -> Any:
+def _batch_size(default: int | None, help: str = "images the network takes at once") -> Any:
     return setting(default, help, least=1, group=MACHINES)
 
 
@@ -250,11 +250,8 @@ class GenerateSettings(Settings):
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
     device: str = _device()
-    batch_size: int | None = setting(
-        None,
-        "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)",
-        least=1,
-        group=MACHINES,
+    batch_size: int | None = _batch_size(
+        None, "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)"
     )
     replicas: int | None = setting(
         None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1, group=MACHINES
@@ -347,7 +344,7 @@ class AppSettings(Settings):
     calibration: str | None = setting(
         None,
         "calibration.json of the weights (path or URL), by whose radii landmarks are coloured;"
-        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights, if one does)",
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
         kind="FILE",
         group=INPUT,
     )
@@ -1011,6 +1008,13 @@ class CalibrateSettings(AnnotatedSettings):
         kind="REGION",
         group=INPUT,
     )
+    augmentations: int = setting(
+        0,
+        "variants of each image, turned, scaled and exposed a little anew, to report what radii would gain from the"
+        " spread over them; no radius is made of it, since neither predictions nor records have it",
+        numbers=True,
+        least=0,
+    )
     known: tuple[str, ...] = setting(
         (),
         "folder of frontal chest radiographs without annotations that ood_score is to know, beside those of --data; may"
@@ -1039,10 +1043,13 @@ class ExperimentSettings(AnnotatedSettings):
 
     experiment: str = setting("", "which one")
     output: str = setting(
-        "", "folder for results.json, table.csv and the figure (local path or URL); the same one goes on", required=True
+        "",
+        "folder for results.json, table.csv and the figure (local path or URL); the same one goes on",
+        required=True,
+        kind="FOLDER",
     )
     images: tuple[str, ...] = setting(
-        (), "images without annotations: files, folders or quoted patterns; may be repeated"
+        (), "images without annotations: files, folders or quoted patterns; may be repeated", kind="IMAGE", group=INPUT
     )
     part: str = setting(
         "validation", "which images of the --split to take", choices=("validation", "train", "all"), numbers=True
@@ -1050,11 +1057,15 @@ class ExperimentSettings(AnnotatedSettings):
     limit: int | None = setting(
         None, "take so many of the images at most, chosen by a hash of their names", numbers=True, least=1
     )
-    weights: tuple[str, ...] = setting((), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)")
+    weights: tuple[str, ...] = setting(
+        (), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)", kind="WEIGHTS", group=INPUT
+    )
     calibration: str | None = setting(
         None,
         f"calibration.json of one of the weights (path or URL), or '{NO_CALIBRATION}' (default: that which lies beside"
         " the weights, if one does)",
+        kind="FILE",
+        group=INPUT,
     )
     size: tuple[int, ...] = setting(
         (),

@@ -17,14 +17,15 @@ from chexmask_u.anatomy import FRAME
 from chexmask_u.app import study, view
 from chexmask_u.app.study import Choice, Seen
 from chexmask_u.app.visitors import Visitors
+from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.errors import InputError
 from chexmask_u.images import bounds
 from chexmask_u.model.network import Network
-from chexmask_u.pictures import segmented
+from chexmask_u.pictures.segmented import encode
 from chexmask_u.record import ReadError
 
 # Of the black square that a click on the picture puts there, in pixels of the frame, where there is none yet.
-SQUARE = 200
+SQUARE = 240
 
 # Most that the sliders give: an occluder as wide as a lung is high, and noise that leaves little of the image.
 MOST_SIDE, MOST_NOISE, MOST_SAMPLES = 500, 120, 200
@@ -35,14 +36,15 @@ _SWEEP = (60, 300)
 # Visitors who wait at most; the next one is told that the queue is full.
 _QUEUE = 64
 
-_HEAD = """<div id="head"><h1>CheXmask-U</h1><p>Where the lungs and the heart are, and how sure the network is.</p>
-<p class="only"><b>A demonstration, not for clinical use.</b> Nothing is kept, nothing is sent anywhere.</p></div>"""
+_DEMO = (
+    "Made with the package's own weights, small and for demonstration; <code>--weights</code> takes the published ones."
+)
 
-_LABELS = {"picture": "Picture", "masks": "Masks", "csv": "CSV"}
+_LABELS = {"picture": "↓ Picture", "masks": "↓ Masks", "csv": "↓ CSV"}
 
 # What makes each file, how its name ends, and what browsers call its kind.
 _FILES: dict[str, tuple[Callable[[Seen], bytes], str, str]] = {
-    "picture": (lambda seen: segmented.encode(seen.result.picture(), ".png"), "overlay.png", "image/png"),
+    "picture": (lambda seen: encode(seen.result.picture(), ".png"), "overlay.png", "image/png"),
     "masks": (study.masks_zip, "masks.zip", "application/zip"),
     "csv": (study.csv, "measurements.csv", "text/csv"),
 }
@@ -67,18 +69,24 @@ class Desk:
 
     Attributes:
         model: from `load_model`.
+        calibration: of its weights; None gives no radii.
+        demo: whether it has the weights of the package.
         max_side: longest side in pixels of an image that is decoded.
         uploads: folder in which gradio puts what visitors bring.
+        local: whether visitors sit at this machine.
     """
 
     model: Network
+    calibration: Calibration | None
+    demo: bool
     max_side: int
     uploads: Path
+    local: bool
     visitors: Visitors = field(default_factory=Visitors, init=False)
 
     def bring(self, turn: int, event: gr.EventData, request: gr.Request) -> tuple[str, int]:
         """A file that was uploaded: what speaks against it, and a number that grows with each image that is opened."""
-        path, name = Path(str(event.path)).resolve(), PurePosixPath(str(event.name)).name
+        path, name = Path(str(event.path)).resolve(), _name(event)
         if not path.is_relative_to(self.uploads):
             return _refusal(name, ReadError("missing", "it was not uploaded here")), turn
         try:
@@ -92,7 +100,7 @@ class Desk:
 
     def refuse(self, event: gr.EventData) -> str:
         """A file that is too large to be uploaded."""
-        return _refusal(str(event.name), bounds.too_many(bounds.max_bytes(self.max_side)))
+        return _refusal(_name(event), bounds.too_many(bounds.max_bytes(self.max_side)))
 
     def pick(self, samples: int, seed: int | None, event: gr.EventData, request: gr.Request) -> list[Any]:
         """A sample drawing, as it is."""
@@ -124,7 +132,9 @@ class Desk:
         make, ending, media = _FILES[kind]
 
         def file(side: int, x: int, y: int, noise: float, samples: int, seed: int | None, request: gr.Request) -> str:
-            seen = self.visitors.get(_session(request)).see(_choice(side, x, y, noise, samples, seed), self.model)
+            seen = self.visitors.get(_session(request)).see(
+                _choice(side, x, y, noise, samples, seed), self.model, self.calibration
+            )
             data = base64.b64encode(make(seen)).decode("ascii")
             return json.dumps({"name": f"{seen.stem}.{ending}", "type": media, "data": data})
 
@@ -137,7 +147,7 @@ class Desk:
     def _answer(self, request: gr.Request, choice: Choice) -> list[Any]:
         """Picture, numbers and refusal."""
         try:
-            seen = self.visitors.get(_session(request)).see(choice, self.model)
+            seen = self.visitors.get(_session(request)).see(choice, self.model, self.calibration)
         except (ReadError, InputError) as error:
             return [gr.skip(), gr.skip(), _refusal("", error)]
         return [view.show_picture(seen), view.show_numbers(seen), ""]
@@ -145,7 +155,7 @@ class Desk:
 
 def build(desk: Desk) -> gr.Blocks:
     """The page; what it shows first is the first sample."""
-    first = Visitors().get("").see(Choice(), desk.model)
+    first = Visitors().get("").see(Choice(), desk.model, desk.calibration)
     one_by_one: dict[str, Any] = {
         "concurrency_id": "network",
         "concurrency_limit": 1,
@@ -153,13 +163,13 @@ def build(desk: Desk) -> gr.Blocks:
         "show_progress": "hidden",
     }
     with gr.Blocks(title="CheXmask-U", analytics_enabled=False, fill_width=True, delete_cache=_SWEEP) as page:
-        gr.HTML(_HEAD, js_on_load=None)
+        gr.HTML(view.head(desk.local), js_on_load=None)
         refusal = gr.HTML("", elem_id="refusal", js_on_load=None)
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
                 viewer = gr.HTML(
                     view.show_picture(first),
-                    html_template=view.frame(bounds.max_bytes(desk.max_side)),
+                    html_template=view.frame(first, bounds.max_bytes(desk.max_side)),
                     js_on_load=view.script(),
                     elem_id="viewer",
                 )
@@ -176,6 +186,8 @@ def build(desk: Desk) -> gr.Blocks:
                     seed = gr.Number(0, precision=0, label="Seed", min_width=80)
                 with gr.Row():
                     buttons = {kind: gr.Button(label, size="sm", min_width=90) for kind, label in _LABELS.items()}
+                if desk.demo:
+                    gr.HTML(f'<p class="small">{_DEMO}</p>', js_on_load=None)
         file = gr.Textbox(visible="hidden")
         turn = gr.State(0)
         shown: list[Any] = [viewer, numbers, refusal]
@@ -183,11 +195,17 @@ def build(desk: Desk) -> gr.Blocks:
         draws: list[Any] = [samples, seed]
 
         viewer.bring(
-            desk.bring, turn, [refusal, turn], concurrency_id="read", concurrency_limit=1, api_visibility="private"
+            desk.bring,
+            turn,
+            [refusal, turn],
+            concurrency_id="read",
+            concurrency_limit=1,
+            trigger_mode="always_last",
+            api_visibility="private",
         )
         viewer.refuse(desk.refuse, None, refusal, queue=False, api_visibility="private")
         turn.change(desk.fresh, draws, [*shown, side, noise], **one_by_one)
-        viewer.pick(desk.pick, draws, [*shown, side, noise], **one_by_one)
+        viewer.pick(desk.pick, draws, [*shown, side, noise], trigger_mode="always_last", **one_by_one)
         viewer.place(
             desk.place, [side, noise, samples, seed], [*shown, side, x, y], trigger_mode="always_last", **one_by_one
         )
@@ -216,6 +234,12 @@ def _choice(side: int, x: int, y: int, noise: float, samples: int, seed: int | N
 
 def _session(request: gr.Request) -> str:
     return str(request.session_hash)
+
+
+def _name(event: gr.EventData) -> str:
+    """What somebody calls a file, without folders."""
+    # A name on somebody's disk may hold half of a character.
+    return PurePosixPath(str(event.name).encode(errors="replace").decode()).name or "image"
 
 
 def _refusal(name: str, error: Exception) -> str:

@@ -42,13 +42,15 @@ def serve(settings: AppSettings) -> str:
     if util.find_spec("gradio") is None:
         raise InputError('the page needs gradio: pip install -e ".[app]" in the project\'s folder')
     _check_address(settings.host, settings.port)
+    from chexmask_u.calibration.calibration import chosen
     from chexmask_u.model.device import choose
-    from chexmask_u.weight_files import load_model, say_if_demonstration
+    from chexmask_u.weight_files import DEMO, load_model, say_if_demonstration
 
     device = choose(settings.device)
     model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
     if device == "cpu":
         memory.keep_freed()
+    calibration = chosen(settings.calibration, settings.weights, model.sha256 or "")
     say_if_demonstration(settings.weights)
     with tempfile.TemporaryDirectory(prefix="chexmask-u-app-") as folder:
         os.environ |= _QUIET | {"GRADIO_TEMP_DIR": folder}
@@ -56,7 +58,8 @@ def serve(settings: AppSettings) -> str:
 
         from chexmask_u.app import page, view
 
-        desk = page.Desk(model, settings.max_side, Path(folder).resolve())
+        local = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
+        desk = page.Desk(model, calibration, settings.weights == DEMO, settings.max_side, Path(folder).resolve(), local)
         blocks = page.build(desk)
         _, url, _ = blocks.launch(
             server_name=settings.host,

@@ -13,7 +13,7 @@ import jinja2
 from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.settings import AppSettings
+from chexmask_u.settings import NO_CALIBRATION, AppSettings
 from chexmask_u.version import __version__
 from chexmask_u.weight_files import DEMO, find
 
@@ -38,6 +38,11 @@ def write(settings: AppSettings, place: str) -> Folder:
         raise InputError(
             f"--weights {settings.weights}: a Space does not see this machine's files; put the weights on the Hub and"
             " name them as hf://ORG/REPO, or take 'demo'"
+        )
+    if settings.calibration not in (None, NO_CALIBRATION, DEMO) and storage.is_local(settings.calibration):
+        raise InputError(
+            f"--calibration {settings.calibration}: a Space does not see this machine's files; name a URL, or put it"
+            " beside the weights on the Hub"
         )
     folder = Folder(storage.normalise(place))
     folder.check_own("Space", [MARK])
@@ -93,6 +98,8 @@ def _words(settings: AppSettings) -> list[str]:
         words += ["--weights", settings.weights]
     if settings.weights_sha256 is not None:
         words += ["--weights-sha256", settings.weights_sha256]
+    if settings.calibration is not None:
+        words += ["--calibration", settings.calibration]
     return [*words, "--max-side", str(settings.max_side)]
 
 

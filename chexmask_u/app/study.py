@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, ORGANS
+from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.images import corruptions
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.model.network import Network
-from chexmask_u.pictures import segmented
+from chexmask_u.pictures.segmented import encode
 from chexmask_u.record import ReadError
 from chexmask_u.sources import synthetic
-from chexmask_u.use.analysis import region_uncertainty
 from chexmask_u.use.segment import Segmentation, manifest_row, read_rows, segment_images
 from chexmask_u.use.segment_folder import as_table, told
 
 SOURCE = "folder"
 """What images that somebody brings are prepared as, and named after: the default of `segment`."""
 
-SAMPLES = (0, 3, 5, 8)
+SAMPLES = (9, 3, 2, 6)
 """Which persons of the drawn population are offered as samples."""
 
 
@@ -79,13 +82,19 @@ class Seen:
     Attributes:
         case, choice: what it is of.
         result: of the changed image.
-        before: mean standard deviation by organ and region of the image as it is, pixels of the 1024 frame.
+        before: record of the image as it is, with the same draws.
     """
 
     case: Case
     choice: Choice
     result: Segmentation
-    before: dict[str, float]
+    before: Mapping[str, Any]
+
+    def under(self) -> NDArray[np.bool_]:
+        """Which landmarks lie under the black square, bool [120]."""
+        points = self.result.image.letterbox.to_frame(self.result.landmarks)
+        corner = corruptions.corners_around((self.choice.x, self.choice.y), self.choice.side)
+        return corruptions.is_covered(points, corner, self.choice.side)
 
     @property
     def stem(self) -> str:
@@ -119,21 +128,28 @@ def sample(number: int) -> Case:
     return Case(f"drawing-{number + 1}.png", ReadImage(image, pixels.shape[0], pixels.shape[1], letterbox))
 
 
-def see(case: Case, choice: Choice, model: Network, before: dict[str, float] | None = None) -> Seen:
+def see(
+    case: Case,
+    choice: Choice,
+    model: Network,
+    calibration: Calibration | None = None,
+    before: Mapping[str, Any] | None = None,
+) -> Seen:
     """What `segment` says of an image that is changed as the controls say.
 
     Args:
         case, choice: what is looked at.
         model: from `load_model`.
-        before: of an earlier look with the same draws, which spares a prediction.
+        calibration: of its weights; None gives no radii.
+        before: as an earlier look with the same draws had it, which spares a prediction.
 
     Raises:
         ReadError: if the network gives nothing of a chest, or there is too little memory.
     """
-    result = _segment(case, choice, model)
+    result = _segment(case, choice, model, calibration)
     if before is None:
-        clean = result if choice == choice.clean else _segment(case, choice.clean, model)
-        before = region_uncertainty(clean.record)
+        clean = result if choice == choice.clean else _segment(case, choice.clean, model, calibration)
+        before = clean.record
     return Seen(case, choice, result, before)
 
 
@@ -154,7 +170,7 @@ def masks_zip(seen: Seen) -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
         for kind, pixels in masks.items():
-            archive.writestr(f"{seen.stem}.{kind}.png", segmented.encode(pixels, ".png"))
+            archive.writestr(f"{seen.stem}.{kind}.png", encode(pixels, ".png"))
     return data.getvalue()
 
 
@@ -164,10 +180,15 @@ def csv(seen: Seen) -> bytes:
     return as_table([row]).encode()
 
 
-def _segment(case: Case, choice: Choice, model: Network) -> Segmentation:
-    image = changed(case.image, choice)
-    row = manifest_row(case.name, SOURCE, case.name)
-    (result,) = segment_images([row], [image], model, n_samples=choice.samples, seed=choice.seed)
+def _segment(case: Case, choice: Choice, model: Network, calibration: Calibration | None) -> Segmentation:
+    (result,) = segment_images(
+        [manifest_row("", SOURCE, case.name)],
+        [changed(case.image, choice)],
+        model,
+        n_samples=choice.samples,
+        seed=choice.seed,
+        calibration=calibration,
+    )
     if isinstance(result, ReadError):
         raise result
     return result

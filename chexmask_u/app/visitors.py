@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from chexmask_u.app.study import Case, Choice, Seen, sample, see
+from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.errors import InputError
 from chexmask_u.model.network import Network
 
@@ -19,12 +22,13 @@ class Visit:
     """An image that somebody looks at, and how unsure the network is of it as it is."""
 
     case: Case
-    _before: tuple[Choice, dict[str, float]] | None = field(default=None, init=False)
+    _before: tuple[Choice, Mapping[str, Any]] | None = field(default=None, init=False)
 
-    def see(self, choice: Choice, model: Network) -> Seen:
+    def see(self, choice: Choice, model: Network, calibration: Calibration | None) -> Seen:
         """As `study.see`, which predicts the image as it is once for as long as the draws stay the same."""
         known = self._before
-        seen = see(self.case, choice, model, known[1] if known and known[0] == choice.clean else None)
+        before = known[1] if known and known[0] == choice.clean else None
+        seen = see(self.case, choice, model, calibration, before)
         self._before = choice.clean, seen.before
         return seen
 

@@ -143,11 +143,13 @@ class Calibration:
         for of, radius in (("landmark", self.landmark), ("contour", self.contour)):
             if radius is not None:
                 radius.scores.at(coverage)
-                tried = about["trials"].get(of, {}).get("kinds", {}).get("clean", {}).get("coverages", {})
+                kinds = about["trials"].get(of, {}).get("kinds", {})
+                tried = {kind: told for kind, trial in kinds.items() if (told := _tried(trial, coverage))}
                 found[of] = {
                     "images_that_count": radius.scores.images,
                     "checked": radius.checked,
-                    "held_out": tried.get(f"{coverage:g}"),
+                    "held_out": tried.get("clean"),
+                    "kinds": tried,
                 }
         return {
             "sha256": self.digest,
@@ -315,6 +317,14 @@ def _usable(source: str, sha256: str) -> Calibration:
     except InputError as error:
         raise InputError(f"--calibration {source}: {error}") from error
     return found
+
+
+def _tried(kind: Mapping[str, Any], coverage: float) -> dict[str, Any] | None:
+    """What a trial on one kind of images found of a coverage, and how the expected error goes with the real one."""
+    found = kind.get("coverages", {}).get(f"{coverage:g}")
+    if found is None:
+        return None
+    return {**found, **{name: kind[name] for name in ("r", "r_interval", "ause", "ause_interval") if kind.get(name)}}
 
 
 def _rounded(value: Any) -> Any:

@@ -46,7 +46,7 @@ def finish(plan: Plan, files: list[File]) -> Release:
     """Write the pages and, once everything else is there and valid, the marker that makes the folder a release."""
     _check_claim(plan)
     draft = plan.release(files)
-    pages = card.pages(draft)
+    pages = card.pages(draft, plan.sample)
     for name, page in pages.items():
         draft.write(name, page)
     release = Release(plan.folder, {**draft.content, "pages": described(pages)})

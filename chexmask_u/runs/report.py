@@ -10,7 +10,7 @@ from chexmask_u import storage
 from chexmask_u.calibration.calibration import chosen
 from chexmask_u.errors import InputError
 from chexmask_u.record import ReadError
-from chexmask_u.runs import page
+from chexmask_u.runs import page, sample
 from chexmask_u.runs.identity import UNTOLD_PREPARATION, told_preparation
 from chexmask_u.runs.run import Run
 from chexmask_u.runs.summary import chosen_rows, summarise
@@ -39,7 +39,9 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     }
     images = {}
     sheet = summary["contact_sheet"]
-    rows = {row["record_id"]: row for row in chosen_rows(dataset, [one["record_id"] for one in sheet]).to_pylist()}
+    sampled = sample.choose(dataset, summary["sources"])
+    wanted = [one["record_id"] for one in [*sheet, *([sampled] if sampled else [])]]
+    rows = {row["record_id"]: row for row in chosen_rows(dataset, wanted).to_pylist()}
     for row in rows.values():
         try:
             images[row["record_id"]] = read_image(row["uri"], source=row["source"], **as_read).image
@@ -50,6 +52,9 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     pictures = [
         page.to_picture(rows[one["record_id"]], images[one["record_id"]], one["rank"], calibration) for one in shown
     ]
+    if sampled and sampled["record_id"] in images:
+        sample.keep(run, sampled, images[sampled["record_id"]])
+        summary["sample"] = sampled
     run.write("report.html", page.render_html(summary, frozen, pictures))
     # Last: it is what says that a run is complete.
     run.write_json("report.json", summary)

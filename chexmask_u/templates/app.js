@@ -1,4 +1,4 @@
-// The picture's own behaviour; `element`, `trigger` and `upload` are gradio's.
+// The picture's own behaviour; `element`, `trigger`, `upload` and `watch` are gradio's.
 const stage = () => element.querySelector('.stage');
 
 async function bring(file) {
@@ -25,6 +25,14 @@ function place(event) {
   trigger('place', { x: Math.round(point.x), y: Math.round(point.y) });
 }
 
+// Buttons say what is shown; a new picture comes with new ones.
+function press() {
+  for (const part of element.querySelectorAll('[data-part]')) {
+    part.setAttribute('aria-pressed', String(!element.classList.contains(`without-${part.dataset.part}`)));
+  }
+}
+watch('value', press);
+
 element.addEventListener('change', (event) => {
   if (event.target.type === 'file') {
     bring(event.target.files[0]);
@@ -38,9 +46,8 @@ element.addEventListener('click', (event) => {
   if (sample) {
     trigger('pick', { number: Number(sample.dataset.sample) });
   } else if (part) {
-    const shown = part.getAttribute('aria-pressed') !== 'true';
-    part.setAttribute('aria-pressed', String(shown));
-    element.classList.toggle(`without-${part.dataset.part}`, !shown);
+    element.classList.toggle(`without-${part.dataset.part}`);
+    press();
   } else if (event.target.closest('svg.chest')) {
     place(event);
   }

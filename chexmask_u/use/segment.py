@@ -129,7 +129,7 @@ class Segmentation:
         Returns:
             uint8 [rows, columns, 3], RGB.
         """
-        pixels, shown = _shown(self.record)
+        pixels, shown = shown_pixels(self.record)
         ratio = self.measurements["cardiothoracic_ratio"].value
         calibrated = shown == "radius"
         return segmented.draw(
@@ -173,14 +173,14 @@ def segment(
     image_id = PurePosixPath(uri).name
     row = manifest_row(uri, source, image_id) | ({} if record_id is None else {"record_id": record_id})
     network = model if isinstance(model, Network) else _loaded(model)
-    own = calibration_of(network, DEMO if isinstance(model, Network) else model, calibration)
+    own = _calibration(network, DEMO if isinstance(model, Network) else model, calibration)
     (result,) = segment_rows([row], network, n_samples=n_samples, seed=seed, calibration=own)
     if isinstance(result, ReadError):
         raise ReadError(result.reason, f"{storage.redact(str(path))}: {result}") from result
     return result
 
 
-def calibration_of(model: Network, weights: str, calibration: str | Calibration | None) -> Calibration | None:
+def _calibration(model: Network, weights: str, calibration: str | Calibration | None) -> Calibration | None:
     """The calibration that is given for a network, or its weights' own; see `segment`.
 
     Raises:
@@ -299,7 +299,7 @@ def _segmentation(
     made = _record(row, image, prediction, index, calibration)
     landmarks = made["landmarks_mean"]
     drawn = image.letterbox.to_original(draws).astype(np.float32)
-    pixels, shown = _shown(made)
+    pixels, shown = shown_pixels(made)
     return Segmentation(
         record_id=row["record_id"],
         image=image,
@@ -339,7 +339,7 @@ def _record(
     return made if calibration is None else made | columns.of_record(made, calibration)
 
 
-def _shown(made: Mapping[str, Any]) -> tuple[NDArray[np.float64], Shown]:
+def shown_pixels(made: Mapping[str, Any]) -> tuple[NDArray[np.float64], Shown]:
     """Radius of each landmark of a record, float64 [120], pixels of the 1024 frame, or its std where it has none."""
     if "landmarks_radius" in made:
         return landmark_radius(made), "radius"
