@@ -1081,7 +1081,12 @@ class ExperimentSettings(AnnotatedSettings):
     corruption: tuple[str, ...] = setting(
         (),
         "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
-        " contrast and blending); pixel: clean, squares, noise, rotation or gamma (default: all)",
+        " contrast and blending)",
+        numbers=True,
+    )
+    kind: tuple[str, ...] = setting(
+        (),
+        "pixel: clean, squares, noise, rotation or gamma, which images are made; may be repeated (default: all)",
         numbers=True,
     )
     count: tuple[int, ...] = setting(
