@@ -56,7 +56,7 @@ class Site:
     asked: set[str] = field(default_factory=set)
 
     def left(self) -> list[str]:
-        """Temporary files and folders of uploads; a folder that gradio makes at its start, which stays empty, is none."""
+        """Files and folders of uploads; the folder that gradio makes at its start, and leaves empty, is none."""
         (folder,) = self.temporary.iterdir()
         return [path.name for path in folder.rglob("*") if path.name != "vibe_edit_history"]
 
