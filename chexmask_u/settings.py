@@ -138,7 +138,7 @@ def _samples(help: str = "draws N per image", *, least: int = 1, numbers: bool =
     return setting(50, help, least=least, numbers=numbers, group=NUMBERS)
 
 
-def _batch_size(default: int, help: str = "images the network takes at once") -> Any:
+def _batch_size(default: int | None, help: str = "images the network takes at once") -> Any:
     return setting(default, help, least=1, group=MACHINES)
 
 
@@ -250,11 +250,8 @@ class GenerateSettings(Settings):
         "arithmetic of the encoder; the others move landmarks by pixels, and tf32 needs NVIDIA GPUs"
     )
     device: str = _device()
-    batch_size: int | None = setting(
-        None,
-        "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)",
-        least=1,
-        group=MACHINES,
+    batch_size: int | None = _batch_size(
+        None, "images a replica of the network takes at once (default: 64 on a GPU, 16 on a CPU)"
     )
     replicas: int | None = setting(
         None, "replicas of the network (default: one per GPU that is up, or per 8 cores)", least=1, group=MACHINES
@@ -827,7 +824,12 @@ class TrainSettings(AnnotatedSettings):
         group=NETWORK,
     )
     kl_last: float = setting(
-        1e-2, "weight of the KL divergence once it has grown", numbers=True, least=0, most=1000, group=NETWORK
+        1e-2,
+        "weight of the KL divergence once it has grown (phiseg: 1)",
+        numbers=True,
+        least=0,
+        most=1000,
+        group=NETWORK,
     )
     kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True, least=1, group=NETWORK)
     rotation: float = setting(
@@ -1006,6 +1008,13 @@ class CalibrateSettings(AnnotatedSettings):
         kind="REGION",
         group=INPUT,
     )
+    augmentations: int = setting(
+        0,
+        "variants of each image, turned, scaled and exposed a little anew, to report what radii would gain from the"
+        " spread over them; no radius is made of it, since neither predictions nor records have it",
+        numbers=True,
+        least=0,
+    )
     known: tuple[str, ...] = setting(
         (),
         "folder of frontal chest radiographs without annotations that ood_score is to know, beside those of --data; may"
@@ -1034,10 +1043,13 @@ class ExperimentSettings(AnnotatedSettings):
 
     experiment: str = setting("", "which one")
     output: str = setting(
-        "", "folder for results.json, table.csv and the figure (local path or URL); the same one goes on", required=True
+        "",
+        "folder for results.json, table.csv and the figure (local path or URL); the same one goes on",
+        required=True,
+        kind="FOLDER",
     )
     images: tuple[str, ...] = setting(
-        (), "images without annotations: files, folders or quoted patterns; may be repeated"
+        (), "images without annotations: files, folders or quoted patterns; may be repeated", kind="IMAGE", group=INPUT
     )
     part: str = setting(
         "validation", "which images of the --split to take", choices=("validation", "train", "all"), numbers=True
@@ -1045,11 +1057,15 @@ class ExperimentSettings(AnnotatedSettings):
     limit: int | None = setting(
         None, "take so many of the images at most, chosen by a hash of their names", numbers=True, least=1
     )
-    weights: tuple[str, ...] = setting((), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)")
+    weights: tuple[str, ...] = setting(
+        (), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)", kind="WEIGHTS", group=INPUT
+    )
     calibration: str | None = setting(
         None,
         f"calibration.json of one of the weights (path or URL), or '{NO_CALIBRATION}' (default: that which lies beside"
         " the weights, if one does)",
+        kind="FILE",
+        group=INPUT,
     )
     size: tuple[int, ...] = setting(
         (),
@@ -1065,13 +1081,33 @@ class ExperimentSettings(AnnotatedSettings):
     corruption: tuple[str, ...] = setting(
         (),
         "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
-        " contrast and blending)",
+        " contrast and blending); pixel: clean, squares, noise, rotation or gamma (default: all)",
         numbers=True,
     )
     count: tuple[int, ...] = setting(
         (), "samples: draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
     )
-    timed: int = setting(2, "samples: how many of the images are predicted once more for each N, to time it", least=1)
+    timed: int = setting(2, "samples and pixel: how many of the images are predicted once more to time it", least=1)
+    run: str | None = setting(None, "error, ood, rca: take the records of this run of `generate` (local path or URL)")
+    release: str | None = setting(None, "error, ood, rca: take the records of one version (local path or URL)")
+    published: tuple[str, ...] = setting(
+        (), "error, rca: take the rows of published CSVs with Landmarks (Std) (local paths or URLs); may be repeated"
+    )
+    annotator: tuple[str, ...] = setting(
+        (),
+        "error: another person's landmarks: DATASET=PATH for --data, as --landmarks takes them; for records one or two"
+        " sets of CSVs with an id and Landmarks, of the 1024 frame: NAME=CSV, a name a person; may be repeated",
+    )
+    out_of: tuple[str, ...] = setting(
+        (),
+        "ood: images that are no frontal chest radiographs, files or folders, or with --run and --release a run or"
+        " release of such; may be repeated (default: of images, altered copies and drawings; of records, those with a"
+        " Dice RCA (Mean) below --dice)",
+    )
+    labels: str | None = setting(
+        None, "ood: CSV with columns name and label (in or out) that says which of the images are which"
+    )
+    dice: float = setting(0.7, "ood: Dice RCA (Mean) below which a record is out", numbers=True, least=0, most=1)
     samples: int = _samples(least=2)
     seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
     batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
@@ -1082,6 +1118,8 @@ class ExperimentSettings(AnnotatedSettings):
         for side in self.size:
             if not 16 <= side <= 512:
                 raise InputError(f"--size must be from 16 to 512, not {side}")
+        if (self.run is not None) + (self.release is not None) + bool(self.published) > 1:
+            raise InputError("give one of --run, --release and --published: whose records are to be looked at")
         for count in self.count:
             if not 2 <= count <= 10_000:
                 raise InputError(f"--count must be from 2 to 10000, not {count}")
@@ -1091,7 +1129,12 @@ class ExperimentSettings(AnnotatedSettings):
 
     @property
     def is_given_data(self) -> bool:
-        return bool(super().is_given_data or self.images)
+        return bool(super().is_given_data or self.images or self.has_records)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether records of a run, a release or published CSVs are to be looked at."""
+        return bool(self.run or self.release or self.published)
 
     def all_weights(self) -> tuple[str, ...]:
         return self.weights or ("demo",)

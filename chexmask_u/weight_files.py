@@ -173,13 +173,21 @@ def load_model(
         CheckpointError: if the file is missing, damaged, has another digest, or its keys, sizes or config do not fit;
             or if the weights are a pixel network's.
     """
+    model = load_network(source, device=device, sha256=sha256)
+    return with_landmarks(model, source.source if isinstance(source, WeightFile) else str(source))
+
+
+def with_landmarks(model: BaseNetwork, source: str) -> Network:
+    """The model, which gives landmarks.
+
+    Raises:
+        CheckpointError: if it gives masks alone; `source` is what the message calls its weights.
+    """
     from chexmask_u.model.network import Network
 
-    model = load_network(source, device=device, sha256=sha256)
     if not isinstance(model, Network):
         raise CheckpointError(
-            f"{source.source if isinstance(source, WeightFile) else source}: are weights of a {model.family} "
-            f"(--variant {model.variant}), which gives masks and no landmarks; "
+            f"{source}: are weights of {model.family} (--variant {model.variant}), which gives masks and no landmarks; "
             "only `evaluate` and `experiment pixel` take them"
         )
     return model

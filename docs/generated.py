@@ -17,6 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 import chexmask_u
 from chexmask_u import anatomy, cli, record, sources
@@ -81,6 +82,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the verbs' pages, and what the weights' card shows."""
     for name, verbs in _by_name().items():
         files.append(File.generated(config, _page(name), content=_command(name, verbs)))
+    for notebook in sorted((PACKAGE.parent / "notebooks").glob("*.ipynb")):
+        for path, content in _gallery(notebook):
+            files.append(File.generated(config, path, content=content))
     for name in WEIGHTS_FILES:
         files.append(File.generated(config, f"weights/{name}", abs_src_path=str(PACKAGE / "weights" / name)))
     return files
@@ -97,6 +101,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return "\n".join(part())
 
     return re.sub(r"<!-- generated: (.*?) -->", fill, markdown)
+
+
+def _gallery(notebook: Path) -> Iterator[tuple[str, str | bytes]]:
+    """The page of a notebook and the pictures in its outputs, as paths and contents."""
+    named = {"output_files_dir": f"{notebook.stem}_files"}
+    page, resources = MarkdownExporter().from_filename(str(notebook), resources=named)
+    yield f"gallery/{notebook.stem}.md", page
+    for path, content in resources["outputs"].items():
+        yield f"gallery/{path}", content
 
 
 def _section(entries: Any, title: str) -> list[Any]:
@@ -130,7 +143,10 @@ def _command(name: str, verbs: list[Verb]) -> str:
     for alike in shared.values():
         if len(shared) > 1:
             lines += [f"## {', '.join(verb.words.removeprefix(f'{name} ') for verb in alike)}", ""]
-        lines += [*dict.fromkeys(f"{_text(verb.says)}  " for verb in alike), ""]
+        if len(alike) == 1:
+            lines += [_text(alike[0].says), ""]
+        else:
+            lines += [*(f"- `{verb.words}`: {_text(verb.says)}" for verb in alike), ""]
         lines += ["```bash", *(example for verb in alike for example in verb.examples.splitlines()), "```", ""]
         lines += _flags(alike[0].grouped(), "###" if len(shared) > 1 else "##")
     return "\n".join(lines)

@@ -18,9 +18,29 @@ from chexmask_u.model.precision import arithmetic
 # Variants of the network that it has.
 PUBLISHED_VARIANTS = ("skip", "noskip")
 
-# What upstream's own code took for one 1024 x 1024 image and 50 draws on two CPU cores (measured once).
-UPSTREAM_ENCODE_SECONDS = 0.37
-UPSTREAM_DECODE_SECONDS = 0.14
+
+@dataclass(frozen=True)
+class PublishedCode:
+    """What upstream's own code took for an image at 1024 x 1024 with skips and 50 draws; seconds, measured once.
+
+    Attributes:
+        kind, words, cores: of the device: "cpu" or "cuda", what its name holds, and of a CPU its number of cores.
+        encode, decode, whole: from the image on the device to the posterior, from the draws to their landmarks, and
+            from the image on the host to mean and standard deviation there.
+    """
+
+    kind: str
+    words: str
+    cores: int | None
+    encode: float
+    decode: float
+    whole: float
+
+
+PUBLISHED_CODE = (
+    PublishedCode("cpu", "AMD EPYC", 2, encode=0.370, decode=0.140, whole=0.510),
+    PublishedCode("cuda", "H100", None, encode=0.0062, decode=0.0251, whole=0.0319),
+)
 
 CHEBYSHEV_ORDER = 6
 ENCODER_BLOCKS = 6
@@ -40,10 +60,10 @@ class Reference:
     """HybridGNet as published: a batch of one, statistics of that batch, a copy of every feature map for every draw.
 
     Written from a description of the method (its papers, and the layers' names and sizes), with the plainest
-    operations that PyTorch has. It differs from upstream in two places, in neither to its own disadvantage on a CPU:
+    operations that PyTorch has. It differs from upstream in two places, in neither to its own disadvantage:
 
     - Upstream looks windows up with torchvision's RoIAlign, which chooses its number of taps from a box width that is 3
-      up to rounding. Here each draw's windows are 3 x 3 bilinear taps by `grid_sample`, for all nodes at once.
+      up to rounding. Here they are 3 x 3 bilinear taps by one `grid_sample`, each draw's in its own copy of the map.
     - Upstream propagates over the edges of a graph library's sparse graph. Here the Laplacian is a dense matrix, which
       at 120 nodes is the faster of the two.
 
@@ -159,30 +179,37 @@ class Reference:
 
     def _skip_connection(self, x: Tensor, name: str, feature_map: Tensor) -> tuple[Tensor, Tensor]:
         position = F.linear(x, self.weights[f"{name}.graphConv_pre.lins.0.weight"])
-        copies = feature_map.repeat(len(x), 1, 1, 1)
-        windows = [window_mean(copies[draw : draw + 1], position[draw]) for draw in range(len(x))]
-        return torch.cat([x, torch.stack(windows), position], dim=-1), position
+        windows = window_means(feature_map.repeat(len(x), 1, 1, 1), position)
+        return torch.cat([x, windows, position], dim=-1), position
 
 
-def window_mean(feature_map: Tensor, position: Tensor) -> Tensor:
+def window_means(feature_maps: Tensor, positions: Tensor) -> Tensor:
     """Mean of 3 x 3 bilinear taps around each position, by RoIAlign's rules for taps beyond the border.
 
     Args:
-        feature_map: float32 [1, C, H, W].
-        position: float32 [P, 2], x then y, unit square.
+        feature_maps: float32 [N, C, H, W], one of each draw.
+        positions: float32 [N, P, 2], x then y, unit square.
 
     Returns:
-        float32 [P, C].
+        float32 [N, P, C].
     """
-    height, width = feature_map.shape[2:]
-    step = torch.arange(-1, 2, device=position.device)
-    x = position[:, :1] * width + step.repeat(3)
-    y = position[:, 1:] * height + step.repeat_interleave(3)
+    height, width = feature_maps.shape[2:]
+    step = torch.arange(-1, 2, device=positions.device)
+    x = positions[..., :1] * width + step.repeat(3)
+    y = positions[..., 1:] * height + step.repeat_interleave(3)
     inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
     # With aligned corners, -1 and 1 are the centres of the first and last cell; "border" clamps taps to them.
     grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
-    sampled = F.grid_sample(feature_map, grid[None], mode="bilinear", padding_mode="border", align_corners=True)
-    return (sampled[0] * inside).mean(dim=-1).T
+    sampled = F.grid_sample(feature_maps, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return (sampled * inside.unsqueeze(1)).mean(dim=-1).mT
+
+
+def published_code(kind: str, name: str, cores: int | None) -> PublishedCode | None:
+    """What upstream's own code took on a device of this kind and name, and of so many cores, if it is known."""
+    for code in PUBLISHED_CODE:
+        if code.kind == kind and code.words in name and code.cores in (None, cores):
+            return code
+    return None
 
 
 def node_norm(x: Tensor) -> Tensor:

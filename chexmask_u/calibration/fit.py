@@ -45,6 +45,16 @@ class Measured:
         """The same, as if there had been no images to look at."""
         return replace(self, seen={kind: seen.spread_alone() for kind, seen in self.seen.items()})
 
+    def clean(self) -> Measured:
+        """The images as they are alone."""
+        return replace(self, seen={CLEAN: self.seen[CLEAN]})
+
+    def with_further(self, features: NDArray[np.float64]) -> Measured:
+        """Clean images with more features of each landmark [B, 120, F]."""
+        seen = self.seen[CLEAN]
+        parts = [features] if seen.further is None else [seen.further, features]
+        return replace(self, seen={CLEAN: replace(seen, further=np.concatenate(parts, axis=-1))})
+
     def annotated(self, of: Of) -> NDArray[np.int64]:
         """Rows of the images with such an annotation, by dataset and then in an order that their names fix."""
         rows = np.flatnonzero(np.isfinite(self.errors[of][CLEAN]).any(axis=1))

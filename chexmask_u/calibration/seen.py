@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chexmask_u.anatomy import FRAME, LATENT_SIZE, REGIONS
+from chexmask_u.anatomy import FRAME, LANDMARKS, LATENT_SIZE, REGIONS
 from chexmask_u.calibration import row
 from chexmask_u.calibration.edges import edge_features
 from chexmask_u.calibration.spread import across_and_along
@@ -137,14 +137,32 @@ class Seen:
         return replace(self, further=None)
 
     def image_features(self) -> NDArray[np.float64]:
-        """Posterior mean, logarithms of sigma and of each region's spread across and along: float64 [B, 64+64+2*16]."""
+        """What tells how usual an image is, float64 [B, 165].
+
+        The posterior's mean [64]; logarithms of sigma [64], of each region's spread across and along the contour
+        [2 * 16], and of the spread across it of the upper and lower half of each lung and of the heart [5].
+        """
         regions = [list(nodes) for nodes in REGIONS.values()]
         spreads = [each[:, nodes].mean(axis=1) for each in (self.across, self.along) for nodes in regions]
         sigma = np.log(np.maximum(self.latent_std, _SIGMA_FLOOR))
-        return np.concatenate([self.latent_mean, sigma, np.log(np.maximum(np.stack(spreads, axis=1), _FLOOR))], axis=1)
+        spread = np.log(np.maximum(np.stack(spreads, axis=1), _FLOOR))
+        return np.concatenate([self.latent_mean, sigma, spread, self._coarse_features()], axis=1)
+
+    def _coarse_features(self) -> NDArray[np.float64]:
+        across = np.log(np.maximum(self.across, _FLOOR))
+        found = []
+        for organ, nodes in LANDMARKS.items():
+            y, spread = self.landmarks[:, nodes, 1], across[:, nodes]
+            upper = y < np.median(y, axis=1, keepdims=True)
+            halves = (upper, ~upper) if organ != "heart" else (np.ones_like(upper),)
+            # A contour that fell into one point has no upper half.
+            found += [(spread * half).sum(axis=1) / np.maximum(half.sum(axis=1), 1) for half in halves]
+        return np.stack(found, axis=1)
 
 
-IMAGE_FEATURES = 2 * LATENT_SIZE + 2 * len(REGIONS)
+COARSE_FEATURES = 5
+
+IMAGE_FEATURES = 2 * LATENT_SIZE + 2 * len(REGIONS) + COARSE_FEATURES
 """How many `Seen.image_features` gives."""
 
 _ARRAYS = tuple(field.name for field in fields(Seen) if field.name != "further")

@@ -159,7 +159,7 @@ def covered(errors: NDArray[np.floating], radius: NDArray[np.floating], kinds: i
 
 def trust_words(found: Mapping[str, Any]) -> str:
     """What `trust` found, in a line: unknown where it is None."""
-    return ", ".join(f"{_TITLES[name]} {_with_interval(found[name], found[f'{name}_interval'])}" for name in _TITLES)
+    return ", ".join(f"{_TITLES[name]} {with_interval(found[name], found[f'{name}_interval'])}" for name in _TITLES)
 
 
 _TITLES = {"r": "r", "rho": "rho", "ause": "AUSE", "image_rho": "rho of images"}
@@ -167,10 +167,11 @@ _TITLES = {"r": "r", "rho": "rho", "ause": "AUSE", "image_rho": "rho of images"}
 
 def coverage_words(found: Mapping[str, Any]) -> str:
     """What `covered` found, in a line."""
-    return f"{_with_interval(found['coverage'], found['interval'])} at {found['mean_radius']:.1f} px"
+    return f"{with_interval(found['coverage'], found['interval'])} at {found['mean_radius']:.1f} px"
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A measure and its interval with two decimals, or "unknown"."""
     if value is None or interval is None:
         return "unknown"
     return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"

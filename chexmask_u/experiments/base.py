@@ -69,11 +69,13 @@ class Experiment:
         title: what people call it.
         run: measures and judges; what it predicts is kept by the study, so that it goes on where it stopped.
         check: raises InputError where what is given cannot be enough, before anything is predicted.
+        takes_masks: whether it takes weights of networks that give masks and no landmarks.
     """
 
     title: str
     check: Callable[[Study], None]
     run: Callable[[Study], Outcome]
+    takes_masks: bool = False
 
 
 def judged(interval: Sequence[float], *, least: float = 0.0, matters: float = 0.0) -> Verdict:

@@ -20,11 +20,12 @@ from chexmask_u.anatomy import FRAME, N_LANDMARKS
 from chexmask_u.calibration.calibration import Calibration, load_calibration
 from chexmask_u.calibration.worth import contour_errors, landmark_errors
 from chexmask_u.errors import InputError
+from chexmask_u.experiments import records
 from chexmask_u.experiments.statistics import enough
 from chexmask_u.folder import Folder
 from chexmask_u.images.corruptions import Image
 from chexmask_u.model.device import choose
-from chexmask_u.model.network import Network
+from chexmask_u.model.network import BaseNetwork, Network
 from chexmask_u.model.predict import Prediction, predict, predict_draws
 from chexmask_u.record import ReadError
 from chexmask_u.settings import NO_CALIBRATION, EvaluateSettings, ExperimentSettings
@@ -42,8 +43,8 @@ PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
-class Weights:
-    """One of the weights that are compared.
+class AnyWeights:
+    """One of the weights that are compared, of landmarks or of masks.
 
     Attributes:
         label: what tables and figures call it: the name of its file.
@@ -57,7 +58,7 @@ class Weights:
     label: str
     source: str
     file: WeightFile
-    network: Network
+    network: BaseNetwork
 
     @property
     def sha256(self) -> str:
@@ -74,6 +75,13 @@ class Weights:
         }
 
 
+@dataclass(frozen=True)
+class Weights(AnyWeights):
+    """Weights of a network that gives landmarks."""
+
+    network: Network
+
+
 class Study:
     """The images and weights of an experiment, read when they are first needed.
 
@@ -88,20 +96,38 @@ class Study:
 
     @cached_property
     def weights(self) -> list[Weights]:
-        """The weights, in the order in which they were given.
+        """The weights, in the order in which they were given, all of which give landmarks.
 
         Raises:
             CheckpointError: as `load_model`.
             InputError: if two would be called the same.
         """
-        found: list[Weights] = []
+        return [
+            Weights(one.label, one.source, one.file, weight_files.with_landmarks(one.network, one.source))
+            for one in self.networks
+        ]
+
+    def refuse_masks(self) -> None:
+        """Raise CheckpointError if one of the weights gives masks and no landmarks."""
+        for one in self.networks:
+            weight_files.with_landmarks(one.network, one.source)
+
+    @cached_property
+    def networks(self) -> list[AnyWeights]:
+        """The weights, in the order in which they were given, of either kind.
+
+        Raises:
+            CheckpointError: as `load_network`.
+            InputError: if two would be called the same.
+        """
+        found: list[AnyWeights] = []
         for source in self.settings.all_weights():
             file = weight_files.find(source)
-            network = weight_files.load_model(file, device=choose(self.settings.device))
+            network = weight_files.load_network(file, device=choose(self.settings.device))
             name = PurePosixPath(source.rstrip("/")).stem
             if any(name == other.label for other in found):
                 raise InputError(f"--weights {source}: others called {name} are given already; rename the file")
-            found.append(Weights(name, source, file, network))
+            found.append(AnyWeights(name, source, file, network))
         return found
 
     @cached_property
@@ -170,6 +196,45 @@ class Study:
             raise InputError(f"{flag} {named[0]}: none of its images can be read, such as {bad[0]}")
         nowhere = np.full((len(images), N_LANDMARKS, 2), np.nan, np.float32)
         return Examples(names, np.stack(images), nowhere)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images to predict."""
+        return bool(self.settings.data or self.settings.drawings or self.settings.images)
+
+    @property
+    def of_records(self) -> bool:
+        """Whether records take the place of images, since none were given."""
+        return self.settings.has_records and not self.has_images
+
+    @cached_property
+    def records_facts(self) -> dict[str, Any] | None:
+        """What is said of the records that were given, if any were."""
+        return records.facts(self.settings) if self.settings.has_records else None
+
+    @cached_property
+    def second(self) -> Examples | None:
+        """The images with another person's landmarks, if they were given.
+
+        Raises:
+            InputError: if that person annotated other images.
+        """
+        settings = self.settings
+        if not settings.annotator or self.of_records:
+            return None
+        given = {name: value for name, value in settings.asdict().items() if name in _READING}
+        named = {value.partition("=")[0] for value in settings.annotator}
+        kept = [value for value in settings.landmarks if value.partition("=")[0] not in named]
+        given["landmarks"] = [*kept, *settings.annotator]
+        found, _ = evaluate.read(EvaluateSettings.from_mapping(given))
+        rows = {name: row for row, name in enumerate(found.names)}
+        missing = [name for name in self.examples.names if name not in rows]
+        if missing:
+            raise InputError(
+                f"--annotator: {len(missing)} of {len(self.examples)} images, such as {missing[0]}, have no landmarks"
+                " of this person; give people who annotated the same images"
+            )
+        return found.take([rows[name] for name in self.examples.names])
 
     def need(self, least: int, what: str) -> None:
         """Raise InputError unless there are so many images."""
@@ -240,7 +305,7 @@ class Study:
         ]
 
     def by_block(
-        self, weights: Weights, examples: Examples, condition: str, told: str, compute: Compute
+        self, weights: AnyWeights, examples: Examples, condition: str, told: str, compute: Compute
     ) -> dict[str, NDArray[Any]]:
         """Arrays with a row per image, computed a batch at a time and kept; batches that are there are read.
 
@@ -289,8 +354,9 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """What results.json says of the images and weights."""
         return {
-            "weights": [one.facts() for one in self.weights],
-            "images": _image_facts(self.examples) if self.settings.is_given_data else None,
+            "weights": [one.facts() for one in self.networks] if self.has_images else [],
+            "images": _image_facts(self.examples) if self.has_images else None,
+            "records": self.records_facts,
             "samples": self.settings.samples,
             "seed": self.settings.seed,
         }

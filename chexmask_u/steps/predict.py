@@ -20,6 +20,7 @@ from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.columns import landmark_array, latent_array, node_array, replace
 from chexmask_u.images import memory
+from chexmask_u.model.compiling import described, once_a_machine
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.precision import Precision
@@ -32,6 +33,10 @@ COMPILED_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-2, "bf
 # Pixels of the 1024 frame by which a compiled decoder's coordinates may differ from the plain one's, of the same draws
 # and feature maps, at the quantile: a lookup on the border of a cell may go to its neighbour, so not all of them.
 COMPILED_SHIFT, COMPILED_SHIFT_QUANTILE = 0.05, 0.99
+
+# Images and draws that a compiled network is checked with. Torch takes two sizes that are equal there for one and the
+# same, and compiles again where they are not; few maps have sides of these.
+CHECKED_IMAGES, CHECKED_DRAWS = 3, 37
 
 # Added to the name of a GPU on which the network runs in its plain form.
 NOT_COMPILED = ", not compiled"
@@ -98,7 +103,9 @@ class Predictor:
         self.device_name = device
         if device.startswith("cuda"):
             self.device_name = torch.cuda.get_device_name()
-            if not _compiles(self.model):
+            with once_a_machine(described(self.model)):
+                compiled = _compiles(self.model)
+            if not compiled:
                 self.model = load_model(weights, device=device, sha256=sha256)
                 self.model.precision = precision
                 # Part of every record and of the report, where a run that is slow for it is noticed.
@@ -179,18 +186,17 @@ def _compiles(model: Network) -> bool:
         Whether the model may be used; if not, the reason was printed.
     """
     rng = np.random.Generator(np.random.Philox(0))
-    size = model.input_size
     try:
-        # Inference tensors as those of a prediction, or that would be compiled for once more.
+        # Made as those of a prediction are, or what is made otherwise would be compiled for once more.
         with torch.inference_mode():
             images, noise = (
                 torch.from_numpy(values).to(model.device)
                 for values in (
-                    rng.random((3, 1, size, size), np.float32),
-                    rng.standard_normal((3, 2, LATENT_SIZE), np.float32),
+                    rng.integers(0, 256, (CHECKED_IMAGES, FRAME, FRAME), np.uint8),
+                    rng.standard_normal((CHECKED_IMAGES, CHECKED_DRAWS, LATENT_SIZE), np.float32),
                 )
             )
-            difference, moved = model.compile_checked(images, noise)
+            difference, moved = model.compile_checked(model.grey(images), noise)
         shift = float((moved * FRAME).quantile(COMPILED_SHIFT_QUANTILE))
     except Exception as error:  # whatever a compiler can raise: there may be none, or it may not know the device
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__

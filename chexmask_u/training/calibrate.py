@@ -35,6 +35,7 @@ from chexmask_u.steps.read import read_image
 from chexmask_u.training import examples as annotated
 from chexmask_u.training import odd
 from chexmask_u.training.annotations import files_below, name_of
+from chexmask_u.training.augmented import augmented_features
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.measure import check_regions, measure
 from chexmask_u.version import __version__
@@ -70,6 +71,8 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
         InputError: if images, weights, split or the calibration to start from cannot be used, or are too few.
     """
     check_regions(settings.leave_out)
+    if settings.augmentations and settings.start is not None:
+        raise InputError("--augmentations: a calibration to --start from knows nothing of them; leave one of both out")
     place, name = _place(settings.output)
     weights = weight_files.find(settings.weights)
     model = weight_files.load_model(weights, device=choose(settings.device))
@@ -93,6 +96,8 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
 
     usual, others = measured.seen[CLEAN].image_features(), _known(features, measured, parts.trained, settings)
     about = {**_about(settings, weights, parts), "odd_images": odd.trial(parts.held_out, usual, others, features)}
+    if settings.augmentations:
+        about["augmentations"] = _augmented(model, parts, measured, trained, settings)
     made = _fit(measured, trained, np.concatenate([usual, others]), start, model.sha256, about)
     Folder(place).write(name, made.text)
     return made
@@ -234,6 +239,39 @@ def _fit(
     return Calibration.from_text(made.text, "calibration")
 
 
+def _augmented(
+    model: Network,
+    parts: _Parts,
+    measured: Measured,
+    trained: Measured | None,
+    settings: CalibrateSettings,
+) -> dict[str, Any]:
+    """What radii of clean images would be worth without and with the spread over variants of the image.
+
+    No radius is made of it: a prediction or a record does not hold that spread, which takes as many more predictions.
+    """
+
+    def with_variants(some: Measured, examples: Examples) -> Measured:
+        features = augmented_features(
+            model,
+            examples,
+            count=settings.augmentations,
+            samples=settings.samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+        )
+        return some.with_further(features)
+
+    pairs = [(measured.clean(), None if trained is None else trained.clean())]
+    pairs.append(
+        (with_variants(pairs[0][0], parts.held_out), trained and with_variants(trained.clean(), parts.trained))
+    )
+    without, within = (
+        {of: fit.trial(some, of, trained=other) for of in _OF if len(some.annotated(of))} for some, other in pairs
+    )
+    return {"variants": settings.augmentations, "without": without, "with": within}
+
+
 def _radii(
     measured: Measured, trained: Measured | None, before: Mapping[str, Radius | None]
 ) -> tuple[dict[Of, Radius | None], dict[str, Any]]:
@@ -289,6 +327,12 @@ def table(calibration: Calibration) -> str:
         lines += _trial_lines(about["trials"].get(of, {}), by_dataset, ("std", "across"))
         looking = _trial_lines(about["trials_with_images"].get(of, {}), by_dataset)
         lines += ["    with the image:", *("  " + line for line in looking)] if looking else []
+        if tried := about.get("augmentations"):
+            for name in ("without", "with"):
+                lines.append(
+                    f"    of clean images alone, with the image and {name} {tried['variants']} variants of it:"
+                )
+                lines += ["  " + line for line in _trial_lines(tried[name].get(of, {}), by_dataset)]
     if calibration.known is None:
         lines.append(f"  no ood_score: it takes {LEAST_IMAGES} radiographs; see --known")
     else:

@@ -58,6 +58,8 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
+        else:
+            axes.set_axis_off()
     return _png(figure)
 
 

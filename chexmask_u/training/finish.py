@@ -50,7 +50,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
     validation, _ = annotated.read_examples(settings, FRAME, only=lambda some: [name in names for name in some])
     if not len(validation):
         validation = annotated.held_out(len(names), settings.seed, FRAME)
-    evaluated = evaluation.score(model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1)
+    evaluated = evaluation.score(model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1, shifts=True)
     content = {
         "weights": WEIGHTS,
         "sha256": digest,

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from chexmask_u.bench import report, train
 from chexmask_u.bench.apart import Task, apart
 from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
 from chexmask_u.bench.pipeline import Sustained, TimedRun, pair_images
-from chexmask_u.bench.predict import stretched
-from chexmask_u.bench.reference import Reference, window_mean
+from chexmask_u.bench.predict import REFERENCE, Timed, measure, stretched
+from chexmask_u.bench.reference import PublishedCode, Reference, published_code, window_means
 from chexmask_u.images import memory
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.encoder import Encoder
@@ -85,10 +86,8 @@ def test_the_published_algorithm_has_the_memory_that_its_users_have(tmp_path, ra
 
 def test_the_reference_looks_windows_up_as_the_model_does_inside_and_outside_the_image():
     torch.manual_seed(0)
-    feature_map, position = torch.randn(1, 4, 16, 12), torch.rand(1, 500, 2) * 2.4 - 0.7
-    torch.testing.assert_close(
-        window_mean(feature_map, position[0]), window_lookup(position, feature_map)[0], atol=1e-4, rtol=0
-    )
+    maps, positions = torch.randn(2, 4, 16, 12), torch.rand(2, 500, 2) * 2.4 - 0.7
+    torch.testing.assert_close(window_means(maps, positions), window_lookup(positions, maps), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -149,6 +148,7 @@ def test_a_result_says_what_was_measured_where_and_with_what(quick):
         "read": True,
         "mask": True,
         "train": True,
+        "replica": True,
         "pipeline": True,
     }
     for rows in kept["rows"].values():
@@ -176,7 +176,7 @@ def test_the_pipeline_keeps_its_object_store_within_its_bound(quick):
         assert 0 < max(row["object_store_peak_mib"]) <= row["object_store_limit_mib"]
 
 
-def rows_of(speed: float, many_draws: float, pipeline: float) -> dict[str, list[dict]]:
+def rows_of(speed: float, many_draws: float, pipeline: float, host: float = 0.2) -> dict[str, list[dict]]:
     """Rows as a full run has them, of a predictor that is so many times faster than the published algorithm."""
     cases = {50: 1.0, 10: 0.9, 200: 0.9 * many_draws}
     predict = [
@@ -192,7 +192,7 @@ def rows_of(speed: float, many_draws: float, pipeline: float) -> dict[str, list[
     ]
     store = {"object_store_peak_mib": [10.0, 20.0], "object_store_limit_mib": 100.0}
     whole = [{"name": name, "ratio": 1 / pipeline} | store for name in (report.PREDICTION_BOUND, report.READING_BOUND)]
-    return {"predict": predict, "pipeline": whole}
+    return {"predict": predict, "replica": [{"name": "replica", "host_seconds": host / 1e3}], "pipeline": whole}
 
 
 def test_augmentation_is_timed_per_example_beside_what_it_cannot_do_without():
@@ -210,12 +210,42 @@ def test_augmentation_is_timed_per_example_beside_what_it_cannot_do_without():
         ((3.9, 2.4, 0.95), ["speed over the published"]),
         ((4.1, 2.6, 0.95), ["N = 200 over N = 10"]),
         ((4.1, 2.4, 0.87), [report.PREDICTION_BOUND]),
+        ((4.1, 2.4, 0.95, 0.4), ["replica: host work"]),
     ],
 )
 def test_a_target_that_is_missed_is_named(reached, missed):
     failed = [target["name"] for target in report.targets("cpu", rows_of(*reached)) if not target["passed"]]
     assert len(failed) == len(missed)
     assert all(words in name for words, name in zip(missed, failed, strict=True))
+
+
+def test_speed_on_a_gpu_is_judged_by_the_published_code_and_only_where_its_time_is_known():
+    rows = rows_of(speed=7.0, many_draws=1.2, pipeline=0.95)
+    rows["predict"].append(rows["predict"][0] | {"name": "encoder alone", "samples": None, "times_limit": 1.9})
+    for whole, missed in ((59.0, ["speed over the published code, N = 50"]), (61.0, [])):
+        judged = report.targets("cuda", rows, {"whole": whole})
+        assert [target["name"] for target in judged if not target["passed"]] == missed
+    assert not [target for target in report.targets("cuda", rows, None) if "speed over the" in target["name"]]
+
+
+@pytest.mark.parametrize(("code", "reference"), [(0.01, 0.01), (10.0, None)])
+def test_a_ratio_is_over_the_faster_of_the_published_code_and_the_published_algorithm(code, reference):
+    timed = [
+        Timed(name, REFERENCE, lambda seconds=seconds: time.sleep(seconds), 1, [Work(1.0, 1.0)], "float32", {})
+        for name, seconds in ((REFERENCE, 0.05), ("ours", 0.002))
+    ]
+    known = PublishedCode("cpu", "", None, encode=code, decode=code, whole=code)
+    (plain, ours), _ = measure(timed, "cpu", repeats=1, code=known)
+    assert plain["seconds"] >= 0.05
+    assert ours["reference_seconds"] == (reference or plain["seconds"])
+    assert ours["ratio"] == pytest.approx(ours["seconds"] / ours["reference_seconds"])
+
+
+def test_the_published_code_is_known_by_the_device_it_was_measured_on():
+    assert published_code("cuda", "NVIDIA H100 80GB HBM3", 16).whole == pytest.approx(0.0319)
+    assert published_code("cpu", "AMD EPYC", 2).encode == pytest.approx(0.37)
+    assert published_code("cpu", "AMD EPYC", 64) is None
+    assert published_code("cuda", "NVIDIA A100-SXM4-80GB", 16) is None
 
 
 def test_the_table_compares_only_what_drew_as_often_as_the_published_algorithm():
@@ -230,7 +260,7 @@ def test_the_table_compares_only_what_drew_as_often_as_the_published_algorithm()
         "samples": 50,
         "weights": {"source": "demo", "input_size": 64, "variant": "skip"},
         "machine": {"bytes_per_second": 1e9, "flop_per_second": {"float32": 1e9}},
-        "upstream_seconds": {"encode": 1.0, "decode": 1.0},
+        "published_code": {"encode": 0.5, "decode": 1.5, "whole": 2.5},
         "targets": [],
         "rows": {
             "predict": [
@@ -240,6 +270,7 @@ def test_the_table_compares_only_what_drew_as_often_as_the_published_algorithm()
             ],
             "read": [read],
             "mask": [read],
+            "replica": [{"name": "replica", "seconds": 0.0022, "ratio": 2.0, "host_seconds": 0.00025}],
             "pipeline": [flowing | {"object_store_peak_mib": [1.0], "object_store_limit_mib": 2.0}],
         },
     }
@@ -247,6 +278,8 @@ def test_the_table_compares_only_what_drew_as_often_as_the_published_algorithm()
     assert lines["whole, N = 50"] == ["1000.00", "1.0", "7.7x", "2.0x"]
     assert lines["whole, N = 10"] == ["1000.00", "1.0", "-", "2.0x"]
     assert lines["encoder alone"] == ["1000.00", "1.0", "9.9x", "2.0x"]
+    assert lines["replica"] == ["2.20", "454.5", "50%", "0.25"]
+    assert "500.0 ms to encode, 1500.0 ms to decode, 2500.0 ms whole" in report.render(result)
 
 
 def test_images_of_ones_own_are_one_workload_that_is_not_named_or_judged_as_drawn_ones(tmp_path):

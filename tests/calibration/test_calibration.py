@@ -108,7 +108,7 @@ def test_a_record_has_the_radius_and_score_of_its_prediction(calibration: Calibr
 
 def test_odd_images_are_told_from_usual_ones_that_were_held_out() -> None:
     rng = np.random.default_rng(2)
-    usual, odd = rng.standard_t(8, (600, 160)), rng.normal(0, 1, (50, 160))
+    usual, odd = rng.standard_t(8, (600, 165)), rng.normal(0, 1, (50, 165))
     odd[:, ::8] += 6
     known = Known.fit(usual[:300])
     assert (known.score(odd) > 99).all()
@@ -226,8 +226,10 @@ def test_a_calibration_of_before_images_were_looked_at_is_read_and_says_what_it_
     """One distribution of all features was all that it knew of usual images."""
     prediction = invented_calibrations.predictions(np.random.default_rng(5), 2)
     content = json.loads(calibration.text)
-    part = Part.fit(Seen.of(invented_calibrations.predictions(np.random.default_rng(6), 40)).image_features(), 4, 1.0)
-    known = {name: value for name, value in asdict(part).items() if name != "weight"}
+    part = Part.fit(
+        Seen.of(invented_calibrations.predictions(np.random.default_rng(6), 40)).image_features(), 0, 160, 4, 1.0
+    )
+    known = {name: value for name, value in asdict(part).items() if name not in ("weight", "start")}
     content["known"] = {**known, "distances": list(range(40))}
     (tmp_path / "old.json").write_text(
         json.dumps({name: one for name, one in content.items() if name != "with_images"})
