@@ -112,6 +112,12 @@ class Verb:
                 several=several,
             )
 
+    def grouped(self) -> dict[str, list[Option]]:
+        """Its options by what they stand under; groups that nobody foresaw stand last but for the general one."""
+        options = list(self.options())
+        titles = dict.fromkeys([*GROUPS[:-1], *(option.group for option in options if option.group != OTHER), OTHER])
+        return {title: [option for option in options if option.group == title] for title in titles}
+
     def run(self, settings: Settings) -> Result:
         module, _, function = self.home.partition(":")
         verb: Callable[[Settings], Result] = getattr(importlib.import_module(f"chexmask_u.{module}"), function)
@@ -119,7 +125,7 @@ class Verb:
 
 
 # What verbs of two words have in common.
-_GROUPS = {
+FAMILIES = {
     "manifest": "List images as a manifest, or merge manifests.",
     "experiment": "Check what the paper claims of the uncertainty, on any weights and images.",
 }
@@ -135,6 +141,7 @@ def verbs() -> Iterator[Verb]:
         "chexmask-u segment s3://my-bucket/radiographs --output s3://my-bucket/pictures",
         door=IMAGES,
     )
+    yield Verb("app", of.AppSettings, "app.serve:verb", "chexmask-u app\nchexmask-u app --space my-space", door=IMAGES)
     yield Verb(
         "manifest folder",
         of.ManifestFolderSettings,
@@ -250,8 +257,9 @@ def verbs() -> Iterator[Verb]:
     yield Verb(
         "plan",
         of.PlanSettings,
-        "bench.forecast:verb",
-        "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16 --price-per-hour 30",
+        "bench.plan:verb",
+        "chexmask-u plan --manifest m.parquet --rows 657566 --cpus 128 --gpus 16 --price-per-hour 30\n"
+        "chexmask-u plan --bench benchmarks/results/RESULT.json --rows 657566 --cpus 16 --gpus 1",
     )
     yield Verb(
         "info",
@@ -379,7 +387,7 @@ def build_parser() -> _Parser:
     parser.add_argument(
         "--completion",
         action=_PrintCompletion,
-        choices=("bash", "zsh", "tcsh"),
+        choices=("bash", "zsh"),
         default=argparse.SUPPRESS,
         help='print what makes a shell complete verbs and flags: eval "$(chexmask-u --completion bash)"',
     )
@@ -389,7 +397,7 @@ def build_parser() -> _Parser:
     for verb in listed:
         group, _, name = verb.words.rpartition(" ")
         if group and group not in groups:
-            about = _GROUPS[group]
+            about = FAMILIES[group]
             groups[group] = top.add_parser(group, help=about, description=about, formatter_class=_Help).add_subparsers(
                 required=True, metavar="KIND"
             )
@@ -405,7 +413,7 @@ def _doors(listed: Sequence[Verb]) -> str:
         said = {verb.words.split()[0]: verb.says for verb in listed if verb.door == door}
         lines.append(f"{door}:")
         for name, what in said.items():
-            told = textwrap.wrap(_GROUPS.get(name, what), max(shutil.get_terminal_size().columns - 2 - width, 20))
+            told = textwrap.wrap(FAMILIES.get(name, what), max(shutil.get_terminal_size().columns - 2 - width, 20))
             lines += [f"  {name if not row else '':<{width - 2}}{line}" for row, line in enumerate(told)]
         lines.append("")
     return "\n".join(lines)
@@ -422,14 +430,10 @@ def _add(verbs: Any, name: str, verb: Verb) -> None:
         formatter_class=_Help,
         add_help=False,
     )
-    options = list(verb.options())
-    # Groups that nobody foresaw stand last but for the general one.
-    titles = [*dict.fromkeys([*GROUPS[:-1], *(option.group for option in options if option.group != OTHER)]), OTHER]
-    for title in titles:
+    for title, options in verb.grouped().items():
         group = parser.add_argument_group(title)
         for option in options:
-            if option.group == title:
-                _add_option(group, option)
+            _add_option(group, option)
     group.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="end stdout with a line of JSON")
     group.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.set_defaults(verb=verb, parser=parser, **verb.fixed)

@@ -22,7 +22,7 @@ WEIGHTS_HELP = (
     " or hf://ORG/REPO[/FOLDER-OR-FILE][@REVISION]"
 )
 # Pixels of the 1024 frame: see `use.doubts.unsure`.
-UNSURE = 25.0
+UNSURE, UNSURE_RADIUS = 25.0, 80.0
 
 # How the first line of an experiment's module begins.
 _EXPERIMENT = "Experiment: "
@@ -31,7 +31,7 @@ _EXPERIMENT = "Experiment: "
 def _first_line(module: Path) -> str:
     """What a module says of itself; it is not imported, since that would import much."""
     with module.open(encoding="utf-8") as lines:
-        return next(lines).strip().strip('"').rstrip(".")
+        return next((line.strip() for line in lines if line.strip()), module.stem).strip('"').rstrip(".")
 
 
 def _export_formats() -> dict[str, str]:
@@ -304,9 +304,17 @@ class SegmentSettings(Settings):
         group=INPUT,
     )
     max_side: int = _max_side()
-    unsure: float = setting(
-        UNSURE,
-        "mean std of a region, in pixels of the 1024 frame, above which a warning names it",
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), which adds radii and ood_score;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+        kind="FILE",
+        group=INPUT,
+    )
+    unsure: float | None = setting(
+        None,
+        "mean radius of a region, in pixels of the 1024 frame, above which a warning names it; without a calibration,"
+        f" mean std (default: {UNSURE_RADIUS:g}, and {UNSURE:g} of std)",
         numbers=True,
         kind="PIXELS",
         group=OUTPUT,
@@ -321,8 +329,33 @@ class SegmentSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.unsure > 0:
+        if self.unsure is not None and not self.unsure > 0:
             raise InputError(f"--unsure must be more than 0, not {self.unsure}")
+
+
+@dataclass(frozen=True)
+class AppSettings(Settings):
+    """Serve a page that segments an image and shows how unsure the network is; a demonstration, which keeps nothing."""
+
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in", kind="ADDRESS")
+    port: int = setting(7860, "port to listen on", least=1, most=65535, kind="PORT")
+    weights: str = _weights()
+    weights_sha256: str | None = _weights_sha256()
+    calibration: str | None = setting(
+        None,
+        "calibration.json of the weights (path or URL), by whose radii landmarks are coloured;"
+        f" '{NO_CALIBRATION}' for none (default: the one that lies beside the weights on disk, if one does)",
+        kind="FILE",
+        group=INPUT,
+    )
+    max_side: int = _max_side()
+    device: str = _device("where the network runs; auto: on a GPU if there is one")
+    space: str | None = setting(
+        None,
+        "local folder to write a Hugging Face Space to, that serves the page, instead of serving it here",
+        kind="FOLDER",
+        group=OUTPUT,
+    )
 
 
 @dataclass(frozen=True)
@@ -440,9 +473,16 @@ class InfoSettings(Settings):
 
 @dataclass(frozen=True)
 class PlanSettings(Settings):
-    """Forecast a run from a short probe on your own images and hardware."""
+    """Forecast a run from a short probe on your own images and hardware, or from a bench result of a GPU's machine."""
 
-    manifest: str = setting("", "manifest Parquet file (local path or URL) to sample", required=True, kind="FILE")
+    manifest: str | None = setting(None, "manifest Parquet file (local path or URL) to sample", kind="FILE")
+    bench: str | None = setting(
+        None,
+        "JSON file of chexmask-u bench, of a machine with GPUs (local path or URL): what is forecast of these is taken"
+        " from it, and --manifest is sampled for reading and masks alone",
+        kind="FILE",
+        group=INPUT,
+    )
     weights: str = _weights()
     samples: int = _samples(numbers=False)
     precision: str = _precision("arithmetic of the encoder, as for generate", numbers=False)
@@ -468,6 +508,18 @@ class PlanSettings(Settings):
         group=MACHINES,
     )
     address: str | None = _address()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifest is None and self.bench is None:
+            raise InputError("--manifest is needed: manifest Parquet file (local path or URL) to sample; or --bench")
+        if self.bench is not None:
+            given = [flag(name) for name in ("weights", "device", "scratch", "address") if self._is_given(name)]
+            if given:
+                raise InputError(f"{given[0]} goes without --bench, whose network and machine are those of its file")
+
+    def _is_given(self, name: str) -> bool:
+        return bool(getattr(self, name) != next(one.default for one in fields(self) if one.name == name))
 
 
 @dataclass(frozen=True)
@@ -700,8 +752,8 @@ class TrainSettings(AnnotatedSettings):
     variant: str = setting(
         "skip",
         "network: with or without image-to-graph skip connections; dropout: with them, dropout in the encoder, and no "
-        "variational layer",
-        choices=("skip", "noskip", "dropout"),
+        "variational layer; unet (with dropout) and phiseg: baselines that give masks and no landmarks",
+        choices=("skip", "noskip", "dropout", "unet", "phiseg"),
         numbers=True,
         group=NETWORK,
     )
@@ -772,7 +824,12 @@ class TrainSettings(AnnotatedSettings):
         group=NETWORK,
     )
     kl_last: float = setting(
-        1e-2, "weight of the KL divergence once it has grown", numbers=True, least=0, most=1000, group=NETWORK
+        1e-2,
+        "weight of the KL divergence once it has grown (phiseg: 1)",
+        numbers=True,
+        least=0,
+        most=1000,
+        group=NETWORK,
     )
     kl_epochs: int = setting(200, "epochs over which that weight grows linearly", numbers=True, least=1, group=NETWORK)
     rotation: float = setting(
@@ -853,19 +910,26 @@ class TrainSettings(AnnotatedSettings):
             raise InputError(f"--input-size must be a multiple of 32 from 64 on, not {self.input_size}")
         if self.batch_size % (self.workers or 1):
             raise InputError(f"--batch-size {self.batch_size} cannot be shared by --workers {self.workers}")
-        if self.freeze_convolutions and (self.initial_weights is None or self.variant == "dropout"):
+        if self.variant == "phiseg" and self.input_size % 64:
+            raise InputError(f"--input-size must be a multiple of 64 with --variant phiseg, not {self.input_size}")
+        if self.freeze_convolutions and (self.initial_weights is None or not self._is_variational()):
             raise InputError("--freeze-convolutions: needs --initial-weights, and --variant skip or noskip")
         if self.objective == "energy" and self.draws < 2:
             raise InputError(f"--draws must be at least 2 with --objective energy, not {self.draws}")
-        if self.objective == "energy" and self.variant == "dropout":
+        if self.objective == "energy" and not self._is_variational():
             raise InputError(
-                "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own"
+                "--objective energy: needs --variant skip or noskip; a draw of dropout takes an encoding of its own, "
+                "and masks are no points"
             )
         if self.schedule == "cosine" and self.epochs > self.decay_epochs:
             raise InputError(
                 f"--schedule cosine: the learning rate is zero after --decay-epochs {self.decay_epochs}, "
                 f"before --epochs {self.epochs} are over; set both alike"
             )
+
+    def _is_variational(self) -> bool:
+        """Whether the variant decodes many landmarks of one encoding."""
+        return self.variant in ("skip", "noskip")
 
     def draws_per_image(self) -> int:
         """Draws of an image in a batch."""
@@ -904,6 +968,18 @@ class EvaluateSettings(AnnotatedSettings):
         kind="FILE",
         group=INPUT,
     )
+    shifts: bool = setting(
+        False,
+        "judge the uncertainty also on the images with black squares, noise, a rotation by 10 to 25 degrees and another"
+        " gamma; takes three times as long",
+    )
+    leave_out: tuple[str, ...] = setting(
+        (),
+        "region of a contour, such as left_lung.heart_border, that masks of --data draw by another convention and on"
+        " which the uncertainty is not judged there; may be repeated",
+        kind="REGION",
+        group=INPUT,
+    )
     output: str | None = setting(
         None, "folder for scores.json, images.csv and a figure (default: print only)", kind="FOLDER"
     )
@@ -931,6 +1007,13 @@ class CalibrateSettings(AnnotatedSettings):
         " is not measured on them; may be repeated",
         kind="REGION",
         group=INPUT,
+    )
+    augmentations: int = setting(
+        0,
+        "variants of each image, turned, scaled and exposed a little anew, to report what radii would gain from the"
+        " spread over them; no radius is made of it, since neither predictions nor records have it",
+        numbers=True,
+        least=0,
     )
     known: tuple[str, ...] = setting(
         (),
@@ -960,10 +1043,13 @@ class ExperimentSettings(AnnotatedSettings):
 
     experiment: str = setting("", "which one")
     output: str = setting(
-        "", "folder for results.json, table.csv and the figure (local path or URL); the same one goes on", required=True
+        "",
+        "folder for results.json, table.csv and the figure (local path or URL); the same one goes on",
+        required=True,
+        kind="FOLDER",
     )
     images: tuple[str, ...] = setting(
-        (), "images without annotations: files, folders or quoted patterns; may be repeated"
+        (), "images without annotations: files, folders or quoted patterns; may be repeated", kind="IMAGE", group=INPUT
     )
     part: str = setting(
         "validation", "which images of the --split to take", choices=("validation", "train", "all"), numbers=True
@@ -971,11 +1057,15 @@ class ExperimentSettings(AnnotatedSettings):
     limit: int | None = setting(
         None, "take so many of the images at most, chosen by a hash of their names", numbers=True, least=1
     )
-    weights: tuple[str, ...] = setting((), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)")
+    weights: tuple[str, ...] = setting(
+        (), f"{WEIGHTS_HELP}; may be repeated, to compare (default: demo)", kind="WEIGHTS", group=INPUT
+    )
     calibration: str | None = setting(
         None,
         f"calibration.json of one of the weights (path or URL), or '{NO_CALIBRATION}' (default: that which lies beside"
         " the weights, if one does)",
+        kind="FILE",
+        group=INPUT,
     )
     size: tuple[int, ...] = setting(
         (),
@@ -988,6 +1078,41 @@ class ExperimentSettings(AnnotatedSettings):
         " each organ, chosen by the image's name)",
         numbers=True,
     )
+    corruption: tuple[str, ...] = setting(
+        (),
+        "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
+        " contrast and blending)",
+        numbers=True,
+    )
+    kind: tuple[str, ...] = setting(
+        (),
+        "pixel: clean, squares, noise, rotation or gamma, which images are made; may be repeated (default: all)",
+        numbers=True,
+    )
+    count: tuple[int, ...] = setting(
+        (), "samples: draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
+    )
+    timed: int = setting(2, "samples and pixel: how many of the images are predicted once more to time it", least=1)
+    run: str | None = setting(None, "error, ood, rca: take the records of this run of `generate` (local path or URL)")
+    release: str | None = setting(None, "error, ood, rca: take the records of one version (local path or URL)")
+    published: tuple[str, ...] = setting(
+        (), "error, rca: take the rows of published CSVs with Landmarks (Std) (local paths or URLs); may be repeated"
+    )
+    annotator: tuple[str, ...] = setting(
+        (),
+        "error: another person's landmarks: DATASET=PATH for --data, as --landmarks takes them; for records one or two"
+        " sets of CSVs with an id and Landmarks, of the 1024 frame: NAME=CSV, a name a person; may be repeated",
+    )
+    out_of: tuple[str, ...] = setting(
+        (),
+        "ood: images that are no frontal chest radiographs, files or folders, or with --run and --release a run or"
+        " release of such; may be repeated (default: of images, altered copies and drawings; of records, those with a"
+        " Dice RCA (Mean) below --dice)",
+    )
+    labels: str | None = setting(
+        None, "ood: CSV with columns name and label (in or out) that says which of the images are which"
+    )
+    dice: float = setting(0.7, "ood: Dice RCA (Mean) below which a record is out", numbers=True, least=0, most=1)
     samples: int = _samples(least=2)
     seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
     batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
@@ -998,13 +1123,23 @@ class ExperimentSettings(AnnotatedSettings):
         for side in self.size:
             if not 16 <= side <= 512:
                 raise InputError(f"--size must be from 16 to 512, not {side}")
+        if (self.run is not None) + (self.release is not None) + bool(self.published) > 1:
+            raise InputError("give one of --run, --release and --published: whose records are to be looked at")
+        for count in self.count:
+            if not 2 <= count <= 10_000:
+                raise InputError(f"--count must be from 2 to 10000, not {count}")
         for node in self.node:
             if not 0 <= node < N_LANDMARKS:
                 raise InputError(f"--node must be from 0 to {N_LANDMARKS - 1}, not {node}")
 
     @property
     def is_given_data(self) -> bool:
-        return bool(super().is_given_data or self.images)
+        return bool(super().is_given_data or self.images or self.has_records)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether records of a run, a release or published CSVs are to be looked at."""
+        return bool(self.run or self.release or self.published)
 
     def all_weights(self) -> tuple[str, ...]:
         return self.weights or ("demo",)

@@ -18,7 +18,7 @@ from chexmask_u.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from chexmask_u.model.network import Network
+    from chexmask_u.model.network import BaseNetwork, Network
 
 DEMO = "demo"
 
@@ -168,6 +168,35 @@ def load_model(
 
     Returns:
         The model, with the digest of its file in ``model.sha256``.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, has another digest, or its keys, sizes or config do not fit;
+            or if the weights are a pixel network's.
+    """
+    model = load_network(source, device=device, sha256=sha256)
+    return with_landmarks(model, source.source if isinstance(source, WeightFile) else str(source))
+
+
+def with_landmarks(model: BaseNetwork, source: str) -> Network:
+    """The model, which gives landmarks.
+
+    Raises:
+        CheckpointError: if it gives masks alone; `source` is what the message calls its weights.
+    """
+    from chexmask_u.model.network import Network
+
+    if not isinstance(model, Network):
+        raise CheckpointError(
+            f"{source}: are weights of {model.family} (--variant {model.variant}), which gives masks and no landmarks; "
+            "only `evaluate` and `experiment pixel` take them"
+        )
+    return model
+
+
+def load_network(
+    source: str | Path | WeightFile, *, device: str | torch.device = "cpu", sha256: str | None = None
+) -> BaseNetwork:
+    """What `load_model` does, of weights of a pixel network too.
 
     Raises:
         CheckpointError: if the file is missing, damaged, has another digest, or its keys, sizes or config do not fit.

@@ -21,12 +21,12 @@ ORDER = (
     "manifests images model",
     "weight_files",
     "steps",
-    "calibration",
+    "calibration pictures",
     "runs",
     "releases use",
     "pipeline demo",
-    "training bench verify",
-    "experiments",
+    "training verify app",
+    "bench experiments",
     "cli",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
@@ -35,7 +35,7 @@ KNOW_RAY = {"pipeline.py", "runs/cluster.py", "training/distributed.py"}
 
 # What the network may know of the package, and of others' packages.
 MODEL_KNOWS = {"anatomy", "errors", "model"}
-MODEL_NEEDS = {"torch", "numpy", "safetensors"}
+MODEL_NEEDS = {"torch", "triton", "numpy", "safetensors"}
 
 
 def package() -> dict[str, str]:

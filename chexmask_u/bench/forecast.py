@@ -25,7 +25,6 @@ from chexmask_u.manifests import parquet
 from chexmask_u.manifests.check import check_access, check_columns, inspect
 from chexmask_u.model.device import choose
 from chexmask_u.record import ReadError
-from chexmask_u.result import Result
 from chexmask_u.runs import cluster
 from chexmask_u.runs.run import COMPRESSION
 from chexmask_u.settings import GenerateSettings, PlanSettings
@@ -100,6 +99,10 @@ class Probe:
         """Speed of the probe's own run over that of its slowest part alone."""
         return self.images_per_second / min(self.capacities(self.cores, self.gpus).values())
 
+    def reaches(self, part: str) -> float:
+        """Speed of a run that a part bounds, over what that part alone can do."""
+        return self.efficiency
+
     def core_seconds(self) -> dict[str, float]:
         """Seconds of a core that an image takes, by what they are spent on."""
         waits = self.steps.fetch_seconds / FETCHERS > self.steps.read_seconds / 2
@@ -111,10 +114,14 @@ class Probe:
         on_cores = {"cores": cores / sum(self.core_seconds().values())}
         return on_cores | {"GPUs": gpus / self.steps.predict_seconds} if self.gpus else on_cores
 
+    def speeds(self, cores: int, gpus: int) -> dict[str, float]:
+        """Images a second of a run that each part of a fleet bounds."""
+        return {part: rate * self.reaches(part) for part, rate in self.capacities(cores, gpus).items()}
+
     def bottleneck(self, cores: int, gpus: int) -> str:
         """What bounds a fleet, in words."""
-        capacities = self.capacities(cores, gpus)
-        if min(capacities, key=lambda name: capacities[name]) == "GPUs":
+        speeds = self.speeds(cores, gpus)
+        if min(speeds, key=lambda name: speeds[name]) == "GPUs":
             return "prediction on the GPUs"
         seconds = self.core_seconds()
         largest = max(seconds, key=lambda name: seconds[name])
@@ -124,7 +131,7 @@ class Probe:
         """Cores that keep one GPU busy, at the efficiency that was seen; None where no GPU was."""
         if not self.gpus:
             return None
-        return sum(self.core_seconds().values()) / self.steps.predict_seconds / min(1.0, self.efficiency)
+        return sum(self.core_seconds().values()) / self.steps.predict_seconds / min(1.0, self.reaches("cores"))
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ def forecast(probe: Probe, rows: int, cores: int, gpus: int, price_per_hour: flo
 
     A run takes the probe's start-up, which does not depend on the rows, and then flows at the speed of
 
-        least capacity of the fleet's parts x efficiency,
+        least of the fleet's parts' capacity x efficiency,
 
     where efficiency is what the probe's own run reached of the least capacity of this machine's parts: it holds what
     the steps alone do not show (moving images between processes, scheduling, writing, contention for memory). So on
@@ -169,7 +176,7 @@ def forecast(probe: Probe, rows: int, cores: int, gpus: int, price_per_hour: flo
         cores, gpus: of all machines together.
         price_per_hour: of all machines together.
     """
-    speed = min(probe.capacities(cores, gpus).values()) * probe.efficiency
+    speed = min(probe.speeds(cores, gpus).values())
     hours = (probe.start_seconds + rows / speed) / 3600
     return Forecast(
         rows=rows,
@@ -198,14 +205,10 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
     Raises:
         InputError: on bad input; or if the probe can say nothing, or is asked for GPUs where none was probed.
     """
+    assert settings.manifest is not None
     manifest_uri = storage.normalise(settings.manifest)
-    check_columns(manifest_uri)
     # A bad manifest and bad weights are to be known now, not after a minute.
-    total = inspect(manifest_uri).rows
-    if settings.probe < LEAST_IMAGES:
-        raise InputError(f"--probe {settings.probe}: a probe needs at least {LEAST_IMAGES} images")
-    if total < LEAST_IMAGES:
-        raise InputError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
+    total = checked_rows(manifest_uri, settings.probe)
     weights = weight_files.find(settings.weights)
     weight_files.load_model(weights)
     cluster.check_here(settings.device, settings.precision, settings.address)
@@ -229,10 +232,10 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
             raise InputError(cluster.NO_TF32)
         if share.machines > 1 and settings.scratch is None:
             raise InputError("--scratch is needed on a cluster: a folder or URL that every machine sees")
-        rows = cluster.on_worker(_sample, manifest_uri, total, settings.probe, settings.seed)
+        rows = cluster.on_worker(sample, manifest_uri, total, settings.probe, settings.seed)
         cores = share.cores - cluster.WAITING_TASKS if started_here else share.cores
-        call = (rows, run_settings, share, flow_seconds / 8)
-        steps = cluster.on_workers(_measure_steps, [call], gpus=1 if share.on_gpus else 0)[0]
+        call = (rows, run_settings, share.threads, share.batch, flow_seconds / 8)
+        steps = cluster.on_workers(measure_steps, [call], gpus=1 if share.on_gpus else 0)[0]
         threads = min(share.threads or 1, cores)
         alone = Probe(steps, cores, share.gpus, threads, images_per_second=math.nan, start_seconds=math.nan)
         speed = min(alone.capacities(cores, share.gpus).values())
@@ -254,14 +257,27 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
     }
 
 
+def checked_rows(manifest_uri: str, count: int) -> int:
+    """Rows of a manifest of which so many are to be sampled.
+
+    Raises:
+        InputError: if it is no manifest, or there are too few to say anything.
+    """
+    check_columns(manifest_uri)
+    total = inspect(manifest_uri).rows
+    if count < LEAST_IMAGES:
+        raise InputError(f"--probe {count}: a probe needs at least {LEAST_IMAGES} images")
+    if total < LEAST_IMAGES:
+        raise InputError(f"{manifest_uri}: holds {total} images; a probe needs at least {LEAST_IMAGES}")
+    return total
+
+
 def render(result: dict[str, Any]) -> str:
     """The result of `run` as lines for a person."""
     probe, steps, expected = result["probe"], result["probe"]["steps"], result["forecast"]
     on_gpu = probe["gpus"] > 0
-    failed = sum(steps["failed"].values())
     lines = [
-        f"Probe: {steps['images']} images, {failed} of them not readable; network on {steps['device']}",
-        f"  fetch      {steps['fetch_seconds'] * 1e3:8.1f} ms an image, one after the other",
+        *(_probed(steps) if "bench" not in result else _measured_elsewhere(result)),
         f"  read       {1 / steps['read_seconds']:8.1f} images/s per core (fetched, decoded, prepared)",
         f"  predict    {1 / steps['predict_seconds']:8.1f} images/s per "
         + ("GPU" if on_gpu else f"replica of {probe['threads']} cores"),
@@ -286,7 +302,32 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sample(manifest_uri: str, total: int, count: int, seed: int) -> pa.Table:
+def _probed(steps: dict[str, Any]) -> list[str]:
+    return [
+        f"Probe: {steps['images']} images, {sum(steps['failed'].values())} of them not readable;"
+        f" network on {steps['device']}",
+        f"  fetch      {steps['fetch_seconds'] * 1e3:8.1f} ms an image, one after the other",
+    ]
+
+
+def _measured_elsewhere(result: dict[str, Any]) -> list[str]:
+    """Where the figures of a forecast from a bench result come from."""
+    bench, steps, slower = result["bench"], result["probe"]["steps"], result["bench"]["core_seconds_there_over_here"]
+    lines = [
+        f"Measured on {bench['device']}, {bench['gpus']} of them, and {bench['cores']} cores: {bench['file']} of"
+        f" {bench['date'][:10]}, input {bench['input_size']}, {bench['variant']}",
+    ]
+    if slower is None:
+        return [*lines, "Reading and masks: as drawn files of each published source took there, by the sources' sizes"]
+    failed = sum(steps["failed"].values())
+    return [
+        *lines,
+        f"Reading and masks: {steps['images']} images of the manifest measured here, {failed} of them not readable;"
+        f" a core there takes {slower:.2f} times as long",
+    ]
+
+
+def sample(manifest_uri: str, total: int, count: int, seed: int) -> pa.Table:
     """So many of a manifest's `total` rows, completed; in random order, since parts of them are measured, too."""
     check_access(manifest_uri)
     fs, path = storage.arrow_filesystem(manifest_uri)
@@ -294,7 +335,9 @@ def _sample(manifest_uri: str, total: int, count: int, seed: int) -> pa.Table:
     return parquet.complete(pq.read_table(path, filesystem=fs).take(chosen))
 
 
-def _measure_steps(rows: pa.Table, settings: GenerateSettings, share: cluster.Layout, step_seconds: float) -> Steps:
+def measure_steps(
+    rows: pa.Table, settings: GenerateSettings, threads: int | None, batch: int, step_seconds: float
+) -> Steps:
     """Run the steps one after the other on one worker and time each."""
     fetch_seconds, file_bytes = _fetch(rows.slice(0, FETCHED), max_bytes=2 * settings.max_side**2)
     # Once without counting, as a worker of a run that flows has done.
@@ -316,8 +359,8 @@ def _measure_steps(rows: pa.Table, settings: GenerateSettings, share: cluster.La
         )
     good = [row for row, status in enumerate(prepared["status"].to_pylist()) if status == record.OK]
     kept = read(rows.take(good[:KEPT_IMAGES]), max_side=settings.max_side)
-    predictor = measured.predictor(settings, share.threads)
-    batches = [kept.slice(first, share.batch) for first in range(0, len(kept), share.batch)]
+    predictor = measured.predictor(settings, threads)
+    batches = [kept.slice(first, batch) for first in range(0, len(kept), batch)]
     predicted = pa.concat_tables([predictor(batch) for batch in batches])
     predict_seconds = _seconds_per_image(predictor, batches, step_seconds)
     mask(predicted.slice(0, 1))
@@ -389,9 +432,3 @@ def _duration(hours: float) -> str:
 
 def _size(gib: float) -> str:
     return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
-
-
-def verb(settings: PlanSettings) -> Result:
-    """`chexmask-u plan`."""
-    facts = run(settings)
-    return Result(facts, render(facts))

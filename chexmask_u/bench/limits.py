@@ -136,6 +136,11 @@ def mask_work(landmarks: NDArray[Any]) -> list[Work]:
     return [Work(0.0, 2.0 * sum(float(width * height) for width, height in boxes))]
 
 
+def augment_work(side: int) -> list[Work]:
+    """What augmenting one example must move: its grey pixels in, and values out."""
+    return [Work(0.0, side * side * (1 + FLOAT32_BYTES))]
+
+
 def copy_once(device: torch.device) -> tuple[Callable[[], object], float]:
     """A large copy within the device's memory, and the bytes that it reads and writes."""
     source = torch.ones(COPY_BYTES[device.type] // FLOAT32_BYTES, device=device)

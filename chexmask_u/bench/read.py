@@ -26,6 +26,9 @@ HEIGHT, WIDTH = 2500, 3000
 
 _MAX_SIDE = 10_000
 
+# Names of rows: what most radiographs are like, and what reading is bounded by.
+TYPICAL, SLOWEST = f"JPEG, {WIDTH} x {HEIGHT}", f"PNG, 16 bit, {WIDTH} x {HEIGHT}, cropped"
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -37,20 +40,22 @@ class SourceFile:
     bare: Callable[[bytes], object]
 
 
-def source_files() -> list[SourceFile]:
-    """One file of each kind, drawn and encoded here."""
+def source_files(only: str | None = None) -> list[SourceFile]:
+    """One file of each kind, or the one of that name, drawn and encoded here."""
     small, large = draw(0, side=FRAME).image, draw(0, side=WIDTH).image[:HEIGHT]
     deep = twelve_bit(large)
     size = f"{WIDTH} x {HEIGHT}"
-    return [
-        SourceFile(f"JPEG, {FRAME} x {FRAME}", "chexpert", _encode(".jpg", small), _bare),
-        SourceFile(f"JPEG, {size}", "chexpert", _encode(".jpg", large), _bare),
-        SourceFile(f"JPEG, {size}, cropped, through JPEG", "mimic-cxr-jpg", _encode(".jpg", large), _bare_through_jpeg),
-        SourceFile(f"PNG, 8 bit, {FRAME} x {FRAME}", "chestx-ray8", _encode(".png", small), _bare),
-        SourceFile(f"PNG, 16 bit, {size}, cropped", "padchest", _encode(".png", deep), _bare_cropped),
-        SourceFile(f"DICOM, 12 bit, {size}", "vindr-cxr", _dicom(deep), _bare_dicom),
-        SourceFile(f"DICOM, JPEG 2000, {size}", "vindr-cxr", _dicom(deep, uid.JPEG2000Lossless), _bare_dicom),
+    through_jpeg, compressed = f"{TYPICAL}, cropped, through JPEG", f"DICOM, JPEG 2000, {size}"
+    kinds: list[tuple[str, str, Callable[[], bytes], Callable[[bytes], object]]] = [
+        (f"JPEG, {FRAME} x {FRAME}", "chexpert", lambda: _encode(".jpg", small), _bare),
+        (TYPICAL, "chexpert", lambda: _encode(".jpg", large), _bare),
+        (through_jpeg, "mimic-cxr-jpg", lambda: _encode(".jpg", large), _bare_through_jpeg),
+        (f"PNG, 8 bit, {FRAME} x {FRAME}", "chestx-ray8", lambda: _encode(".png", small), _bare),
+        (SLOWEST, "padchest", lambda: _encode(".png", deep), _bare_cropped),
+        (f"DICOM, 12 bit, {size}", "vindr-cxr", lambda: _dicom(deep), _bare_dicom),
+        (compressed, "vindr-cxr", lambda: _dicom(deep, uid.JPEG2000Lossless), _bare_dicom),
     ]
+    return [SourceFile(name, source, data(), bare) for name, source, data, bare in kinds if only in (None, name)]
 
 
 def twelve_bit(image: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -59,20 +64,21 @@ def twelve_bit(image: NDArray[np.uint8]) -> NDArray[np.uint16]:
     return np.clip(image * 16.0 + noise, 0, 4095).astype(np.uint16)
 
 
-def measure(repeats: int = 15) -> list[Row]:
-    """A row per file: reading it, against the bare calls."""
+def measure(repeats: int = 15, only: str | None = None) -> list[Row]:
+    """A row per file, or for the one of that name: reading it, against the bare calls."""
     with one_thread():
-        return [_measure(file, repeats) for file in source_files()]
+        return [_measure(file, repeats) for file in source_files(only)]
 
 
 def _measure(file: SourceFile, repeats: int) -> Row:
-    return compare(
+    row = compare(
         file.name,
         lambda: read_bytes(file.data, source=file.source, max_side=_MAX_SIDE),
         lambda: file.bare(file.data),
         repeats=repeats,
         clock=time.thread_time,
     )
+    return row | {"source": file.source, "file_bytes": len(file.data)}
 
 
 def _encode(suffix: str, image: NDArray[Any]) -> bytes:

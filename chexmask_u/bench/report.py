@@ -28,8 +28,9 @@ from chexmask_u.bench import pipeline as whole
 from chexmask_u.bench import predict as network
 from chexmask_u.bench import read as reading
 from chexmask_u.bench import replica
+from chexmask_u.bench import train as training
 from chexmask_u.bench.apart import apart
-from chexmask_u.bench.limits import Machine, limit, mask_work, read_work
+from chexmask_u.bench.limits import Machine, augment_work, limit, mask_work, read_work
 from chexmask_u.bench.reference import PUBLISHED_VARIANTS, PublishedCode, published_code
 from chexmask_u.bench.timing import Row
 from chexmask_u.errors import InputError
@@ -48,6 +49,9 @@ from chexmask_u.steps.read import read
 FORMAT = 1
 
 SAMPLES = 50
+
+# Examples in the batch of a training step.
+TRAINED_BATCH = 16
 
 # Images of --images that are used; the runs repeat them.
 LISTED_IMAGES = 256
@@ -134,6 +138,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
             "device": {
                 "kind": kind,
                 "name": name,
+                "gpus": torch.cuda.device_count() if kind == "cuda" else 0,
                 "cores": os.cpu_count(),
                 "threads": torch.get_num_threads(),
             },
@@ -153,6 +158,7 @@ def run(settings: BenchSettings) -> dict[str, Any]:
         rest: dict[str, Callable[[], list[Row]]] = {
             "read": lambda: _reading(scale.repeats, machine),
             "mask": lambda: _masks(scale.repeats, machine),
+            "train": lambda: _training(kind, scale, machine),
             "replica": lambda: _replica(scale),
             "pipeline": lambda: _pipeline(weights, kind, scale, listed, folder),
         }
@@ -226,8 +232,8 @@ def render(result: Mapping[str, Any]) -> str:
     Times are of one image, and medians over rounds in which everything has its turn. "faster" compares with the
     published algorithm, for as many draws as that was timed with, or with what the published code itself took on such a
     device, where that is known and less. "limit" is the time over the least that the part's bytes and FLOP take at the
-    rates of this machine (see `limits`). Reading and masks are of one core, beside the bare library calls, and beside
-    decoding. "host" is the processor time of a replica's process.
+    rates of this machine (see `limits`). Reading, masks and augmentation are of one core, beside the bare library calls
+    or decoding; a GPU's training step is beside a plain one. "host" is the processor time of a replica's process.
     """
     device, machine, weights, rows = result["device"], result["machine"], result["weights"], result["rows"]
     rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in machine["flop_per_second"].items())
@@ -250,11 +256,13 @@ def render(result: Mapping[str, Any]) -> str:
         times = ", ".join(f"{1e3 * code[part]:.1f} ms {words}" for part, words in _CODE_WORDS.items())
         lines.append(f"(the published code itself on such a device, measured once: {times};")
         lines.append(' "faster" compares with the faster of it and the published algorithm as it is written here)')
-    for part, beside in (("read", "bare calls"), ("mask", "decoding")):
+    for part, beside in (("read", "bare calls"), ("mask", "decoding"), ("train", "bare calls")):
+        # What was measured before there was such a part.
+        if part not in rows:
+            continue
         lines += ["", f"{part + ', one core':<44} {'ms':>9} {'images/s':>9} {'of ' + beside:>14} {'limit':>7}"]
         lines += [
-            f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f}"
-            f" {row['ratio']:>13.2f}x {row['times_limit']:>6.1f}x"
+            f"{row['name']:<44} {_ms(row)} {1 / row['seconds']:>9.1f} {row['ratio']:>13.2f}x {_times_limit(row)}"
             for row in rows[part]
         ]
     if rows.get("replica"):
@@ -345,6 +353,16 @@ def _masks(repeats: int, machine: Machine) -> list[Row]:
     return rows
 
 
+def _training(kind: str, scale: Scale, machine: Machine) -> list[Row]:
+    rows = training.measure(scale.repeats)
+    # A step's own limit is not known.
+    for row in rows:
+        _add_limit(row, limit(augment_work(row["side"]), machine, "float32"))
+    if kind == "cuda":
+        rows += training.steps(torch.device(kind), scale.input_size, TRAINED_BATCH, scale.repeats)
+    return rows
+
+
 def _replica(scale: Scale) -> list[Row]:
     with cluster.connected(None):
         return replica.measure(scale.flow_seconds, scale.pairs)
@@ -360,7 +378,7 @@ def _pipeline(weights: str, kind: str, scale: Scale, listed: pa.Table | None, fo
     network.stretched(64, tiny)
     predicting = GenerateSettings(weights=weights, device=kind)
     decoding = GenerateSettings(weights=str(tiny), samples=1, device=kind)
-    small = _drawn(folder / "small", scale.small) if listed is None else listed
+    small = drawn(folder / "small", scale.small) if listed is None else listed
     with cluster.connected(None):
         share = cluster.layout(kind)
         cores = min(share.cores, os.cpu_count() or 1)
@@ -402,8 +420,8 @@ def reading_workloads(listed: pa.Table | None, size: tuple[int, int], folder: Pa
     if listed is not None:
         return {READING_GIVEN: listed}
     return {
-        READING_BOUND: _drawn(folder / "deep", size, deep=True),
-        READING_MOSTLY: _drawn(folder / "large", size),
+        READING_BOUND: drawn(folder / "deep", size, deep=True),
+        READING_MOSTLY: drawn(folder / "large", size),
     }
 
 
@@ -420,7 +438,7 @@ def _listed(images: str, folder: Path) -> pa.Table:
     return rows
 
 
-def _drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Table:
+def drawn(folder: Path, size: tuple[int, int], *, deep: bool = False) -> pa.Table:
     """Manifest rows of drawn radiographs: 8-bit JPEG files, or PNG files of 16 bits, 12 of them used."""
     (folder / "images").mkdir(parents=True)
     for index in range(8):
@@ -439,6 +457,10 @@ def _target(name: str, value: float, threshold: float, *, more: bool = True) -> 
 
 def _faster(row: Row, samples: int) -> str:
     return f"{1 / row['ratio']:>6.1f}x" if row.get("samples", samples) == samples else f"{'-':>7}"
+
+
+def _times_limit(row: Row) -> str:
+    return f"{row['times_limit']:>6.1f}x" if "times_limit" in row else f"{'-':>7}"
 
 
 def _ms(row: Row) -> str:

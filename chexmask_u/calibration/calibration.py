@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import N_LANDMARKS
@@ -21,6 +21,8 @@ from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen, is_prediction
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
+from chexmask_u.record import RADIUS_COVERAGE
+from chexmask_u.settings import NO_CALIBRATION
 
 NAME = "calibration.json"
 
@@ -67,6 +69,7 @@ class Calibration:
         contour: distance within which the annotated contour passes the landmark.
         known: radiographs that an image is compared with; None where there were too few.
         about: how it was made and what was found, as calibration.json holds it.
+        with_images: radii by `Of` that look at the images, too; none where it was made without.
     """
 
     weights_sha256: str
@@ -74,30 +77,37 @@ class Calibration:
     contour: Radius | None
     known: Known | None
     about: Mapping[str, Any]
+    with_images: Mapping[str, Radius] = field(default_factory=dict)
 
-    def radius(self, x: Any, coverage: float = 0.9, of: Of = "landmark") -> NDArray[np.float32]:
+    def radius(
+        self, x: Any, coverage: float = 0.9, of: Of = "landmark", images: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
         """Radius of each landmark that holds its annotation for the share `coverage` of the landmarks.
 
         The share is promised for a landmark drawn at random from a further image that is drawn as the calibration's
         images were, as `about` names them; for other images, or for every single landmark, nothing is promised.
 
+        With `images` the radius is of another fit, which looks for edges of the image at the landmark, too, and ranks
+        landmarks better; without, of one that knows the spread alone. Both hold the same share.
+
         Args:
             x: a `Prediction` of B images, or one released record.
             coverage: between 0 and 1.
             of: "landmark", the distance to the annotated landmark; "contour", that to the annotated contour.
+            images: uint8 [B, 1024, 1024], as they were predicted, or [1024, 1024] of a record.
 
         Returns:
             float32 [B, 120], or [120] of a record; pixels of the 1024 frame.
 
         Raises:
             InputError: if the calibration has no such radius, or too few images for the coverage, or that is none.
-            ValueError: if the record lacks a column, or a number is not finite.
+            ValueError: if the record lacks a column, a number is not finite, or the images are of another shape.
         """
-        return self._as_given(x, self.radii(Seen.of(x), coverage, of))
+        return self._as_given(x, self.radii(Seen.of(x, images), coverage, of))
 
-    def expected_error(self, x: Any, of: Of = "landmark") -> NDArray[np.float32]:
+    def expected_error(self, x: Any, of: Of = "landmark", images: ArrayLike | None = None) -> NDArray[np.float32]:
         """Expected distance of each landmark to its annotation, or to the contour; as `radius` gives its own."""
-        return self._as_given(x, self.expected(Seen.of(x), of))
+        return self._as_given(x, self.expected(Seen.of(x, images), of))
 
     def ood_score(self, x: Any) -> NDArray[np.float32]:
         """Percentile of each image among the known radiographs, 0 to 100: beyond 99 it is unlike nearly all of them.
@@ -133,11 +143,13 @@ class Calibration:
         for of, radius in (("landmark", self.landmark), ("contour", self.contour)):
             if radius is not None:
                 radius.scores.at(coverage)
-                tried = about["trials"].get(of, {}).get("kinds", {}).get("clean", {}).get("coverages", {})
+                kinds = about["trials"].get(of, {}).get("kinds", {})
+                tried = {kind: told for kind, trial in kinds.items() if (told := _tried(trial, coverage))}
                 found[of] = {
                     "images_that_count": radius.scores.images,
                     "checked": radius.checked,
-                    "held_out": tried.get(f"{coverage:g}"),
+                    "held_out": tried.get("clean"),
+                    "kinds": tried,
                 }
         return {
             "sha256": self.digest,
@@ -145,7 +157,8 @@ class Calibration:
             "made_with": about["made_with"],
             "images": about["images"],
             "started_from": about["started_from"],
-            "edge_features": about["edge_features"],
+            # A release is made of records, after their images are gone.
+            "edge_features": False,
             "radii": found,
             "known_radiographs": about["known_radiographs"],
             "assumes": about["assumes"],
@@ -162,6 +175,7 @@ class Calibration:
                 name: None if part is None else _rounded(asdict(part))
                 for name, part in (("landmark", self.landmark), ("contour", self.contour), ("known", self.known))
             },
+            "with_images": {of: _rounded(asdict(radius)) for of, radius in self.with_images.items()},
         }
         return json.dumps(content) + "\n"
 
@@ -181,13 +195,12 @@ class Calibration:
             content = json.loads(text)
             if content["format"] != _FORMAT:
                 raise InputError(f"{where}: is of format {content['format']}, and this version reads {_FORMAT}")
-            known = content["known"]
-            if known is not None:
-                known = Known(**{n: _tuples(value) for n, value in known.items()})
+            known = None if content["known"] is None else Known.from_json(content["known"])
             landmark, contour = (
                 None if content[of] is None else Radius.from_json(content[of]) for of in ("landmark", "contour")
             )
-            return cls(content["weights_sha256"], landmark, contour, known, content["about"])
+            with_images = {of: Radius.from_json(radius) for of, radius in content.get("with_images", {}).items()}
+            return cls(content["weights_sha256"], landmark, contour, known, content["about"], with_images)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -200,25 +213,33 @@ class Calibration:
 
     def expected(self, seen: Seen, of: str) -> NDArray[np.float64]:
         """As `expected_error`, of what was seen of B images already: float64 [B, 120]."""
-        return self._radius(of).expected(seen.spread_features())
+        return self._radius(of, seen).expected(seen.error_features())
 
     def radii(self, seen: Seen, coverage: float, of: str) -> NDArray[np.float64]:
         """As `radius`, of what was seen of B images already: float64 [B, 120]."""
         check_coverage(coverage)
-        given, features = self._radius(of), seen.spread_features()
+        given, features = self._radius(of, seen), seen.error_features()
         radii = given.scores.at(coverage) * given.expected(features)
         if of == "landmark" and self.contour is not None:
             # No landmark is nearer to its annotation than to the contour.
-            radii = np.maximum(radii, self.contour.scores.at(coverage) * self.contour.expected(features))
+            contour = self._radius("contour", seen)
+            radii = np.maximum(radii, contour.scores.at(coverage) * contour.expected(features))
         return radii
 
-    def _radius(self, of: str) -> Radius:
+    def _radius(self, of: str, seen: Seen) -> Radius:
         if of not in ("landmark", "contour"):
             raise InputError(f"of must be 'landmark' or 'contour', not {of!r}")
         found = self.landmark if of == "landmark" else self.contour
         if found is None:
             raise InputError(f"the calibration has no {of} radius: no image that it is of has such an annotation")
-        return found
+        if seen.further is None:
+            return found
+        if of not in self.with_images:
+            raise InputError(
+                f"the calibration has no {of} radius that looks at images: leave them out, or make it again with"
+                " `chexmask-u calibrate`"
+            )
+        return self.with_images[of]
 
     @staticmethod
     def _as_given(x: Any, values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -264,13 +285,51 @@ def calibration_of(source: str, sha256: str, flag: str) -> Calibration:
     return found
 
 
+def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
+    """The calibration that is used with weights: the one that is named, else the one that lies beside them on disk.
+
+    Of the weights of a Hub only a named one is used: what is made of a run must not need the Hub.
+
+    Args:
+        given: as ``--calibration`` has it: as `load_calibration` takes it, "none", or None for the weights' own.
+        source: of the weights, as `load_model` takes it.
+        sha256: of the weights.
+
+    Raises:
+        InputError: if the one that is named is none, of other weights, or has too few images for the radii.
+    """
+    if given == NO_CALIBRATION:
+        return None
+    if given is None:
+        if source != weight_files.DEMO and (source.startswith("hf://") or not storage.is_local(source)):
+            return None
+        try:
+            return _usable(source, sha256)
+        except InputError:
+            return None
+    return _usable(given, sha256)
+
+
+def _usable(source: str, sha256: str) -> Calibration:
+    found = calibration_of(source, sha256, "--calibration")
+    try:
+        found.summary(RADIUS_COVERAGE)
+    except InputError as error:
+        raise InputError(f"--calibration {source}: {error}") from error
+    return found
+
+
+def _tried(kind: Mapping[str, Any], coverage: float) -> dict[str, Any] | None:
+    """What a trial on one kind of images found of a coverage, and how the expected error goes with the real one."""
+    found = kind.get("coverages", {}).get(f"{coverage:g}")
+    if found is None:
+        return None
+    return {**found, **{name: kind[name] for name in ("r", "r_interval", "ause", "ause_interval") if kind.get(name)}}
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}")
     if isinstance(value, Mapping):
         return {name: _rounded(one) for name, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, tuple | list) else value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -27,7 +27,7 @@ class Expected:
 
     Attributes:
         rates: logarithm of the landmark's expected error where its features are `centre`, [120].
-        weights, centre: of the features that `Seen.spread_features` gives, [3].
+        weights, centre: of the features that `Seen.error_features` gives, [F].
     """
 
     rates: tuple[float, ...]
@@ -35,7 +35,7 @@ class Expected:
     centre: tuple[float, ...]
 
     def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixels of the 1024 frame, float64 [B, 120], of features [B, 120, 3]."""
+        """Pixels of the 1024 frame, float64 [B, 120], of features [B, 120, F]."""
         return np.exp(np.array(self.rates) + (features - np.array(self.centre)) @ np.array(self.weights))
 
     @classmethod
@@ -43,7 +43,7 @@ class Expected:
         """By maximum likelihood with a ridge, so that few images give each landmark little of a rate of its own.
 
         Args:
-            features: [B, 120, 3].
+            features: [B, 120, F].
             errors: [B, 120], pixels of the 1024 frame; NaN where there is no annotation.
         """
         there = np.isfinite(errors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from chexmask_u.calibration.calibration import Of, Radius
 from chexmask_u.calibration.conformal import Scores, images_needed
 from chexmask_u.calibration.expected import Expected
 from chexmask_u.calibration.seen import Seen
-from chexmask_u.calibration.worth import by_image, trust
+from chexmask_u.calibration.worth import covered, trust
 
 CLEAN = "clean"
 
@@ -40,6 +40,20 @@ class Measured:
     names: list[str]
     seen: Mapping[str, Seen]
     errors: Mapping[Of, Mapping[str, NDArray[np.float64]]]
+
+    def spread_alone(self) -> Measured:
+        """The same, as if there had been no images to look at."""
+        return replace(self, seen={kind: seen.spread_alone() for kind, seen in self.seen.items()})
+
+    def clean(self) -> Measured:
+        """The images as they are alone."""
+        return replace(self, seen={CLEAN: self.seen[CLEAN]})
+
+    def with_further(self, features: NDArray[np.float64]) -> Measured:
+        """Clean images with more features of each landmark [B, 120, F]."""
+        seen = self.seen[CLEAN]
+        parts = [features] if seen.further is None else [seen.further, features]
+        return replace(self, seen={CLEAN: replace(seen, further=np.concatenate(parts, axis=-1))})
 
     def annotated(self, of: Of) -> NDArray[np.int64]:
         """Rows of the images with such an annotation, by dataset and then in an order that their names fix."""
@@ -80,14 +94,14 @@ def radius(
     if fitted.all() or not sum(len(taken) for _, taken in parts):
         return None
     # Shifted images too: what a large spread means is seen on those.
-    features = [seen.take(taken).spread_features() for part, taken in parts for seen in part.seen.values()]
+    features = [seen.take(taken).error_features() for part, taken in parts for seen in part.seen.values()]
     errors = [part.errors[of][kind][taken] for part, taken in parts for kind in part.seen]
     expected = Expected.fit(np.concatenate(features), np.concatenate(errors))
     return Radius(expected, _scores(measured, of, rows[~fitted], expected), True)
 
 
 def _scores(measured: Measured, of: Of, rows: NDArray[np.int64], expected: Expected) -> Scores:
-    return Scores.of(measured.errors[of][CLEAN][rows] / expected(measured.seen[CLEAN].take(rows).spread_features()))
+    return Scores.of(measured.errors[of][CLEAN][rows] / expected(measured.seen[CLEAN].take(rows).error_features()))
 
 
 def stretched(landmark: Radius, contour: Radius, by: Radius) -> Radius:
@@ -111,8 +125,8 @@ def trial(
 
     Returns:
         ``images``, and ``made_of`` how many scores such a radius is made; by kind, for each coverage that so many
-        suffice for, ``coverage`` with its ``interval`` and the ``mean_radius``, and what `worth.trust` says of the
-        radius; and the coverage of clean images of each dataset alone.
+        suffice for, what `worth.covered` says, and what `worth.trust` says of the radius and, as ``std`` and
+        ``across``, of the spread; and the coverage of clean images of each dataset alone.
     """
     rows = measured.annotated(of)
     fold = np.arange(len(rows)) % _FOLDS
@@ -126,24 +140,27 @@ def trial(
         errors = measured.errors[of][kind][rows]
         expected = np.empty_like(errors)
         for one, made_apart in enumerate(radii):
-            expected[fold == one] = made_apart.expected(seen.take(rows[fold == one]).spread_features())
+            expected[fold == one] = made_apart.expected(seen.take(rows[fold == one]).error_features())
         by_coverage: dict[str, Any] = {}
         for coverage in (c for c in COVERAGES if images_needed(c) <= least):
-            factors = np.array([one.scores.at(coverage) for one in radii])[fold, None]
-            within = np.where(np.isfinite(errors), errors <= factors * expected, np.nan)
-            covered, interval = by_image(np.nanmean(within, axis=1))
-            by_coverage[f"{coverage:g}"] = {
-                "coverage": covered,
-                "interval": interval,
-                "mean_radius": float((factors * expected)[np.isfinite(errors)].mean()),
-            }
+            pixels = np.array([one.scores.at(coverage) for one in radii])[fold, None] * expected
+            by_coverage[f"{coverage:g}"] = covered(errors, pixels)
             if kind == CLEAN:
-                found["datasets"] = {**found.get("datasets", {}), f"{coverage:g}": _by_dataset(measured, rows, within)}
-        found["kinds"][kind] = {"coverages": by_coverage, **trust(expected, errors)}
+                found["datasets"] = {
+                    **found.get("datasets", {}),
+                    f"{coverage:g}": _by_dataset(measured, rows, errors, pixels),
+                }
+        found["kinds"][kind] = {
+            "coverages": by_coverage,
+            **trust(expected, errors),
+            **{name: trust(getattr(seen, name)[rows], errors) for name in ("std", "across")},
+        }
     return found
 
 
-def _by_dataset(measured: Measured, rows: NDArray[np.int64], within: NDArray[np.float64]) -> dict[str, float]:
+def _by_dataset(
+    measured: Measured, rows: NDArray[np.int64], errors: NDArray[np.float64], radius: NDArray[np.float64]
+) -> dict[str, float]:
     """Share of the landmarks within their radius, by dataset, every image weighing alike."""
     of = np.array([measured.names[row].partition("/")[0] for row in rows])
-    return {name: float(np.nanmean(within[of == name], axis=1).mean()) for name in dict.fromkeys(of.tolist())}
+    return {name: covered(errors[of == name], radius[of == name])["coverage"] for name in dict.fromkeys(of.tolist())}

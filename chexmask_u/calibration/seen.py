@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chexmask_u.anatomy import REGIONS
+from chexmask_u.anatomy import FRAME, LANDMARKS, LATENT_SIZE, REGIONS
 from chexmask_u.calibration import row
+from chexmask_u.calibration.edges import edge_features
 from chexmask_u.calibration.spread import across_and_along
 
 # Smaller spreads, in pixels of the 1024 frame, and sigmas say more of rounding than of the network.
@@ -27,6 +28,7 @@ class Seen:
         across, along: standard deviation of each landmark's draws across and along the mean contour [B, 120].
         std: standard deviation of each landmark's draws, the mean of its two axes [B, 120].
         latent_mean, latent_std: of the posterior [B, 64].
+        further: features of each landmark beside its spread [B, 120, F], `edge_features` if there were images; or None.
     """
 
     landmarks: NDArray[np.float64]
@@ -35,23 +37,47 @@ class Seen:
     std: NDArray[np.float64]
     latent_mean: NDArray[np.float64]
     latent_std: NDArray[np.float64]
+    further: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, x: Any) -> Self:
+    def of(cls, x: Any, images: ArrayLike | None = None) -> Self:
         """Of a `Prediction` of B images, or of one released record.
 
+        Args:
+            x: the prediction or record.
+            images: that it is of, uint8 [B, 1024, 1024], or [1024, 1024] of a record.
+
         Raises:
-            ValueError: if the record lacks a column, as those of releases before schema 1.1 lack ``landmarks_xy``.
+            ValueError: if the record lacks a column, as those of releases before schema 1.1 lack ``landmarks_xy``, or
+                the images are others.
         """
         if is_prediction(x):
-            return cls.from_arrays(x.landmarks_mean, x.landmarks_std, x.landmarks_xy, x.latent_mean, x.latent_std)
-        letterbox = row.letterbox(x)
-        return cls.from_arrays(
-            letterbox.to_frame(row.points(x, "landmarks_mean"))[None],
-            letterbox.spread_to_frame(row.points(x, "landmarks_std"))[None],
-            letterbox.covariance_to_frame(row.nodes(x, "landmarks_xy"))[None],
-            *(np.asarray(row.column(x, name), np.float64)[None] for name in ("latent_mean", "latent_std")),
-        )
+            seen = cls.from_arrays(x.landmarks_mean, x.landmarks_std, x.landmarks_xy, x.latent_mean, x.latent_std)
+        else:
+            letterbox = row.letterbox(x)
+            seen = cls.from_arrays(
+                letterbox.to_frame(row.points(x, "landmarks_mean"))[None],
+                letterbox.spread_to_frame(row.points(x, "landmarks_std"))[None],
+                letterbox.covariance_to_frame(row.nodes(x, "landmarks_xy"))[None],
+                *(np.asarray(row.column(x, name), np.float64)[None] for name in ("latent_mean", "latent_std")),
+            )
+        return seen if images is None else seen.with_images(images)
+
+    def with_images(self, images: ArrayLike) -> Self:
+        """The same with what the images, uint8 [B, 1024, 1024], show at the landmarks.
+
+        Raises:
+            ValueError: if the images are others.
+        """
+        frames = np.asarray(images)
+        if len(self) == 1 and frames.ndim == 2:
+            frames = frames[None]
+        if frames.dtype != np.uint8 or frames.shape != (len(self), FRAME, FRAME):
+            raise ValueError(
+                f"images must be the uint8 [{len(self)}, {FRAME}, {FRAME}] that were predicted, not {frames.dtype}"
+                f" {list(frames.shape)}; of a file, chexmask_u.read_image(path).image is one"
+            )
+        return replace(self, further=edge_features(frames, self.landmarks))
 
     @classmethod
     def from_arrays(
@@ -71,34 +97,75 @@ class Seen:
             np.asarray(latent_mean, np.float64),
             np.asarray(latent_std, np.float64),
         )
-        for field in fields(cls):
-            if not np.isfinite(getattr(found, field.name)).all():
-                raise ValueError(f"a radius needs finite numbers; {field.name} holds NaN or infinity")
+        for name in _ARRAYS:
+            if not np.isfinite(getattr(found, name)).all():
+                raise ValueError(f"a radius needs finite numbers; {name} holds NaN or infinity")
         return found
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Several as one."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        """Several as one, with further features if all have them."""
+        further = [part.further for part in parts if part.further is not None]
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS},
+            further=np.concatenate(further) if len(further) == len(parts) else None,
+        )
 
     def __len__(self) -> int:
         return len(self.landmarks)
 
     def take(self, rows: ArrayLike) -> Self:
         """Some of the images, by index or mask."""
-        return type(self)(*(getattr(self, field.name)[np.asarray(rows)] for field in fields(self)))
+        index = np.asarray(rows)
+        return type(self)(
+            **{name: getattr(self, name)[index] for name in _ARRAYS},
+            further=None if self.further is None else self.further[index],
+        )
 
     def spread_features(self) -> NDArray[np.float64]:
         """Logarithms of a landmark's spread across, along, and of its image's mean: float64 [B, 120, 3]."""
         image = np.broadcast_to(self.std.mean(axis=1, keepdims=True), self.std.shape)
         return np.log(np.maximum(np.stack([self.across, self.along, image], axis=-1), _FLOOR))
 
+    def error_features(self) -> NDArray[np.float64]:
+        """What an error is expected from, `spread_features` and what there is further: float64 [B, 120, 3 + F]."""
+        spread = self.spread_features()
+        return spread if self.further is None else np.concatenate([spread, self.further], axis=-1)
+
+    def spread_alone(self) -> Self:
+        """The same without further features."""
+        return replace(self, further=None)
+
     def image_features(self) -> NDArray[np.float64]:
-        """Posterior mean, logarithms of sigma and of each region's spread across and along: float64 [B, 64+64+2*16]."""
+        """What tells how usual an image is, float64 [B, 165].
+
+        The posterior's mean [64]; logarithms of sigma [64], of each region's spread across and along the contour
+        [2 * 16], and of the spread across it of the upper and lower half of each lung and of the heart [5].
+        """
         regions = [list(nodes) for nodes in REGIONS.values()]
         spreads = [each[:, nodes].mean(axis=1) for each in (self.across, self.along) for nodes in regions]
         sigma = np.log(np.maximum(self.latent_std, _SIGMA_FLOOR))
-        return np.concatenate([self.latent_mean, sigma, np.log(np.maximum(np.stack(spreads, axis=1), _FLOOR))], axis=1)
+        spread = np.log(np.maximum(np.stack(spreads, axis=1), _FLOOR))
+        return np.concatenate([self.latent_mean, sigma, spread, self._coarse_features()], axis=1)
+
+    def _coarse_features(self) -> NDArray[np.float64]:
+        across = np.log(np.maximum(self.across, _FLOOR))
+        found = []
+        for organ, nodes in LANDMARKS.items():
+            y, spread = self.landmarks[:, nodes, 1], across[:, nodes]
+            upper = y < np.median(y, axis=1, keepdims=True)
+            halves = (upper, ~upper) if organ != "heart" else (np.ones_like(upper),)
+            # A contour that fell into one point has no upper half.
+            found += [(spread * half).sum(axis=1) / np.maximum(half.sum(axis=1), 1) for half in halves]
+        return np.stack(found, axis=1)
+
+
+COARSE_FEATURES = 5
+
+IMAGE_FEATURES = 2 * LATENT_SIZE + 2 * len(REGIONS) + COARSE_FEATURES
+"""How many `Seen.image_features` gives."""
+
+_ARRAYS = tuple(field.name for field in fields(Seen) if field.name != "further")
 
 
 def is_prediction(x: Any) -> bool:

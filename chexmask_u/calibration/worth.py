@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +39,13 @@ def contour_errors(landmarks: NDArray[np.floating], annotated: NDArray[np.floati
     return found
 
 
-def trust(uncertainty: NDArray[np.floating], errors: NDArray[np.floating]) -> dict[str, Any]:
+def trust(uncertainty: NDArray[np.floating], errors: NDArray[np.floating], kinds: int = 1) -> dict[str, Any]:
     """Whether an uncertainty tells errors apart.
 
     Args:
-        uncertainty, errors: [B, 120]; NaN errors are left out.
+        uncertainty, errors: [kinds * B, 120]; NaN errors are left out, but every row has some error.
+        kinds: how often each of the B images is there, all of them once and then again; for the intervals its rows
+            belong together.
 
     Returns:
         ``r`` and ``rho``: Pearson's and Spearman's correlation over all landmarks; ``ause``: the area between the mean
@@ -50,27 +53,128 @@ def trust(uncertainty: NDArray[np.floating], errors: NDArray[np.floating]) -> di
         mean error (0: as good as knowing the errors); ``image_rho``: Spearman's over the images' means. Each with an
         ``..._interval`` of 90%, over resampled images; None for fewer than three images, or where nothing varies.
     """
-    measures: dict[str, Callable[[NDArray[Any], NDArray[Any]], float]] = {
-        "r": lambda u, e: _correlation(u[np.isfinite(e)], e[np.isfinite(e)]),
-        "rho": lambda u, e: _correlation(_ranks(u[np.isfinite(e)]), _ranks(e[np.isfinite(e)])),
-        "ause": lambda u, e: _ause(u[np.isfinite(e)], e[np.isfinite(e)]),
-        "image_rho": lambda u, e: _correlation(
-            _ranks(np.nanmean(np.where(np.isfinite(e), u, np.nan), axis=1)), _ranks(np.nanmean(e, axis=1))
-        ),
+    images = len(errors) // kinds
+    tell = _Telling.of(np.asarray(uncertainty, np.float64), np.asarray(errors, np.float64), images)
+    measures: dict[str, Callable[[NDArray[np.int64]], float]] = {
+        "r": tell.r,
+        "rho": tell.rho,
+        "ause": tell.ause,
+        "image_rho": tell.image_rho,
     }
-    if len(errors) < 3:
+    if images < 3:
         return dict.fromkeys([*measures, *(f"{name}_interval" for name in measures)])
     rng = np.random.Generator(np.random.Philox(0))
-    samples = [rng.integers(0, len(errors), len(errors)) for _ in range(_RESAMPLINGS)]
+    samples = [np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(_RESAMPLINGS)]
     found: dict[str, Any] = {}
     for name, measure in measures.items():
-        value = measure(uncertainty, errors)
-        again = np.array([measure(uncertainty[rows], errors[rows]) for rows in samples])
+        value = measure(np.ones(images, np.int64))
+        again = np.array([measure(times) for times in samples])
         known = np.isfinite(value) and np.isfinite(again).any()
         found[name] = value if known else None
         ends = np.quantile(again[np.isfinite(again)], _ENDS) if known else None
         found[f"{name}_interval"] = None if ends is None else [float(end) for end in ends]
     return found
+
+
+@dataclass(frozen=True)
+class _Telling:
+    """Landmarks' uncertainties and errors, and the images' means of both; an image may be taken several times."""
+
+    landmarks: _Pairs
+    images: _Pairs
+
+    @classmethod
+    def of(cls, uncertainty: NDArray[np.float64], errors: NDArray[np.float64], images: int) -> Self:
+        there = np.isfinite(errors)
+        image = np.arange(len(errors)) % images
+        mean_uncertainty, mean_error = (
+            np.nanmean(np.where(there, values, np.nan), axis=1) for values in (uncertainty, errors)
+        )
+        return cls(
+            _Pairs.of(uncertainty[there], errors[there], np.broadcast_to(image[:, None], errors.shape)[there]),
+            _Pairs.of(mean_uncertainty, mean_error, image),
+        )
+
+    def r(self, times: NDArray[np.int64]) -> float:
+        return _correlation(self.landmarks.uncertainty, self.landmarks.errors, times[self.landmarks.image])
+
+    def rho(self, times: NDArray[np.int64]) -> float:
+        return self.landmarks.rho(times)
+
+    def image_rho(self, times: NDArray[np.int64]) -> float:
+        return self.images.rho(times)
+
+    def ause(self, times: NDArray[np.int64]) -> float:
+        pairs = self.landmarks
+        curves = []
+        for order in (pairs.by_uncertainty, pairs.by_errors):
+            dropped = pairs.errors[order].repeat(times[pairs.image[order]])
+            left = np.arange(len(dropped), 0, -1)
+            curves.append((dropped.sum() - np.concatenate([[0.0], dropped.cumsum()[:-1]])) / left)
+        return float((curves[0] - curves[1]).mean() / dropped.mean())
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Uncertainties and errors [n], the image that each is of, their ranks without gaps, and orders, largest first.
+
+    Sorted once, since they are looked at hundreds of times with other weights.
+    """
+
+    uncertainty: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    image: NDArray[np.int64]
+    ranks: tuple[NDArray[np.int64], NDArray[np.int64]]
+    by_uncertainty: NDArray[np.int64]
+    by_errors: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, uncertainty: NDArray[np.float64], errors: NDArray[np.float64], image: NDArray[np.int64]) -> Self:
+        first, second = (np.unique(values, return_inverse=True)[1] for values in (uncertainty, errors))
+        by_uncertainty, by_errors = (np.argsort(-values, kind="stable") for values in (uncertainty, errors))
+        return cls(uncertainty, errors, image, (first, second), by_uncertainty, by_errors)
+
+    def rho(self, times: NDArray[np.int64]) -> float:
+        """Spearman's, each image counting so many times."""
+        weights = times[self.image]
+        ranks = []
+        for dense in self.ranks:
+            counts = np.bincount(dense, weights)
+            # Equal values share their mean rank.
+            ranks.append((np.cumsum(counts) - (counts - 1) / 2)[dense])
+        return _correlation(ranks[0], ranks[1], weights)
+
+
+def covered(errors: NDArray[np.floating], radius: NDArray[np.floating], kinds: int = 1) -> dict[str, Any]:
+    """Whether radii hold errors, both [kinds * B, 120] as in `trust`.
+
+    Returns:
+        ``coverage``, the share of the landmarks, every image counting alike, with its ``interval`` of 90% over
+        resampled images; and ``mean_radius`` over the landmarks.
+    """
+    within = np.where(np.isfinite(errors), errors <= radius, np.nan)
+    share, interval = by_image(np.nanmean(within, axis=1).reshape(kinds, -1).mean(axis=0))
+    return {"coverage": share, "interval": interval, "mean_radius": float(radius[np.isfinite(errors)].mean())}
+
+
+def trust_words(found: Mapping[str, Any]) -> str:
+    """What `trust` found, in a line: unknown where it is None."""
+    return ", ".join(f"{_TITLES[name]} {with_interval(found[name], found[f'{name}_interval'])}" for name in _TITLES)
+
+
+_TITLES = {"r": "r", "rho": "rho", "ause": "AUSE", "image_rho": "rho of images"}
+
+
+def coverage_words(found: Mapping[str, Any]) -> str:
+    """What `covered` found, in a line."""
+    return f"{with_interval(found['coverage'], found['interval'])} at {found['mean_radius']:.1f} px"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A measure and its interval with two decimals, or "unknown"."""
+    if value is None or interval is None:
+        return "unknown"
+    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def by_image(values: NDArray[np.floating]) -> tuple[float, list[float]]:
@@ -82,29 +186,26 @@ def by_image(values: NDArray[np.floating]) -> tuple[float, list[float]]:
 
 def auc(usual: NDArray[np.floating], odd: NDArray[np.floating]) -> float:
     """Chance that an odd image's score is above a usual one's, ties counting half."""
-    above = odd[:, None] > usual
-    return float((above + 0.5 * (odd[:, None] == usual)).mean())
+    return float(_above(usual, odd).mean())
 
 
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Ranks, equal values sharing their mean one."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
+def auc_interval(usual: NDArray[np.floating], odd: NDArray[np.floating]) -> list[float]:
+    """Interval of 90% of `auc` over resampled images of both kinds."""
+    rng = np.random.Generator(np.random.Philox(0))
+    above = _above(usual, odd)
+    again = [
+        above[np.ix_(*(rng.integers(0, count, count) for count in above.shape))].mean() for _ in range(_RESAMPLINGS)
+    ]
+    return [float(end) for end in np.quantile(again, _ENDS)]
 
 
-def _correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Pearson's; NaN where one of them does not vary."""
-    first, second = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt(np.square(first).sum() * np.square(second).sum()))
-    return float((first * second).sum() / scale) if scale else float("nan")
+def _above(usual: NDArray[np.floating], odd: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Of each odd image and each usual one, whether the odd one's score is above: 0, 0.5 where they tie, 1."""
+    return np.asarray(np.sign(odd[:, None] - usual) / 2 + 0.5, np.float64)
 
 
-def _ause(uncertainty: NDArray[Any], errors: NDArray[Any]) -> float:
-    left = np.arange(len(errors), 0, -1)
-
-    def curve(by: NDArray[Any]) -> NDArray[np.float64]:
-        dropped = errors[np.argsort(-by, kind="stable")]
-        return np.asarray((dropped.sum() - np.concatenate([[0.0], dropped.cumsum()[:-1]])) / left, np.float64)
-
-    return float((curve(uncertainty) - curve(errors)).mean() / errors.mean())
+def _correlation(first: NDArray[Any], second: NDArray[Any], weights: NDArray[Any]) -> float:
+    """Pearson's, weighted; NaN where one of them does not vary."""
+    first, second = (values - np.average(values, weights=weights) for values in (first, second))
+    scale = float(np.sqrt((weights * np.square(first)).sum() * (weights * np.square(second)).sum()))
+    return float((weights * first * second).sum() / scale) if scale else float("nan")

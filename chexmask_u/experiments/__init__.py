@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
+from dataclasses import fields
 from typing import Any
 
 from chexmask_u import storage
@@ -20,11 +22,14 @@ from chexmask_u.folder import Folder, as_csv
 from chexmask_u.result import Result
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.job import check_places
-from chexmask_u.settings import ExperimentSettings, flag
+from chexmask_u.settings import EXPERIMENTS, ExperimentSettings, flag
 from chexmask_u.weight_files import say_if_demonstration
 
 # What an experiment was begun with, and what it found.
 BEGUN, RESULTS = "experiment.json", "results.json"
+
+# The experiment that is all of them.
+ALL_NAME = "all"
 
 
 def get(name: str) -> Experiment:
@@ -53,23 +58,32 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
 def carry_out(name: str, study: Study, folder: Folder) -> dict[str, Any]:
     """Check, measure and write one experiment of a study to a folder; gives what results.json holds."""
     experiment = get(name)
+    if study.has_images and not experiment.takes_masks:
+        study.refuse_masks()
     experiment.check(study)
     facts = rounded(study.facts())
     check_begun(folder, name, study.settings, facts)
-    for one in study.weights:
-        say_if_demonstration(one.source)
-    outcome = experiment.run(study)
+    for one in facts["weights"]:
+        say_if_demonstration(one["source"])
+    try:
+        outcome = experiment.run(study)
+    except InputError:
+        if RESULTS not in folder.names():
+            # It was never begun; with other images or settings it may be.
+            folder.remove(BEGUN)
+        raise
     results = rounded(
         {
             "experiment": name,
             "title": experiment.title,
             **outcome.results,
             "findings": [vars(finding) for finding in outcome.findings],
-            "n": facts["images"]["n"] if facts["images"] else outcome.results.get("n"),
+            "n": facts["images"]["n"] if facts["images"] else facts["records"]["n"],
             "interval": INTERVAL,
             "units": dict(outcome.units),
             **facts,
             "settings": study.settings.asdict(),
+            "command": command(name, study.settings),
             "versions": library_versions(),
         }
     )
@@ -77,6 +91,18 @@ def carry_out(name: str, study: Study, folder: Folder) -> dict[str, Any]:
     write_figure(folder, outcome)
     folder.write_json(RESULTS, results)
     return dict(results)
+
+
+def command(name: str, settings: ExperimentSettings) -> str:
+    """What to type to do it again."""
+    words = ["chexmask-u", "experiment", name]
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if one.name in ("experiment", "output") or value == one.default:
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [flag(one.name), str(each)]
+    return storage.redact(shlex.join([*words, "--output", settings.output]))
 
 
 def write_figure(folder: Folder, outcome: Outcome) -> None:
@@ -91,12 +117,15 @@ def check_begun(folder: Folder, name: str, settings: ExperimentSettings, facts: 
     Raises:
         InputError: naming the first difference.
     """
-    folder.check_own("experiment", [BEGUN], ignored=("problems.csv", PREDICTIONS))
+    # Experiments that were run apart, of which `all` makes one page.
+    beside = tuple(EXPERIMENTS) if name == ALL_NAME else ()
+    folder.check_own("experiment", [BEGUN], ignored=("problems.csv", PREDICTIONS, *beside))
     before = folder.read_json(BEGUN)
     now: dict[str, Any] = {flag(one): value for one, value in settings.numbers().items()} | {"experiment": name}
     if facts is not None:
         now["weights"] = [one["sha256"] for one in facts["weights"]]
         now["images"] = None if facts["images"] is None else facts["images"]["sha256"]
+        now["records"] = None if facts["records"] is None else facts["records"]["sha256"]
     # As they are read again.
     now = json.loads(json.dumps(now))
     for what, value in now.items():

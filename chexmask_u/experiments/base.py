@@ -69,11 +69,13 @@ class Experiment:
         title: what people call it.
         run: measures and judges; what it predicts is kept by the study, so that it goes on where it stopped.
         check: raises InputError where what is given cannot be enough, before anything is predicted.
+        takes_masks: whether it takes weights of networks that give masks and no landmarks.
     """
 
     title: str
     check: Callable[[Study], None]
     run: Callable[[Study], Outcome]
+    takes_masks: bool = False
 
 
 def judged(interval: Sequence[float], *, least: float = 0.0, matters: float = 0.0) -> Verdict:
@@ -85,6 +87,6 @@ def judged(interval: Sequence[float], *, least: float = 0.0, matters: float = 0.
         matters: an effect that is surely below least + matters is too small to count.
     """
     low, high = interval
-    if low > least:
-        return Verdict.HOLDS
-    return Verdict.FAILS if high <= least + matters else Verdict.UNKNOWN
+    if high <= least + matters:
+        return Verdict.FAILS
+    return Verdict.HOLDS if low > least else Verdict.UNKNOWN

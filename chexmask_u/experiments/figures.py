@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -56,6 +58,15 @@ def boxes(axes: Axes, groups: list[ArrayLike], places: list[float], colour: str,
     for place, values in zip(places, groups, strict=True):
         count = len(list(values))  # type: ignore[arg-type]
         axes.plot([place] * count, values, ".", color=colour, markersize=3, alpha=0.6, zorder=3)
+
+
+def banded(
+    axes: Axes, places: Sequence[float], found: Sequence[Mapping[str, Any]], name: str, style: Mapping[str, Any]
+) -> None:
+    """A line of a figure of that name, with its interval as a band."""
+    axes.plot(places, [one[name] for one in found], **style)
+    low, high = zip(*(one[f"{name}_interval"] for one in found), strict=True)
+    axes.fill_between(places, low, high, color=style["color"], alpha=0.18)
 
 
 def image(axes: Axes, pixels: NDArray, title: str) -> None:  # type: ignore[type-arg]

@@ -14,11 +14,11 @@ from chexmask_u.anatomy import LANDMARKS
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, statistics
 from chexmask_u.experiments.base import Experiment, Finding, Outcome, judged
-from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
+from chexmask_u.experiments.statistics import LEAST_IMAGES
 from chexmask_u.experiments.study import Study, Weights, places
 from chexmask_u.images.corruptions import Image, corners_around, cover, generator, is_covered
 from chexmask_u.model.predict import Prediction
-from chexmask_u.use.picture import std_scale
+from chexmask_u.pictures.scale import pixel_scale
 
 SIZES = (100, 200, 300)
 
@@ -120,15 +120,12 @@ def _summary(by_size: dict[int, Covered], seed: int) -> dict[str, Any]:
         means = {name: np.mean([getattr(part, name) for part in parts], axis=0) for name in names}
         for name, values in means.items():
             found |= statistics.mean(values, seed).named(f"std_{name}")
-        growth = statistics.mean(np.mean([part.growth for part in parts], axis=0), seed)
-        ratio = Estimate(*(float(np.exp(value)) for value in (growth.value, growth.low, growth.high)))
+        growth = np.mean([part.growth for part in parts], axis=0)
         return found | {
-            **ratio.named("growth_ratio"),
+            **statistics.ratio(growth, seed).named("growth_ratio"),
             "p_inside_above_before": statistics.paired_p(means["inside"], means["before"]),
             "p_inside_above_outside": statistics.paired_p(means["inside"], means["outside"]),
-            "p_growth_inside_above_outside": statistics.paired_p(
-                growth_of := np.mean([p.growth for p in parts], 0), 0 * growth_of
-            ),
+            "p_growth_inside_above_outside": statistics.paired_p(growth, np.zeros_like(growth)),
         }
 
     return of(list(by_size.values())) | {"by_size": {str(side): of([part]) for side, part in by_size.items()}}
@@ -146,8 +143,9 @@ def _finding(weights: Weights, summary: dict[str, Any], count: int, several: boo
     cause = ""
     if verdict != "holds":
         cause = (
-            "the spread of these draws does not feel what the image shows at a node: sigma is of the image as a whole,"
-            " or too few images"
+            "without skip connections nothing is looked up at a node, and sigma is of the image as a whole"
+            if weights.network.variant == "noskip"
+            else "the spread of these draws does not feel what the image shows at a node, or there are too few images"
         )
     claim = "Covered nodes become more uncertain than visible ones" + (f" ({weights.label})" if several else "")
     return Finding(claim, "figure 2", ours, verdict, cause)
@@ -197,7 +195,7 @@ def _draw_overlays(shown: Any, study: Study, side: int) -> None:
     where = places(study.examples, clear)
     count = min(_OVERLAYS, len(study.examples))
     axes = shown.subplots(1, 2 * count, squeeze=False)[0]
-    scale = std_scale()
+    scale = pixel_scale()
     for row in range(count):
         corners = np.stack(
             [corners_around(where[one, _chosen(study, one)[0]], side) for one in range(len(study.examples))]

@@ -60,10 +60,15 @@ def bootstrap(count: int, measure: Callable[[NDArray[np.int64]], float], seed: i
             say.
     """
     enough(count, "an interval")
-    rng = generator(f"bootstrap\n{seed}")
+    rng = _samples(seed)
     value = float(measure(np.arange(count)))
     with np.errstate(invalid="ignore", divide="ignore"):
         again = np.array([measure(rng.integers(0, count, count)) for _ in range(RESAMPLINGS)], np.float64)
+    return estimate(value, again)
+
+
+def estimate(value: float, again: NDArray[np.float64]) -> Estimate:
+    """A figure with the interval that its resamplings [R] give; as `bootstrap`."""
     again = again[np.isfinite(again)]
     # A sample may by chance lack what the figure needs; most must have it.
     if not np.isfinite(value) or len(again) < RESAMPLINGS / 2:
@@ -72,10 +77,33 @@ def bootstrap(count: int, measure: Callable[[NDArray[np.int64]], float], seed: i
     return Estimate(value, float(low), float(high))
 
 
+def _samples(seed: int) -> np.random.Generator:
+    return generator(f"bootstrap\n{seed}")
+
+
+def sums(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
+    """Sums over resampled images of what each adds, [B, ...] -> [R, ...]; the samples are those of `bootstrap`."""
+    rng, count = _samples(seed), len(values)
+    flat = values.reshape(count, -1)
+    found = [np.bincount(rng.integers(0, count, count), minlength=count) @ flat for _ in range(RESAMPLINGS)]
+    return np.stack(found).reshape(RESAMPLINGS, *values.shape[1:])
+
+
 def mean(values: ArrayLike, seed: int = 0) -> Estimate:
-    """Mean of one value per image [B]."""
+    """Mean of one value per image [B].
+
+    Raises:
+        InputError: as `bootstrap`.
+    """
     array = np.asarray(values, np.float64)
-    return bootstrap(len(array), lambda rows: float(array[rows].mean()), seed)
+    enough(len(array), "an interval")
+    return estimate(float(array.mean()), sums(array, seed) / len(array))
+
+
+def ratio(logarithms: ArrayLike, seed: int = 0) -> Estimate:
+    """Geometric mean of one ratio per image, given as logarithms [B]."""
+    found = mean(logarithms, seed)
+    return Estimate(*(float(np.exp(value)) for value in (found.value, found.low, found.high)))
 
 
 def paired_p(after: ArrayLike, before: ArrayLike) -> float:
@@ -84,6 +112,60 @@ def paired_p(after: ArrayLike, before: ArrayLike) -> float:
 
     difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+
+
+def pearson(
+    first: NDArray[np.floating], second: NDArray[np.floating], seed: int = 0
+) -> tuple[float, NDArray[np.float64]]:
+    """Pearson's correlation of two measures [B, ...], over all finite pairs, and that of resampled images [R].
+
+    Both are NaN where one of the measures does not vary.
+    """
+    there = np.isfinite(first) & np.isfinite(second)
+    x, y = (np.where(there, values - values[there].mean(), 0.0).astype(np.float64) for values in (first, second))
+    each = np.stack([there, x, y, x * x, y * y, x * y], axis=-1).reshape(len(there), -1, 6).sum(axis=1)
+    of_all, of_samples = each.sum(axis=0), sums(each, seed)
+
+    def r(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        n, sx, sy, sxx, syy, sxy = np.moveaxis(of, -1, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spread = np.maximum(sxx - sx**2 / n, 0) * np.maximum(syy - sy**2 / n, 0)
+            return np.asarray(np.where(spread > 0, (sxy - sx * sy / n) / np.sqrt(spread), np.nan))
+
+    return float(r(of_all)), r(of_samples)
+
+
+def spearman(
+    first: NDArray[np.floating], second: NDArray[np.floating], seed: int = 0
+) -> tuple[float, NDArray[np.float64]]:
+    """Spearman's rank correlation likewise; resampled images keep the ranks that they have among all."""
+    from scipy.stats import rankdata
+
+    there = np.isfinite(first) & np.isfinite(second)
+    one, other = np.full(there.shape, np.nan), np.full(there.shape, np.nan)
+    one[there], other[there] = rankdata(first[there]), rankdata(second[there])
+    return pearson(one, other, seed)
+
+
+def correlated(
+    first: NDArray[np.floating], second: NDArray[np.floating], what: str, seed: int = 0
+) -> dict[str, Estimate]:
+    """Pearson's ``r`` and Spearman's ``rho`` of two measures [B, ...] with intervals clustered by image.
+
+    Images that have no finite pair do not count.
+
+    Raises:
+        InputError: if one of them does not vary, or there are too few images.
+    """
+    there = np.isfinite(first) & np.isfinite(second)
+    for values in (first, second):
+        varies(values[there], what)
+    rows = there.reshape(len(there), -1).any(axis=1)
+    enough(int(rows.sum()), "a correlation")
+    return {
+        name: estimate(*measure(first[rows], second[rows], seed))
+        for name, measure in (("r", pearson), ("rho", spearman))
+    }
 
 
 def varies(values: ArrayLike, what: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,13 +18,15 @@ from tqdm import tqdm
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, N_LANDMARKS
 from chexmask_u.calibration.calibration import Calibration, load_calibration
+from chexmask_u.calibration.worth import contour_errors, landmark_errors
 from chexmask_u.errors import InputError
+from chexmask_u.experiments import records
 from chexmask_u.experiments.statistics import enough
 from chexmask_u.folder import Folder
 from chexmask_u.images.corruptions import Image
 from chexmask_u.model.device import choose
-from chexmask_u.model.network import Network
-from chexmask_u.model.predict import Prediction, predict
+from chexmask_u.model.network import BaseNetwork, Network
+from chexmask_u.model.predict import Prediction, predict, predict_draws
 from chexmask_u.record import ReadError
 from chexmask_u.settings import NO_CALIBRATION, EvaluateSettings, ExperimentSettings
 from chexmask_u.steps.read import read_image
@@ -33,13 +36,15 @@ from chexmask_u.training.examples import Examples
 from chexmask_u.use import inputs
 from chexmask_u.weight_files import WeightFile
 
+Compute = Callable[[Sequence[int], NDArray[np.uint8], list[str]], dict[str, NDArray[Any]]]
+
 # Folder of what was predicted, below the output.
 PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
-class Weights:
-    """One of the weights that are compared.
+class AnyWeights:
+    """One of the weights that are compared, of landmarks or of masks.
 
     Attributes:
         label: what tables and figures call it: the name of its file.
@@ -53,7 +58,7 @@ class Weights:
     label: str
     source: str
     file: WeightFile
-    network: Network
+    network: BaseNetwork
 
     @property
     def sha256(self) -> str:
@@ -70,6 +75,13 @@ class Weights:
         }
 
 
+@dataclass(frozen=True)
+class Weights(AnyWeights):
+    """Weights of a network that gives landmarks."""
+
+    network: Network
+
+
 class Study:
     """The images and weights of an experiment, read when they are first needed.
 
@@ -84,20 +96,54 @@ class Study:
 
     @cached_property
     def weights(self) -> list[Weights]:
-        """The weights, in the order in which they were given.
+        """The weights, in the order in which they were given, all of which give landmarks.
 
         Raises:
             CheckpointError: as `load_model`.
             InputError: if two would be called the same.
         """
-        found: list[Weights] = []
+        return [
+            Weights(one.label, one.source, one.file, weight_files.with_landmarks(one.network, one.source))
+            for one in self.networks
+        ]
+
+    def of_landmarks(self) -> Study:
+        """The same with the weights alone that give landmarks.
+
+        Raises:
+            InputError: if there are none.
+        """
+        given = tuple(one.source for one in self.networks if isinstance(one.network, Network))
+        if len(given) == len(self.networks):
+            return self
+        if not given:
+            raise InputError("none of the weights give landmarks; add some that do with --weights")
+        other = Study(replace(self.settings, weights=given), self._predictions)
+        # What is read and loaded already.
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name in _SHARED})
+        return other
+
+    def refuse_masks(self) -> None:
+        """Raise CheckpointError if one of the weights gives masks and no landmarks."""
+        for one in self.networks:
+            weight_files.with_landmarks(one.network, one.source)
+
+    @cached_property
+    def networks(self) -> list[AnyWeights]:
+        """The weights, in the order in which they were given, of either kind.
+
+        Raises:
+            CheckpointError: as `load_network`.
+            InputError: if two would be called the same.
+        """
+        found: list[AnyWeights] = []
         for source in self.settings.all_weights():
             file = weight_files.find(source)
-            network = weight_files.load_model(file, device=choose(self.settings.device))
+            network = weight_files.load_network(file, device=choose(self.settings.device))
             name = PurePosixPath(source.rstrip("/")).stem
             if any(name == other.label for other in found):
                 raise InputError(f"--weights {source}: others called {name} are given already; rename the file")
-            found.append(Weights(name, source, file, network))
+            found.append(AnyWeights(name, source, file, network))
         return found
 
     @cached_property
@@ -151,7 +197,9 @@ class Study:
         bad: list[str] = []
         for given in named:
             folder = PurePosixPath(storage.normalise(given)).name
-            for one in inputs.find([given], storage.normalise(self.settings.output)):
+            found = inputs.find([given], storage.normalise(self.settings.output))
+            bad += [f"{path}: {why}" for path, why in found.lost.items()]
+            for one in found.images:
                 try:
                     images.append(read_image(one.uri, max_side=self.settings.max_side).image)
                 except ReadError as error:
@@ -164,6 +212,45 @@ class Study:
             raise InputError(f"{flag} {named[0]}: none of its images can be read, such as {bad[0]}")
         nowhere = np.full((len(images), N_LANDMARKS, 2), np.nan, np.float32)
         return Examples(names, np.stack(images), nowhere)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are images to predict."""
+        return bool(self.settings.data or self.settings.drawings or self.settings.images)
+
+    @property
+    def of_records(self) -> bool:
+        """Whether records take the place of images, since none were given."""
+        return self.settings.has_records and not self.has_images
+
+    @cached_property
+    def records_facts(self) -> dict[str, Any] | None:
+        """What is said of the records that were given, if any were."""
+        return records.facts(self.settings) if self.settings.has_records else None
+
+    @cached_property
+    def second(self) -> Examples | None:
+        """The images with another person's landmarks, if they were given.
+
+        Raises:
+            InputError: if that person annotated other images.
+        """
+        settings = self.settings
+        if not settings.annotator or self.of_records:
+            return None
+        given = {name: value for name, value in settings.asdict().items() if name in _READING}
+        named = {value.partition("=")[0] for value in settings.annotator}
+        kept = [value for value in settings.landmarks if value.partition("=")[0] not in named]
+        given["landmarks"] = [*kept, *settings.annotator]
+        found, _ = evaluate.read(EvaluateSettings.from_mapping(given))
+        rows = {name: row for row, name in enumerate(found.names)}
+        missing = [name for name in self.examples.names if name not in rows]
+        if missing:
+            raise InputError(
+                f"--annotator: {len(missing)} of {len(self.examples)} images, such as {missing[0]}, have no landmarks"
+                " of this person; give people who annotated the same images"
+            )
+        return found.take([rows[name] for name in self.examples.names])
 
     def need(self, least: int, what: str) -> None:
         """Raise InputError unless there are so many images."""
@@ -203,47 +290,96 @@ class Study:
             change: row of the image -> the changed image; None for the image as it is.
             examples: the images, if other than the study's own.
         """
+        samples, seed = self.settings.samples, self.settings.seed
+
+        def compute(rows: Sequence[int], images: NDArray[np.uint8], names: list[str]) -> dict[str, NDArray[Any]]:
+            changed = images if change is None else np.stack([change(row) for row in rows])
+            return asdict(predict(weights.network, changed, names, samples, seed))
+
+        told = f"{weights.label}{', ' if condition else ''}{condition}"
         examples = self.examples if examples is None else examples
+        return Prediction(**self.by_block(weights, examples, f"{condition}\n{samples}", told, compute))
+
+    def predict_counts(self, weights: Weights, counts: Sequence[int]) -> list[Prediction]:
+        """What the first draws of the largest of the counts are predictions of, for each count, of all images."""
+        seed = self.settings.seed
+
+        def compute(rows: Sequence[int], images: NDArray[np.uint8], names: list[str]) -> dict[str, NDArray[Any]]:
+            whole, draws = predict_draws(weights.network, images, names, max(counts), seed)
+            first = [draws[:, :count] for count in counts]
+            return asdict(whole) | {
+                "means": np.stack([some.mean(axis=1) for some in first], axis=1),
+                "stds": np.stack([some.std(axis=1) for some in first], axis=1),
+            }
+
+        condition = f"the first of draws\n{', '.join(map(str, counts))}"
+        kept = self.by_block(weights, self.examples, condition, f"{weights.label}, {max(counts)} draws", compute)
+        means, stds = kept.pop("means"), kept.pop("stds")
+        whole = Prediction(**kept)
+        return [
+            replace(whole, landmarks_mean=means[:, index], landmarks_std=stds[:, index]) for index in range(len(counts))
+        ]
+
+    def by_block(
+        self, weights: AnyWeights, examples: Examples, condition: str, told: str, compute: Compute
+    ) -> dict[str, NDArray[Any]]:
+        """Arrays with a row per image, computed a batch at a time and kept; batches that are there are read.
+
+        Args:
+            weights: of which they are.
+            examples: the images.
+            condition: words that fix what is computed.
+            told: what the progress bar is called.
+            compute: rows, images uint8 [B, 1024, 1024] and names of a batch -> arrays by name, each [B, ...].
+        """
         blocks = []
         starts = range(0, len(examples), self.settings.batch_size)
-        told = f"{weights.label}{', ' if condition else ''}{condition}"
         for start in tqdm(starts, desc=told, unit="batch", disable=None):
             rows = range(start, min(start + self.settings.batch_size, len(examples)))
             name = f"{weights.sha256[:12]}-{self._key(examples, rows, condition)}.npz"
-            kept = self._kept(name)
-            if kept is None:
-                images = np.stack([examples.images[row] if change is None else change(row) for row in rows])
+            block = self.kept(name)
+            if block is None:
                 names = [examples.names[row] for row in rows]
-                kept = predict(weights.network, images, names, self.settings.samples, self.settings.seed)
-                self._predictions.write(name, _as_npz(kept))
-            blocks.append(kept)
-        return Prediction.join(blocks)
+                block = compute(rows, examples.images[rows.start : rows.stop], names)
+                self.keep(name, block)
+            blocks.append(block)
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def _key(self, examples: Examples, rows: Sequence[int], condition: str) -> str:
-        words = [condition, str(self.settings.samples), str(self.settings.seed)]
+        words = [condition, str(self.settings.seed)]
         words += [f"{examples.names[row]} {_digest_of(examples, row)}" for row in rows]
         return _digest("\n".join(words))[:32]
 
-    def _kept(self, name: str) -> Prediction | None:
+    def kept(self, name: str) -> dict[str, NDArray[Any]] | None:
+        """Arrays that were kept under a name; None where there are none, or the file was cut off."""
         content = self._predictions.read(name)
         if content is None:
             return None
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                return Prediction(**{field.name: archive[field.name] for field in fields(Prediction)})
-        except Exception:
-            # A file that was cut off is made anew.
+                return dict(archive.items())
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
             return None
+
+    def keep(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep arrays under a name that ends in .npz."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        self._predictions.write(name, buffer.getvalue())
 
     def facts(self) -> dict[str, Any]:
         """What results.json says of the images and weights."""
         return {
-            "weights": [one.facts() for one in self.weights],
-            "images": _image_facts(self.examples) if self.settings.is_given_data else None,
+            "weights": [one.facts() for one in self.networks] if self.has_images else [],
+            "images": _image_facts(self.examples) if self.has_images else None,
+            "records": self.records_facts,
             "samples": self.settings.samples,
             "seed": self.settings.seed,
         }
 
+
+# What a study with fewer weights has alike.
+_SHARED = ("examples", "second", "records_facts")
 
 # Settings by which annotated images are read.
 _READING = ("data", "landmarks", "landmarks_in", "drawings", "on_bad", "split", "part", "seed", "max_side")
@@ -256,12 +392,6 @@ def _image_facts(examples: Examples) -> dict[str, Any]:
         "by_dataset": {name: datasets.count(name) for name in dict.fromkeys(datasets)},
         "sha256": examples.digest(),
     }
-
-
-def _as_npz(prediction: Prediction) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **asdict(prediction))
-    return buffer.getvalue()
 
 
 def _digest(text: str) -> str:
@@ -278,3 +408,24 @@ def places(examples: Examples, prediction: Prediction) -> NDArray[np.float32]:
     """Where the landmarks lie, [B, 120, 2], pixels of the 1024 frame: as annotated, and else as predicted."""
     given = examples.landmarks * np.float32(FRAME)
     return np.where(np.isfinite(given), given, prediction.landmarks_mean)
+
+
+def distances(examples: Examples, landmarks: NDArray[np.floating]) -> tuple[NDArray[np.float64], str]:
+    """How far predicted landmarks are off, [B, 120], pixels of the 1024 frame, and to what: "landmark" or "contour".
+
+    Nodes spaced along a mask's contour are no landmarks that somebody saw: images with masks count where all have them,
+    by the distance to the contour. NaN where there is no annotation.
+
+    Raises:
+        InputError: if no image is annotated.
+    """
+    truth = examples.landmarks * np.float32(FRAME)
+    if not np.isfinite(truth).any():
+        raise InputError("none of the images is annotated; give annotated ones with --data")
+    seen = np.array([name not in examples.from_masks for name in examples.names], bool)
+    seen &= np.isfinite(truth).any(axis=(1, 2))
+    if not seen.any():
+        return contour_errors(landmarks, truth), "contour"
+    errors = landmark_errors(landmarks, truth)
+    errors[~seen] = np.nan
+    return errors, "landmark"

@@ -16,3 +16,8 @@ def max_bytes(max_side: int) -> int:
 def cut(found: str = "") -> ReadError:
     """The error of a file that ends too early; `found` says how much of it there is."""
     return ReadError("damaged", "the data end before the image does" + (f": {found}" if found else ""))
+
+
+def too_many(max_bytes: int) -> ReadError:
+    """The error of a file that is larger than so many bytes."""
+    return ReadError("too_large", f"more than {max_bytes} bytes, the limit for --max-side")

@@ -180,7 +180,7 @@ class Corruption:
 
 
 CORRUPTIONS: dict[str, Corruption] = {
-    "noise": Corruption(noise, "std in grey levels of 255", (0, 10, 20, 40, 60, 80, 120, 160, 200, 255)),
+    "noise": Corruption(noise, "std in grey levels of 255", (0, 10, 20, 40, 80, 120, 160, 255)),
     "blur": Corruption(lambda image, std, _: blur(image, std), "std in pixels", (0, 2, 4, 8, 16, 32)),
     "contrast": Corruption(
         lambda image, lost, _: contrast(image, 1 - lost), "share taken away", (0, 0.3, 0.6, 0.8, 0.9, 0.95, 1)

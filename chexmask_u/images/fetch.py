@@ -6,6 +6,7 @@ import random
 import time
 
 from chexmask_u import storage
+from chexmask_u.images.bounds import too_many
 from chexmask_u.record import ReadError
 
 # Longer than a server's restart. What is out of reach for longer costs a row with the reason "storage", for `--retry`.
@@ -39,7 +40,7 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
     if not data:
         raise ReadError("empty", "the object holds no bytes")
     if len(data) > max_bytes:
-        raise ReadError("too_large", f"more than {max_bytes} bytes, the limit for --max-side")
+        raise too_many(max_bytes)
     return data
 
 

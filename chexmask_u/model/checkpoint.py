@@ -14,14 +14,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from chexmask_u.errors import CheckpointError
-from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING
-from chexmask_u.model.network import Network
-from chexmask_u.model.variants import build, called
+from chexmask_u.model.hybridgnet import HybridGNet
+from chexmask_u.model.network import BaseNetwork
+from chexmask_u.model.variants import VARIANTS, build, called
 
 # Where a checkpoint holds its state dict: in one of them, or in one within the other.
 _WRAPPERS = ("state_dict", "model", "state_dict")
-
-_LATENT = "encoder.fc_mu.weight"
 
 # What failed downloads leave under a weight file's name, by its first bytes.
 _OTHERS = {
@@ -31,7 +29,7 @@ _OTHERS = {
 _LONGEST_START = max(map(len, _OTHERS))
 
 
-def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: str) -> Network:
+def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: str) -> BaseNetwork:
     """Read a network from a file, in evaluation mode; input size and variant are read from the tensors.
 
     Args:
@@ -45,19 +43,21 @@ def read_model(path: Path, source: str, config: Mapping[str, Any], config_name: 
         CheckpointError: if the file is damaged, its keys or sizes do not fit, or the config contradicts them.
     """
     state = _without_prefix(_read_state(path, source), source)
-    named = {_module_key(key): value for key, value in state.items()}
-    model = build(_input_size(state, source), called(named))
+    variant = called(state)
+    try:
+        model = build(VARIANTS[variant].size_of(state), variant)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     _check_fit(state, model, source)
     _check_config(config, model, f"{source}: {config_name}")
-    model.load_state_dict({key: value.float() for key, value in named.items()})
+    model.load_state_dict({name: state[model.saved_as(name)].float() for name in model.state_dict()})
     return model.eval()
 
 
-def save_model(model: Network, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
+def save_model(model: BaseNetwork, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
     """Save the weights as safetensors with upstream's key names; returns the sha256 of the file."""
     state = {
-        key.removeprefix("decoder."): value.detach().to("cpu", dtype).contiguous()
-        for key, value in model.state_dict().items()
+        model.saved_as(name): value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()
     }
     content = save(state)
     # Not save_file, which lets nobody but its owner read the file.
@@ -99,31 +99,20 @@ def _read_state(path: Path, source: str) -> dict[str, Tensor]:
 
 def _without_prefix(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """The state dict of the network alone, where it was a part of another module, or wrapped by one."""
-    prefixes = [key.removesuffix(_LATENT) for key in state if key == _LATENT or key.endswith(f".{_LATENT}")]
-    prefix = min(prefixes, key=len, default="")
+    marks = {kind.mark for kind in VARIANTS.values()}
+    found = [(key.removesuffix(mark), mark) for key in state for mark in marks if f".{key}".endswith(f".{mark}")]
+    if not found:
+        raise CheckpointError(f"{source}: no {HybridGNet.mark} matrix, so these are not HybridGNet weights")
+    prefix, mark = min(found, key=lambda one: len(one[0]))
     if others := sorted(key for key in state if not key.startswith(prefix)):
         raise CheckpointError(
-            f"{source}: {prefix}{_LATENT} and {others[0]} share no prefix; save the network's state_dict() alone"
+            f"{source}: {prefix}{mark} and {others[0]} share no prefix; save the network's state_dict() alone"
         )
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def _module_key(key: str) -> str:
-    return key if key.startswith("encoder.") else f"decoder.{key}"
-
-
-def _input_size(state: dict[str, Tensor], source: str) -> int:
-    weight = state.get(_LATENT)
-    if weight is None or weight.ndim != 2:
-        raise CheckpointError(f"{source}: no {_LATENT} matrix, so these are not HybridGNet weights")
-    side = round((weight.shape[1] / CHANNELS[-1]) ** 0.5)
-    if side < 2 or CHANNELS[-1] * side**2 != weight.shape[1]:
-        raise CheckpointError(f"{source}: {_LATENT} {list(weight.shape)} fits no square input")
-    return side * DOWNSAMPLING
-
-
-def _check_fit(state: dict[str, Tensor], model: Network, source: str) -> None:
-    expected = {key.removeprefix("decoder."): value.shape for key, value in model.state_dict().items()}
+def _check_fit(state: dict[str, Tensor], model: BaseNetwork, source: str) -> None:
+    expected = {model.saved_as(name): value.shape for name, value in model.state_dict().items()}
     problems = [f"missing {key}" for key in expected.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - expected.keys()]
     problems += [
@@ -139,10 +128,10 @@ def _check_fit(state: dict[str, Tensor], model: Network, source: str) -> None:
     if problems:
         shown = "; ".join(sorted(problems)[:6])
         more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise CheckpointError(f"{source}: does not fit HybridGNet ({model.variant}): {shown}{more}")
+        raise CheckpointError(f"{source}: does not fit {model.family} ({model.variant}): {shown}{more}")
 
 
-def _check_config(config: Mapping[str, Any], model: Network, name: str) -> None:
+def _check_config(config: Mapping[str, Any], model: BaseNetwork, name: str) -> None:
     for field, value in model.config().items():
         if field in config and config[field] != value:
             raise CheckpointError(

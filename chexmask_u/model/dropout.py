@@ -59,7 +59,7 @@ class DropoutNet(HybridGNet):
         return latents.float(), log_var.float(), Features(*(maps.float() for maps in features))
 
     def _encode(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Features]:
-        features = self.encoder.maps(images, None if noise is None else _kept(noise).split(CHANNELS[1:], dim=1))
+        features = self.encoder.maps(images, None if noise is None else kept(noise).split(CHANNELS[1:], dim=1))
         return *self.encoder.latents(features), features
 
     def sample(self, images: Tensor, noise: Callable[[], Tensor]) -> Draws:
@@ -82,7 +82,7 @@ class DropoutNet(HybridGNet):
         return TrainingDraws(decoded, latents.new_zeros((), dtype=torch.float32))
 
 
-def _kept(noise: Tensor) -> Tensor:
+def kept(noise: Tensor) -> Tensor:
     """Factors [B, 376] of the channels: 0 for the share `RATE` of the noise [B, 376] that is smallest, else 1 / 0.9.
 
     That factor keeps a channel's mean.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.model import fast
 from chexmask_u.model.decoder import CHEBYSHEV_ORDER, Decoded, Decoder
-from chexmask_u.model.encoder import Encoder, Features
+from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING, Encoder, Features
 from chexmask_u.model.network import Draws, Network, TrainingDraws, reparameterised, training_arithmetic
 from chexmask_u.model.precision import arithmetic
 
@@ -32,6 +32,8 @@ class HybridGNet(Network):
         ValueError: if the size or variant is not one of those.
     """
 
+    family = "HybridGNet"
+    mark = "encoder.fc_mu.weight"
     noise_size = LATENT_SIZE
     has_posterior = True
     variants: tuple[str, ...] = ("skip", "noskip")
@@ -39,12 +41,29 @@ class HybridGNet(Network):
     convolutions_frozen: bool = False
     """Whether the encoder's convolutions stay as they are in training; they then run as in inference."""
 
+    fused: Callable[[Tensor], tuple[Tensor, Tensor, Features]] | None = None
+    """Stands in for the encoder on a GPU in float32, where no gradient is kept; `use_kernels` sets it."""
+
     def __init__(self, input_size: int = 1024, variant: str = "skip") -> None:
         super().__init__(input_size, variant)
         if variant not in self.variants:
             raise ValueError(f"variant must be {' or '.join(map(repr, self.variants))}, not {variant!r}")
         self.encoder = Encoder(input_size, self.has_posterior)
         self.decoder = Decoder(skip=variant != "noskip")
+
+    @classmethod
+    def size_of(cls, state: Mapping[str, Tensor]) -> int:
+        weight = state[cls.mark]
+        if weight.ndim != 2:
+            raise ValueError(f"{cls.mark} is no matrix, so these are not HybridGNet weights")
+        side = round((weight.shape[1] / CHANNELS[-1]) ** 0.5)
+        if side < 2 or CHANNELS[-1] * side**2 != weight.shape[1]:
+            raise ValueError(f"{cls.mark} {list(weight.shape)} fits no square input")
+        return side * DOWNSAMPLING
+
+    @staticmethod
+    def saved_as(name: str) -> str:
+        return name.removeprefix("decoder.")
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Features]:
         """Posterior of a batch; where no gradient is kept, in `precision`, and on a CPU by the network's fast form.
@@ -64,6 +83,8 @@ class HybridGNet(Network):
         with arithmetic(self.precision, images.device):
             if self.precision == "float32" and fast.applies(self.encoder, images):
                 return fast.encode(self.encoder, images)
+            if self.precision == "float32" and self.fused is not None and images.device.type == "cuda":
+                return self.fused(images)
             return _in_float32(*self.encoder(images))
 
     def decode_all(self, z: Tensor, features: Features) -> Decoded:
@@ -131,6 +152,13 @@ class HybridGNet(Network):
         difference = float((mean - plain_mean).abs().max() / plain_mean.abs().max())
         # The compiled decoder takes the plain encoder's output, so that each half answers for itself.
         return difference, (self.decode(z, features) - plain).abs().flatten()
+
+    def use_kernels(self) -> None:
+        """Take the kernels of `model.kernels` from now on, on a GPU; the encoder's weights must not change any more."""
+        # Triton comes with torch's builds for GPUs alone.
+        from chexmask_u.model.kernels import FusedEncoder
+
+        self.fused = FusedEncoder(self.encoder, compiled=True)
 
     def config(self) -> dict[str, Any]:
         # Upstream's other fields, such as the widths of its layers, are spelled in ways that no tensor tells.

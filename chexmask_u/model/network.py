@@ -1,9 +1,9 @@
-"""What every variant of the network is to those who predict, train, evaluate and measure: draws of landmarks."""
+"""What every variant of the network is to those who predict, train, evaluate and measure."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -41,18 +41,27 @@ class TrainingDraws(NamedTuple):
     divergence: Tensor
 
 
-class Network(nn.Module, ABC):
-    """A network that draws landmarks of a radiograph; a variant is a subclass and its line in `variants.VARIANTS`.
+class BaseNetwork(nn.Module, ABC):
+    """Weights that take square radiographs of one size: a `Network` draws landmarks of them, a `PixelNetwork` masks.
 
     Args:
-        input_size: side S in pixels of the square images it takes; a multiple of 32, at least 64.
+        input_size: side S in pixels of the square images it takes; a multiple of `multiple`, at least 64.
         variant: what it is called, as --variant takes it.
 
     Raises:
         ValueError: if the size is not one of those.
     """
 
-    noise_size: ClassVar[int]
+    family: ClassVar[str]
+    """What people call networks of this kind."""
+
+    mark: ClassVar[str]
+    """The tensor in its weight files that no other family has, and that tells the input size."""
+
+    multiple: ClassVar[int] = DOWNSAMPLING
+    """What the input size is a multiple of."""
+
+    noise_size: int
     """Standard normal numbers that a draw takes."""
 
     has_posterior: ClassVar[bool]
@@ -61,15 +70,31 @@ class Network(nn.Module, ABC):
     sha256: str | None = None
     """Digest of the weight file this model was loaded from; None for a model that was never saved."""
 
-    precision: Precision = "float32"
-    """Arithmetic of the encoder where no gradient is kept; training chooses its own. The decoder is always float32."""
-
     def __init__(self, input_size: int, variant: str) -> None:
         super().__init__()
-        if input_size < LEAST_SIZE or input_size % DOWNSAMPLING:
-            raise ValueError(f"input_size must be a multiple of {DOWNSAMPLING} from {LEAST_SIZE} on, not {input_size}")
+        if input_size < LEAST_SIZE or input_size % self.multiple:
+            raise ValueError(f"input_size must be a multiple of {self.multiple} from {LEAST_SIZE} on, not {input_size}")
         self.input_size = input_size
         self.variant = variant
+
+    @classmethod
+    def noise_at(cls, input_size: int) -> int:
+        """`noise_size` of a network of that input size."""
+        return cls.noise_size
+
+    @classmethod
+    def size_of(cls, state: Mapping[str, Tensor]) -> int:
+        """The input size of the network whose weights a file holds, by the file's keys.
+
+        Raises:
+            ValueError: if they do not tell.
+        """
+        raise NotImplementedError(f"{cls.__name__} is read from no file")
+
+    @staticmethod
+    def saved_as(name: str) -> str:
+        """The key in a weight file of what the module calls so."""
+        return name
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +111,21 @@ class Network(nn.Module, ABC):
         if images.shape[-1] == self.input_size:
             return grey
         return F.interpolate(grey, (self.input_size, self.input_size), mode="area")
+
+    def freeze_convolutions(self) -> None:
+        """Keep the encoder's convolutions as they are in training."""
+        raise NotImplementedError(f"the variant {self.variant} cannot be trained in part")
+
+    def config(self) -> dict[str, Any]:
+        """What a config.json beside its weights must not contradict, by upstream's names."""
+        return {"inputsize": self.input_size}
+
+
+class Network(BaseNetwork):
+    """A network that draws landmarks of a radiograph; a variant is a subclass and its line in `variants.VARIANTS`."""
+
+    precision: Precision = "float32"
+    """Arithmetic of the encoder where no gradient is kept; training chooses its own. The decoder is always float32."""
 
     @abstractmethod
     def sample(self, images: Tensor, noise: Callable[[], Tensor]) -> Draws:
@@ -114,10 +154,6 @@ class Network(nn.Module, ABC):
             precision: of the encoder's convolutions, "float32" or "bfloat16"; all that follows is float32.
         """
 
-    def freeze_convolutions(self) -> None:
-        """Keep the encoder's convolutions as they are in training."""
-        raise NotImplementedError(f"the variant {self.variant} cannot be trained in part")
-
     def compile_checked(self, images: Tensor, noise: Tensor) -> tuple[float, Tensor]:
         """Have torch compile the network, for any batch size, and compare it with its plain form; in inference mode.
 
@@ -133,10 +169,6 @@ class Network(nn.Module, ABC):
             Exception: of whatever kind a compiler raises.
         """
         raise NotImplementedError(f"the variant {self.variant} has no compiled form")
-
-    def config(self) -> dict[str, Any]:
-        """What a config.json beside its weights must not contradict, by upstream's names."""
-        return {"inputsize": self.input_size}
 
 
 def training_arithmetic(precision: str, device: torch.device) -> Any:

@@ -116,23 +116,8 @@ def _predict(
     """The prediction and its draws, which are none (float32 [0, N, 120, 2]) unless asked for."""
     if not isinstance(model, Network):
         raise TypeError(f"model must be what chexmask_u.load_model gives, not a {type(model).__name__}")
-    if not isinstance(images, np.ndarray):
-        raise TypeError(
-            f"images must be a uint8 array [B, {FRAME}, {FRAME}], not a {type(images).__name__};"
-            " of a file, chexmask_u.read_image(path).image[None] is one"
-        )
-    if isinstance(record_ids, str) or not all(isinstance(record_id, str) for record_id in record_ids):
-        raise TypeError(f"record_ids must be a list of names, one per image, not {_named(record_ids)}")
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (FRAME, FRAME):
-        raise ValueError(f"images must be uint8 [B, {FRAME}, {FRAME}], not {images.dtype} {list(images.shape)}")
-    if len(record_ids) != len(images):
-        raise ValueError(f"{len(images)} images need as many record_ids, not {len(record_ids)}")
-    for name, value in (("n_samples", n_samples), ("seed", seed)):
-        if not isinstance(value, Integral):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, not {n_samples}")
-    return _predict_staged(model, stage(model, images), record_ids, n_samples, seed, with_draws)
+    check_batch(images, record_ids, n_samples, seed)
+    return predict_staged(model, stage(model, images), record_ids, n_samples, seed, with_draws=with_draws)
 
 
 def stage(model: Network, images: NDArray[np.uint8]) -> Staged:
@@ -170,13 +155,6 @@ def stage(model: Network, images: NDArray[np.uint8]) -> Staged:
     return staged
 
 
-def predict_staged(
-    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int = 50, seed: int = 0
-) -> Prediction:
-    """What `predict` gives, of images that `stage` brought to the same network."""
-    return _predict_staged(model, staged, record_ids, n_samples, seed, with_draws=False)[0]
-
-
 class _Kept(local):
     """Each thread's memory, of the size of its largest batch, that images are copied to on their way to a GPU."""
 
@@ -191,9 +169,10 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _predict_staged(
-    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int, seed: int, with_draws: bool
+def predict_staged(
+    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int, seed: int, *, with_draws: bool = False
 ) -> tuple[Prediction, NDArray[np.float32]]:
+    """What `predict_draws` gives, of images that `stage` brought to the same network; draws only if asked for."""
     if not record_ids:
         landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
         empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
@@ -226,6 +205,26 @@ def _predict_staged(
         latent_std=sigma,
     )
     return prediction, draws.reshape(-1, n_samples, N_LANDMARKS, 2)
+
+
+def check_batch(images: Any, record_ids: Any, n_samples: Any, seed: Any) -> None:
+    """Raise if these are no prepared images with a name each, as `predict` says."""
+    if not isinstance(images, np.ndarray):
+        raise TypeError(
+            f"images must be a uint8 array [B, {FRAME}, {FRAME}], not a {type(images).__name__};"
+            " of a file, chexmask_u.read_image(path).image[None] is one"
+        )
+    if isinstance(record_ids, str) or not all(isinstance(record_id, str) for record_id in record_ids):
+        raise TypeError(f"record_ids must be a list of names, one per image, not {_named(record_ids)}")
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (FRAME, FRAME):
+        raise ValueError(f"images must be uint8 [B, {FRAME}, {FRAME}], not {images.dtype} {list(images.shape)}")
+    if len(record_ids) != len(images):
+        raise ValueError(f"{len(images)} images need as many record_ids, not {len(record_ids)}")
+    for name, value in (("n_samples", n_samples), ("seed", seed)):
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, not {n_samples}")
 
 
 def _named(record_ids: Any) -> str:

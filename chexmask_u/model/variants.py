@@ -9,12 +9,20 @@ import torch
 
 from chexmask_u.model.dropout import DropoutNet
 from chexmask_u.model.hybridgnet import HybridGNet
-from chexmask_u.model.network import LEAST_SIZE, Network
+from chexmask_u.model.network import LEAST_SIZE, BaseNetwork
+from chexmask_u.model.phiseg import PHiSeg
+from chexmask_u.model.unet import UNet
 
-VARIANTS: dict[str, type[Network]] = {"skip": HybridGNet, "noskip": HybridGNet, "dropout": DropoutNet}
+VARIANTS: dict[str, type[BaseNetwork]] = {
+    "skip": HybridGNet,
+    "noskip": HybridGNet,
+    "dropout": DropoutNet,
+    "unet": UNet,
+    "phiseg": PHiSeg,
+}
 
 
-def build(input_size: int, variant: str) -> Network:
+def build(input_size: int, variant: str) -> BaseNetwork:
     """A network with random weights.
 
     Raises:
@@ -26,12 +34,14 @@ def build(input_size: int, variant: str) -> Network:
 
 
 def called(names: Collection[str]) -> str:
-    """The variant whose parameters are called most like these, by the keys of its state dict."""
-    return min(VARIANTS, key=lambda variant: len(_names(variant) ^ set(names)))
+    """The variant whose weight files' keys are most like these."""
+    # A damaged file of one family may share no more keys with it than with another family.
+    marked = [variant for variant, kind in VARIANTS.items() if kind.mark in names]
+    return min(marked or VARIANTS, key=lambda variant: len(_names(variant) ^ set(names)))
 
 
 @cache
 def _names(variant: str) -> frozenset[str]:
     # Whoever seeded torch finds its random numbers where they were.
     with torch.random.fork_rng(devices=[]):
-        return frozenset(build(LEAST_SIZE, variant).state_dict())
+        return frozenset(map(VARIANTS[variant].saved_as, build(LEAST_SIZE, variant).state_dict()))

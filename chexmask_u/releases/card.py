@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any
 
 import jinja2
@@ -16,8 +17,10 @@ from PIL import Image, ImageOps
 
 from chexmask_u import record, sources
 from chexmask_u.anatomy import LANDMARKS, REGIONS
-from chexmask_u.releases import croissant
+from chexmask_u.pictures.scale import WORDS
+from chexmask_u.releases import croissant, loading
 from chexmask_u.releases.release import Release, config
+from chexmask_u.releases.sample import NAME, Sample
 from chexmask_u.runs.figures import Palette, draw_histograms
 from chexmask_u.runs.summary import BIN_EDGES
 
@@ -47,11 +50,12 @@ _SIZE_CATEGORIES = (
 )
 
 
-def pages(release: Release) -> dict[str, bytes]:
+def pages(release: Release, sample: Sample | None = None) -> dict[str, bytes]:
     """The files of a release that are no data, by name; the same release gives the same bytes.
 
     Args:
         release: that they are of; its pages are not asked for.
+        sample: the picture of a record that release.json names.
     """
     title = f"CheXmask-U {release.version}"
     samples = release.content["numbers"]["samples"]
@@ -63,8 +67,9 @@ def pages(release: Release) -> dict[str, bytes]:
     uncertainty = _uncertainty(release)
     common = {"release": release.content, "title": title, "sources": terms}
     citation = f"{title}. Dataset of landmarks with uncertainty, made with chexmask_u {_code(release)}."
+    pictures = {CHART: _chart(uncertainty)} | ({NAME: sample.jpeg} if sample else {})
     return {
-        CHART: _chart(uncertainty),
+        **pictures,
         "LICENSE.md": _render("license.md.j2", **common),
         "README.md": _render(
             "card.md.j2",
@@ -73,6 +78,11 @@ def pages(release: Release) -> dict[str, bytes]:
             description=description,
             citations=[citation, *CITATIONS],
             chart=CHART,
+            picture=NAME,
+            shown=WORDS,
+            bibtex=_bibtex(release),
+            from_bucket=loading.line(f"s3://BUCKET/FOLDER/{release.version}", release.sources[0]),
+            documentation=_documentation(),
             uncertainty=uncertainty["sources"],
             first_source=release.sources[0],
             config=config,
@@ -87,6 +97,30 @@ def pages(release: Release) -> dict[str, bytes]:
         ),
         croissant.NAME: croissant.render(release, title, description, " ".join([citation, *CITATIONS])).encode(),
     }
+
+
+def _bibtex(release: Release) -> str:
+    """Entries of this release, and of what it is made of, which the documentation has too."""
+    name = f"chexmasku{release.version.replace('.', '')}"
+    own = (
+        f"@misc{{{name},\n"
+        f"  title        = {{{{CheXmask-U}} {release.version}: landmarks with their uncertainty}},\n"
+        f"  howpublished = {{Dataset, made with chexmask\\_u {_code(release)}}},\n"
+        f"  note         = {{sha256 of the manifest {release.content['manifest']['sha256'][:12]}, of the weights"
+        f" {release.content['weights']['sha256'][:12]}}}\n"
+        "}\n"
+    )
+    return f"{own}\n{_template('citations.bib')}".rstrip()
+
+
+def _documentation() -> str | None:
+    """Where the software's documentation is to be read, as its package says; None if it says nothing."""
+    try:
+        urls = metadata("chexmask-u").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    named = dict(url.split(", ", 1) for url in urls)
+    return named.get("Documentation")
 
 
 def _code(release: Release) -> str:

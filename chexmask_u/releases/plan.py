@@ -19,8 +19,9 @@ from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.manifests import parquet
-from chexmask_u.releases import card, versions
+from chexmask_u.releases import card, quality, sample, versions
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release, config
+from chexmask_u.releases.sample import Sample
 from chexmask_u.runs.identity import comparable_numbers, told_preparation
 from chexmask_u.runs.repair import lost_parts
 from chexmask_u.runs.run import Run
@@ -60,6 +61,7 @@ class Plan:
         excluded: sources of the run that are left out.
         before: the newest version in the same place, or the one that is asked for where that is there; or None.
         calibration: that radii are of; None for none.
+        sample: the picture of a record, for the card; None for none.
         is_made: whether `before` is this very release, so that nothing is to be written.
     """
 
@@ -71,6 +73,7 @@ class Plan:
     excluded: tuple[str, ...] = ()
     before: Release | None = None
     calibration: Calibration | None = None
+    sample: Sample | None = None
     is_made: bool = False
 
     @property
@@ -168,8 +171,12 @@ def plan(run: Run, settings: ReleaseSettings, calibration: Calibration | None = 
     }
     if calibration is not None:
         header["calibration"] = calibration.summary(record.RADIUS_COVERAGE)
+    if scores := quality.scores(frozen["weights"]):
+        header["scores"] = scores
+    if picture := sample.draw(run, run.read_json("report.json"), set(counts), calibration):
+        header["sample"] = picture.about
     before = _before(settings)
-    draft = Plan("", header, tuple(shards), settings.rows_per_shard, "", settings.exclude, before, calibration)
+    draft = Plan("", header, tuple(shards), settings.rows_per_shard, "", settings.exclude, before, calibration, picture)
     return draft if before is not None and _may_have_the_numbers_of(before, draft) else settle(draft, settings)
 
 
@@ -187,7 +194,7 @@ def settle(plan: Plan, settings: ReleaseSettings, files: list[File] | None = Non
     version = settings.version or versions.FIRST
     if (before := plan.before) is not None:
         now = plan.release(files or [])
-        if files is not None and _is_same(before, now):
+        if files is not None and _is_same(before, now, plan.sample):
             if settings.version not in (None, before.version):
                 raise InputError(
                     f"--version {settings.version}: this run is released already, as {before.version}, and nothing"
@@ -211,7 +218,7 @@ def settle(plan: Plan, settings: ReleaseSettings, files: list[File] | None = Non
 
 def calls(run: Run, plan: Plan) -> list[tuple[Run, Plan, Shard]]:
     """What `describe_shard` and `write_shard` take, for each shard; the others are long lists of files."""
-    return [(run, replace(plan, shards=()), shard) for shard in plan.shards]
+    return [(run, replace(plan, shards=(), sample=None), shard) for shard in plan.shards]
 
 
 def described(pages: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -269,10 +276,10 @@ def _may_have_the_numbers_of(before: Release, plan: Plan) -> bool:
     return _may_be_of(before, plan.header) and shards == files
 
 
-def _is_same(before: Release, now: Release) -> bool:
+def _is_same(before: Release, now: Release, picture: Sample | None) -> bool:
     """Whether a release would be the one before, to the last byte of its pages."""
     again = {"version": before.version, **now.content}
-    return again | {"pages": described(card.pages(Release(before.url, again)))} == before.content
+    return again | {"pages": described(card.pages(Release(before.url, again), picture))} == before.content
 
 
 def _exists(folder: str) -> InputError:

@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from chexmask_u import record
+from chexmask_u.calibration.columns import columns as calibrated
 from chexmask_u.columns import to_landmarks
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
-from chexmask_u.releases import card, radii, validate
+from chexmask_u.releases import card, validate
 from chexmask_u.releases.plan import Plan, Shard, described, read
 from chexmask_u.releases.release import ATTEMPT, MARKER, File, Release
 from chexmask_u.runs.run import Run
@@ -45,7 +46,7 @@ def finish(plan: Plan, files: list[File]) -> Release:
     """Write the pages and, once everything else is there and valid, the marker that makes the folder a release."""
     _check_claim(plan)
     draft = plan.release(files)
-    pages = card.pages(draft)
+    pages = card.pages(draft, plan.sample)
     for name, page in pages.items():
         draft.write(name, page)
     release = Release(plan.folder, {**draft.content, "pages": described(pages)})
@@ -87,7 +88,7 @@ def _encode(run: Run, plan: Plan, shard: Shard) -> tuple[File, bytes]:
             names = [name for name in schema.names if name not in record.CALIBRATED.names]
             table = rows(names, group[0].as_py(), group[-1].as_py())
             if plan.calibration is not None and shard.kind == "landmarks":
-                for name, column in radii.columns(table, plan.calibration).items():
+                for name, column in calibrated(table, plan.calibration).items():
                     table = table.append_column(name, column)
             writer.write_table(table.cast(schema), row_group_size=rows_per_group)
     content = sink.getvalue()

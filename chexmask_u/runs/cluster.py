@@ -130,7 +130,8 @@ def connected(address: str | None) -> Iterator[bool]:
             raise InputError(
                 f"Ray cluster {address}: cannot be joined; is RAY_AUTH_TOKEN the cluster's own?"
             ) from error
-        except (ValueError, RuntimeError, OSError) as error:
+        # Where a node takes too long, Ray raises an exception of no kind.
+        except Exception as error:
             what = "does not start on this machine" if address is None else f"cluster {address} cannot be joined"
             raise InputError(
                 f"Ray {what} ({storage.explain(error)}); is the machine too busy, or the address wrong?"

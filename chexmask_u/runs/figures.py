@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from chexmask_u.pictures.scale import ticks_between
 from chexmask_u.runs.summary import BINS_PER_OCTAVE
 
 _CHARTS_AT_MOST = 12
@@ -78,17 +79,9 @@ def draw_histograms(uncertainty: Mapping[str, Any], palette: Palette) -> Figure 
         axes.tick_params(axis="x", which="both", color=palette.line, length=0, labelcolor=palette.muted, labelsize=9)
         axes.set_xscale("log")
         axes.set_xlim(edges[0] / 1.05, edges[-1] * 1.05)
-    ticks = ticks_between(edges[0] / 1.05, edges[-1] * 1.05)
+    ticks = ticks_between((edges[0] / 1.05, edges[-1] * 1.05))
     grid[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     grid[-1].set_xticks([], minor=True)
     grid[-1].tick_params(axis="x", length=4)
     grid[-1].set_xlabel("uncertainty, pixels of the 1024 frame (logarithmic)", color=palette.muted, fontsize=9)
     return figure
-
-
-def ticks_between(low: float, high: float) -> list[float]:
-    """The 1, 2 and 5 of every decade between two values; the decades alone where these would be too many."""
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    digits = (1, 2, 5) if high / low < 10**4 else (1,)
-    values = [digit * 10.0**decade for decade in decades for digit in digits]
-    return [value for value in values if low * 0.999 <= value <= high * 1.001]

@@ -16,21 +16,21 @@ import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.colors import LogNorm, to_hex
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
+from chexmask_u.calibration.calibration import Calibration
+from chexmask_u.calibration.columns import of_record as calibrated
 from chexmask_u.images.letterbox import Letterbox
-from chexmask_u.runs.figures import Palette, draw_histograms, ticks_between
-from chexmask_u.runs.summary import BIN_EDGES, Rank
+from chexmask_u.pictures.scale import OUTLINES, UNIT, WORDS, Shown, gradient, hexes, tick_labels
+from chexmask_u.record import ODD_SCORE
+from chexmask_u.runs.figures import Palette, draw_histograms
+from chexmask_u.runs.summary import Rank
 
 _NOTHING = "\N{EN DASH}"
 _PICTURE_SIDE = 640
-# Bone and diaphragm are near white: dimmed, both ends of the colour map stand out from them.
-_DIMMED = 0.62
-# The darkest fifth of viridis would vanish in a radiograph.
-_COLOURS = matplotlib.colormaps["viridis"].resampled(256)
-_DARKEST = 0.2
+# Bone and diaphragm are near white: dimmed, every colour stands out from them.
+_DIMMED = 0.72
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Picture:
 
     Attributes:
         record_id, source: of the record.
-        uncertainty: mean of `std`, in pixels of the 1024 frame.
+        uncertainty: mean of the std over landmarks and axes, in pixels of the 1024 frame.
         rank: why it was chosen.
         image: uint8 [1024, 1024], the image as the network saw it.
         landmarks: float32 [120, 2], x then y, pixels of the 1024 frame.
-        std: float32 [120, 2], pixels of the 1024 frame.
+        pixels: of each landmark, float64 [120], pixels of the 1024 frame.
+        shown: what they are.
+        ood_score: percentile among known radiographs; None where nothing tells.
     """
 
     record_id: str
@@ -52,18 +54,27 @@ class Picture:
     rank: Rank
     image: NDArray[np.uint8]
     landmarks: NDArray[np.float32]
-    std: NDArray[np.float32]
+    pixels: NDArray[np.float64]
+    shown: Shown
+    ood_score: float | None
 
 
-def to_picture(row: Mapping[str, Any], image: NDArray[np.uint8], rank: Rank) -> Picture:
+def to_picture(
+    row: Mapping[str, Any], image: NDArray[np.uint8], rank: Rank, calibration: Calibration | None = None
+) -> Picture:
     """One ok row of `chosen_rows`, mapped from original pixels to the 1024 frame.
 
     Args:
         row: of `record.RECORD`, as from `Table.to_pylist`; landmarks [120, 2] in original pixels.
         image: uint8 [1024, 1024], prepared by the read step.
         rank: why the record was chosen.
+        calibration: of the weights: radii are shown then, if the record has what they are made of.
     """
     letterbox = Letterbox.from_row(row["letterbox"])
+    told = calibrated(row, calibration) if calibration and row["landmarks_xy"] is not None else {}
+    pixels = letterbox.spread_to_frame(np.asarray(row["landmarks_std"])).mean(axis=1)
+    if "landmarks_radius" in told:
+        pixels = letterbox.spread_to_frame(told["landmarks_radius"])
     return Picture(
         record_id=row["record_id"],
         source=row["source"],
@@ -71,7 +82,9 @@ def to_picture(row: Mapping[str, Any], image: NDArray[np.uint8], rank: Rank) -> 
         rank=rank,
         image=image,
         landmarks=letterbox.to_frame(np.asarray(row["landmarks_mean"])).astype(np.float32),
-        std=letterbox.spread_to_frame(np.asarray(row["landmarks_std"])).astype(np.float32),
+        pixels=pixels,
+        shown="radius" if "landmarks_radius" in told else "std",
+        ood_score=told.get("ood_score"),
     )
 
 
@@ -87,15 +100,19 @@ def render_html(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Se
     Returns:
         HTML with all texts escaped.
     """
-    colour_bar = _ColourBar.of(pictures)
     return _template().render(
         summary=summary,
         run=run,
         demo=run.get("weights", {}).get("source") == "demo",
         chart=_histograms(summary["uncertainty"]),
-        colour_bar=colour_bar,
+        gradient=", ".join(gradient()),
+        ticks=[(label, 100 * place) for label, place in tick_labels()],
+        outlines={organ.replace("_", " "): colour for organ, colour in OUTLINES.items()},
+        shown=" or ".join(dict.fromkeys(WORDS[picture.shown] for picture in pictures)),
+        unit=UNIT,
+        odd_score=ODD_SCORE,
         groups=[
-            (rank, [_draw(picture, colour_bar) for picture in pictures if picture.rank == rank])
+            (rank, [_draw(picture) for picture in pictures if picture.rank == rank])
             for rank in dict.fromkeys(picture.rank for picture in pictures)
         ],
         frame=FRAME,
@@ -104,65 +121,31 @@ def render_html(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Se
     )
 
 
-@dataclass(frozen=True)
-class _ColourBar:
-    """Colours of the nodes' std, on one logarithmic scale for all pictures."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, pictures: Sequence[Picture]) -> _ColourBar:
-        stds = [picture.std.mean(axis=1) for picture in pictures]
-        values = np.concatenate([np.zeros(0), *stds])
-        # A run with one draw per image has no spread at all.
-        values = values[np.isfinite(values) & (values >= BIN_EDGES[0])]
-        # A few extreme nodes may share the colours at the ends, so that the rest are told apart.
-        low, high = map(float, np.quantile(values, (0.01, 0.99))) if len(values) else (1.0, 1.0)
-        nice = [digit * 10.0**power for power in range(-2, 6) for digit in (1, 2, 5)]
-        low = max(value for value in nice if value <= low)
-        return cls(low, min(value for value in nice if value >= high and value > low))
-
-    def hex(self, std: float) -> str:
-        return self._colour(float(LogNorm(self.low, self.high, clip=True)(max(std, self.low))))
-
-    def gradient(self) -> str:
-        return ", ".join(self._colour(step / 16) for step in range(17))
-
-    def ticks(self) -> list[tuple[str, float]]:
-        """Label in pixels, and place in percent of the bar's length."""
-        values = ticks_between(self.low, self.high)
-        labels = [f"{value:g}" for value in values]
-        labels[0], labels[-1] = f"≤ {labels[0]}", f"≥ {labels[-1]}"
-        span = np.log(self.high / self.low)
-        return [
-            (label, float(100 * np.log(value / self.low) / span)) for label, value in zip(labels, values, strict=True)
-        ]
-
-    @staticmethod
-    def _colour(share: float) -> str:
-        return to_hex(_COLOURS(_DARKEST + (1 - _DARKEST) * share))
-
-
-def _draw(picture: Picture, colour_bar: _ColourBar) -> dict[str, Any]:
+def _draw(picture: Picture) -> dict[str, Any]:
     """What the template needs of a picture; coordinates in the 1024 frame."""
     small = cv2.resize(picture.image, (_PICTURE_SIDE, _PICTURE_SIDE), interpolation=cv2.INTER_AREA)
     _, jpeg = cv2.imencode(".jpg", cv2.convertScaleAbs(small, alpha=_DIMMED), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    rings = []
-    for organ in ORGANS:
-        points = picture.landmarks[LANDMARKS[organ]]
-        stds = picture.std[LANDMARKS[organ]].mean(axis=1)
-        rings.append(
-            {
-                "organ": organ.replace("_", " "),
-                "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
-                "nodes": [
-                    {"x": f"{x:.1f}", "y": f"{y:.1f}", "std": float(std), "colour": colour_bar.hex(float(std))}
-                    for (x, y), std in zip(points, stds, strict=True)
-                ],
-            }
-        )
-    return {"picture": picture, "jpeg": base64.b64encode(jpeg.tobytes()).decode("ascii"), "rings": rings}
+    colours = hexes(picture.pixels)
+    nodes = [
+        {"x": f"{x:.1f}", "y": f"{y:.1f}", "pixels": float(pixels), "colour": colour}
+        for (x, y), pixels, colour in zip(picture.landmarks, picture.pixels, colours, strict=True)
+    ]
+    rings = [
+        {
+            "organ": organ.replace("_", " "),
+            "outline": OUTLINES[organ],
+            "points": " ".join(f"{node['x']},{node['y']}" for node in nodes[LANDMARKS[organ]]),
+            "nodes": nodes[LANDMARKS[organ]],
+        }
+        for organ in ORGANS
+    ]
+    return {
+        "picture": picture,
+        "jpeg": base64.b64encode(jpeg.tobytes()).decode("ascii"),
+        "rings": rings,
+        # Where discs overlap the smallest is seen.
+        "band": sorted(nodes, key=lambda node: -node["pixels"]),
+    }
 
 
 # matplotlib writes literal colours; these stand for the page's own, which change with light, dark and paper.

@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from chexmask_u import storage
+from chexmask_u.calibration.calibration import chosen
 from chexmask_u.errors import InputError
 from chexmask_u.record import ReadError
-from chexmask_u.runs import page
+from chexmask_u.runs import page, sample
 from chexmask_u.runs.identity import UNTOLD_PREPARATION, told_preparation
 from chexmask_u.runs.run import Run
 from chexmask_u.runs.summary import chosen_rows, summarise
@@ -22,27 +23,38 @@ def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     It scans every record and reads the contact sheet's images again, so a worker does it and not the driver.
     """
     dataset = run.dataset()
+    frozen = run.read_json("run.json") or {}
+    weights = frozen["weights"]
+    calibration = chosen(None, weights["source"], weights["sha256"])
     try:
-        summary = summarise(dataset)
+        summary = summarise(dataset, calibration.known if calibration else None)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
             run.damaged_part() or f"{run.url}: cannot be read ({storage.explain(error)}); try again later"
         ) from error
-    frozen = run.read_json("run.json") or {}
     summary |= {"preparation": told_preparation(frozen, summary["sources"])} | facts
     as_read = {
         "max_side": frozen["settings"]["max_side"],
         "preparation": frozen["numbers"].get("preparation", UNTOLD_PREPARATION),
     }
-    pictures = []
-    ranks = {chosen["record_id"]: chosen["rank"] for chosen in summary["contact_sheet"]}
-    for row in chosen_rows(dataset, list(ranks)).to_pylist():
+    images = {}
+    sheet = summary["contact_sheet"]
+    sampled = sample.choose(dataset, summary["sources"])
+    wanted = [one["record_id"] for one in [*sheet, *([sampled] if sampled else [])]]
+    rows = {row["record_id"]: row for row in chosen_rows(dataset, wanted).to_pylist()}
+    for row in rows.values():
         try:
-            image = read_image(row["uri"], source=row["source"], **as_read).image
+            images[row["record_id"]] = read_image(row["uri"], source=row["source"], **as_read).image
         except ReadError:
             # It was there when its record was made; a report is not worth failing for.
             continue
-        pictures.append(page.to_picture(row, image, ranks[row["record_id"]]))
+    shown = [one for one in sheet if one["record_id"] in images]
+    pictures = [
+        page.to_picture(rows[one["record_id"]], images[one["record_id"]], one["rank"], calibration) for one in shown
+    ]
+    if sampled and sampled["record_id"] in images:
+        sample.keep(run, sampled, images[sampled["record_id"]])
+        summary["sample"] = sampled
     run.write("report.html", page.render_html(summary, frozen, pictures))
     # Last: it is what says that a run is complete.
     run.write_json("report.json", summary)

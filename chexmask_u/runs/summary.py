@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from chexmask_u import record
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
+from chexmask_u.calibration.columns import NEEDED, ood_scores
+from chexmask_u.calibration.known import Known
 
-Rank = Literal["surest", "median", "least sure"]
+Rank = Literal["surest", "median", "least sure", "least usual"]
 
 STAGES = ("read", "predict", "mask")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -113,13 +115,14 @@ def quantiles(values: NDArray[np.float32]) -> dict[str, float]:
     return {str(q): float(np.quantile(values, q)) for q in QUANTILES}
 
 
-def summarise(records: ds.Dataset) -> dict[str, Any]:
+def summarise(records: ds.Dataset, known: Known | None = None) -> dict[str, Any]:
     """Counts, failures, seconds and uncertainty of a run; the same for the same records, in whatever order they lie.
 
     Reads the records as a stream: of each it keeps one float32.
 
     Args:
         records: rows of `record.RECORD`.
+        known: radiographs that the weights' calibration knows; None where it knows none.
 
     Returns:
         What `report.json` holds, ready for `json.dumps(..., allow_nan=False)`:
@@ -132,7 +135,10 @@ def summarise(records: ds.Dataset) -> dict[str, Any]:
         - ``uncertainty``: ``unit``, ``bin_edges``, ``overall`` and ``sources``; each of the latter with ``images``,
           ``mean``, ``min``, ``max``, ``quantiles``, ``histogram``, ``organ_std``, ``latent_uncertainty_mean``; values
           are None where there is no image
-        - ``contact_sheet``: up to nine records, surest first: ``record_id``, ``source``, ``uncertainty``, ``rank``
+        - ``ood``: None without `known`; else how many images were compared with them, ``images``, how many of these lie
+          ``beyond`` the percentile ``odd_score``, in all and by source in ``sources``, and ``known_radiographs``
+        - ``contact_sheet``: up to nine records, surest first: ``record_id``, ``source``, ``uncertainty``, ``rank``; and
+          up to three of those beyond, farthest first, with their ``ood_score``
     """
     tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
     failures: defaultdict[str, list[tuple[str, str, str]]] = defaultdict(list)
@@ -165,6 +171,7 @@ def summarise(records: ds.Dataset) -> dict[str, Any]:
             devices[device]["predict_seconds"] += pc.sum(seconds).as_py() or 0.0
 
     total = sum((tallies[source] for source in sorted(tallies)), _Tally())
+    unusual, odd = (None, []) if known is None else _unusual(records, known)
     return {
         "schema_version": record.SCHEMA_VERSION,
         **_counts(total),
@@ -194,7 +201,8 @@ def summarise(records: ds.Dataset) -> dict[str, Any]:
             "overall": total.describe(),
             "sources": {source: tallies[source].describe() for source in sorted(tallies)},
         },
-        "contact_sheet": _choose(records, total.sorted_uncertainty()),
+        "ood": unusual,
+        "contact_sheet": _choose(records, total.sorted_uncertainty()) + odd,
     }
 
 
@@ -247,6 +255,35 @@ def _organ_std(batch: pa.RecordBatch) -> NDArray[np.float64]:
     means = np.full((batch.num_rows, len(ORGANS)), np.nan)
     means[valid] = np.stack([node_std[:, LANDMARKS[organ]].mean(axis=1) for organ in ORGANS], axis=1)
     return np.asarray(means * batch["scale"].to_numpy(zero_copy_only=False)[:, None], np.float64)
+
+
+def _unusual(records: ds.Dataset, known: Known) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `summarise` says of ``ood``, and the contact sheet's records beyond, farthest first."""
+    images: Counter[str] = Counter()
+    beyond: Counter[str] = Counter()
+    farthest: list[tuple[float, str, dict[str, Any]]] = []
+    names = ["record_id", "source", "uncertainty"]
+    for batch in records.to_batches(columns=[*names, *NEEDED], **_SCAN_FULL_ROWS):
+        if not batch.num_rows:
+            continue
+        scores = ood_scores(pa.Table.from_batches([batch]), known)
+        sources = np.array(batch["source"].to_pylist())
+        images.update(sources[np.isfinite(scores)].tolist())
+        odd = np.flatnonzero(scores > record.ODD_SCORE)
+        beyond.update(sources[odd].tolist())
+        for place in odd.tolist():
+            row = {name: batch[name][place].as_py() for name in names} | {"ood_score": float(scores[place])}
+            farthest.append((-row["ood_score"], row["record_id"], row))
+        # Those that are equally far are told apart by their id.
+        farthest = nsmallest(PICTURES_PER_RANK, farthest, key=lambda one: one[:2])
+    said = {
+        "known_radiographs": len(known.distances),
+        "odd_score": record.ODD_SCORE,
+        "images": images.total(),
+        "beyond": beyond.total(),
+        "sources": {source: {"images": images[source], "beyond": beyond[source]} for source in sorted(images)},
+    }
+    return said, [{**row, "rank": "least usual"} for _, _, row in farthest]
 
 
 def _counts(tally: _Tally) -> dict[str, int]:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from threading import Lock
 from typing import Any
@@ -52,6 +53,8 @@ _OUT_OF_MEMORY = (
     "ALLOC_FAILED",
     "can't start new thread",
 )
+
+_NO_TURN = nullcontext()
 
 
 class Predictor:
@@ -116,7 +119,8 @@ class Predictor:
         status, reason, error = (batch[name].to_pylist() for name in ("status", "reason", "error"))
         record_ids = batch["record_id"].to_pylist()
         rows = [row for row, value in enumerate(status) if value == record.OK]
-        outcome = self._in_memory(_images(batch["image"]), [record_ids[row] for row in rows])
+        images, names = _images(batch["image"]), [record_ids[row] for row in rows]
+        outcome = predict_in_memory(self.model, images, names, self.samples, self.seed, turn=self._computing)
         prediction = outcome.prediction
 
         results: dict[str, list[Any]] = {field.name: [None] * len(status) for field in fields(Prediction)}
@@ -153,51 +157,6 @@ class Predictor:
             device=[self.device_name if row in predicted else None for row in range(len(status))],
             predict_seconds=[seconds if row in predicted else None for row in range(len(status))],
         )
-
-    def _in_memory(self, images: NDArray[np.uint8], record_ids: Sequence[str]) -> _Outcome:
-        """Predict images uint8 [B, 1024, 1024], in halves where memory does not suffice, and so on down to one."""
-        try:
-            return self._at_once(images, record_ids)
-        except (RuntimeError, MemoryError) as error:
-            problem = storage.explain(error)
-            if not is_out_of_memory(error):
-                raise
-        # Not in the handler: until it ends, the exception holds the tensors of what did not fit.
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if len(images) == 1:
-            points = np.full((1, N_LANDMARKS, 2), np.nan, np.float32)
-            latents = np.full((1, LATENT_SIZE), np.nan, np.float32)
-            return _Outcome(Prediction(points, points, points[..., 0], latents, latents), {0: problem}, 0.0)
-        half = len(images) // 2
-        first, second = (self._in_memory(images[part], record_ids[part]) for part in (slice(half), slice(half, None)))
-        return _Outcome(
-            Prediction.join([first.prediction, second.prediction]),
-            first.too_big | {half + index: text for index, text in second.too_big.items()},
-            first.seconds + second.seconds,
-        )
-
-    def _at_once(self, images: NDArray[np.uint8], record_ids: Sequence[str]) -> _Outcome:
-        staged = stage(self.model, images)
-        with self._computing:
-            start = time.perf_counter()
-            prediction = predict_staged(self.model, staged, record_ids, self.samples, self.seed)
-            return _Outcome(prediction, {}, time.perf_counter() - start)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of a batch.
-
-    Attributes:
-        prediction: NaN for each image that does not even fit alone.
-        too_big: what was said of those, by their index.
-        seconds: that the network computed, from its call to the results.
-    """
-
-    prediction: Prediction
-    too_big: dict[int, str]
-    seconds: float
 
 
 def _images(column: pa.ChunkedArray) -> NDArray[np.uint8]:
@@ -250,7 +209,72 @@ def _compiles(model: Network) -> bool:
     return False
 
 
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch.
+
+    Attributes:
+        prediction: NaN for each image that does not even fit alone.
+        draws: that it is of, float32 [B, N, 120, 2], NaN likewise; B = 0 where they were not asked for.
+        too_big: what was said of images that do not fit, by their index.
+        seconds: that the network computed, from its call to the results.
+    """
+
+    prediction: Prediction
+    draws: NDArray[np.float32]
+    too_big: dict[int, str]
+    seconds: float
+
+
+def predict_in_memory(
+    model: Network,
+    images: NDArray[np.uint8],
+    record_ids: Sequence[str],
+    n_samples: int,
+    seed: int,
+    *,
+    with_draws: bool = False,
+    turn: AbstractContextManager[Any] = _NO_TURN,
+) -> Outcome:
+    """`predict`, in halves where memory does not suffice, and so on down to one image.
+
+    Args:
+        model, images, record_ids, n_samples, seed: as `predict` takes them.
+        with_draws: whether its draws are wanted too.
+        turn: entered while the network computes, but not while images are brought to it.
+    """
+    try:
+        staged = stage(model, images)
+        with turn:
+            start = time.perf_counter()
+            prediction, draws = predict_staged(model, staged, record_ids, n_samples, seed, with_draws=with_draws)
+            return Outcome(prediction, draws, {}, time.perf_counter() - start)
+    except (RuntimeError, MemoryError) as error:
+        problem = storage.explain(error)
+        if not _is_out_of_memory(error):
+            raise
+    # Not in the handler: until it ends, the exception holds the tensors of what did not fit.
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(images) == 1:
+        points = np.full((1, N_LANDMARKS, 2), np.nan, np.float32)
+        latents = np.full((1, LATENT_SIZE), np.nan, np.float32)
+        draws = np.full((int(with_draws), n_samples, N_LANDMARKS, 2), np.nan, np.float32)
+        return Outcome(Prediction(points, points, points[..., 0], latents, latents), draws, {0: problem}, 0.0)
+    half = len(images) // 2
+    first, second = (
+        predict_in_memory(model, images[part], record_ids[part], n_samples, seed, with_draws=with_draws, turn=turn)
+        for part in (slice(half), slice(half, None))
+    )
+    return Outcome(
+        Prediction.join([first.prediction, second.prediction]),
+        np.concatenate([first.draws, second.draws]),
+        first.too_big | {half + index: text for index, text in second.too_big.items()},
+        first.seconds + second.seconds,
+    )
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether a prediction failed because there was no memory for it, on whatever device."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 

@@ -6,7 +6,7 @@ import hashlib
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,27 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u import storage, weight_files
-from chexmask_u.anatomy import FRAME, REGIONS
+from chexmask_u.anatomy import FRAME
 from chexmask_u.calibration import fit
 from chexmask_u.calibration.calibration import Calibration, Of, Radius, calibration_of
 from chexmask_u.calibration.conformal import images_needed
 from chexmask_u.calibration.fit import CLEAN, COVERAGES, Measured
 from chexmask_u.calibration.known import LEAST_IMAGES, Known
-from chexmask_u.calibration.seen import Seen
-from chexmask_u.calibration.worth import contour_errors, landmark_errors
-from chexmask_u.errors import InputError, did_you_mean
+from chexmask_u.calibration.seen import IMAGE_FEATURES, Seen
+from chexmask_u.calibration.worth import coverage_words, trust_words
+from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import predict
-from chexmask_u.record import ReadError
+from chexmask_u.record import ODD_SCORE, ReadError
 from chexmask_u.result import Result
 from chexmask_u.settings import CalibrateSettings
 from chexmask_u.steps.read import read_image
 from chexmask_u.training import examples as annotated
+from chexmask_u.training import odd
 from chexmask_u.training.annotations import files_below, name_of
+from chexmask_u.training.augmented import augmented_features
 from chexmask_u.training.examples import Examples
-from chexmask_u.training.shifts import SHIFTS, shifted
+from chexmask_u.training.measure import check_regions, measure
 from chexmask_u.version import __version__
 from chexmask_u.weight_files import WeightFile
 
@@ -68,9 +70,9 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
     Raises:
         InputError: if images, weights, split or the calibration to start from cannot be used, or are too few.
     """
-    for region in settings.leave_out:
-        if region not in REGIONS:
-            raise InputError(f"--leave-out {region}: no such region{did_you_mean(region, REGIONS)}")
+    check_regions(settings.leave_out)
+    if settings.augmentations and settings.start is not None:
+        raise InputError("--augmentations: a calibration to --start from knows nothing of them; leave one of both out")
     place, name = _place(settings.output)
     weights = weight_files.find(settings.weights)
     model = weight_files.load_model(weights, device=choose(settings.device))
@@ -83,8 +85,20 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
         raise InputError("there is no annotated image that the weights were not trained on; see --data and --split")
     measured = _measure(model, parts.held_out, settings)
     trained = _measure(model, parts.trained, settings) if len(parts.trained) and start is None else None
-    known = _known(model, measured, parts.trained, settings)
-    made = _fit(measured, trained, known, start, model.sha256, _about(settings, weights, parts))
+
+    def features(images: list[NDArray[np.uint8]], names: list[str]) -> NDArray[np.float64]:
+        found = [np.empty((0, IMAGE_FEATURES))]
+        for start in range(0, len(images), settings.batch_size):
+            rows = slice(start, start + settings.batch_size)
+            prediction = predict(model, np.stack(images[rows]), names[rows], settings.samples, settings.seed)
+            found.append(Seen.of(prediction).image_features())
+        return np.concatenate(found)
+
+    usual, others = measured.seen[CLEAN].image_features(), _known(features, measured, parts.trained, settings)
+    about = {**_about(settings, weights, parts), "odd_images": odd.trial(parts.held_out, usual, others, features)}
+    if settings.augmentations:
+        about["augmentations"] = _augmented(model, parts, measured, trained, settings)
+    made = _fit(measured, trained, np.concatenate([usual, others]), start, model.sha256, about)
     Folder(place).write(name, made.text)
     return made
 
@@ -128,35 +142,20 @@ def _read(settings: CalibrateSettings, weights: WeightFile) -> _Parts:
 
 
 def _measure(model: Network, examples: Examples, settings: CalibrateSettings) -> Measured:
-    """Errors of all images, as they are and under each shift."""
-    truth = examples.landmarks * np.float32(FRAME)
-    from_masks = np.array([name in examples.from_masks for name in examples.names], bool)
-    left_out = np.array([node for region in settings.leave_out for node in REGIONS[region]], np.int64)
-    seen: dict[str, Seen] = {}
-    errors: dict[Of, dict[str, NDArray[np.float64]]] = {"landmark": {}, "contour": {}}
-    for kind in (CLEAN, *SHIFTS):
-        parts, moved = [], truth.copy()
-        for start in range(0, len(examples), settings.batch_size):
-            rows = range(start, min(start + settings.batch_size, len(examples)))
-            images = []
-            for index in rows:
-                image = examples.images[index]
-                if kind != CLEAN:
-                    image, moved[index] = shifted(kind, examples.names[index], image, truth[index])
-                images.append(image)
-            names = [examples.names[index] for index in rows]
-            parts.append(Seen.of(predict(model, np.stack(images), names, settings.samples, settings.seed)))
-        seen[kind] = Seen.join(parts)
-        # Nodes spaced along a mask's contour are no landmarks that somebody saw.
-        errors["landmark"][kind] = landmark_errors(seen[kind].landmarks, moved)
-        errors["landmark"][kind][from_masks] = np.nan
-        errors["contour"][kind] = contour_errors(seen[kind].landmarks, moved)
-        errors["contour"][kind][np.ix_(from_masks, left_out)] = np.nan
-    return Measured(examples.names, seen, errors)
+    return measure(
+        model,
+        examples,
+        samples=settings.samples,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        leave_out=settings.leave_out,
+    )
 
 
-def _known(model: Network, measured: Measured, trained: Examples, settings: CalibrateSettings) -> NDArray[np.float64]:
-    """Features of all radiographs that are to count as known: measured ones, trained ones, and those of --known."""
+def _known(
+    features: odd.Features, measured: Measured, trained: Examples, settings: CalibrateSettings
+) -> NDArray[np.float64]:
+    """Features of the radiographs that count as known beside the measured ones: trained ones, and those of --known."""
     images, names = list(trained.images), list(trained.names)
     for folder in settings.known:
         files = [uri for uri in files_below(storage.normalise(folder)) if uri.lower().endswith(_IMAGE_SUFFIXES)]
@@ -171,12 +170,7 @@ def _known(model: Network, measured: Measured, trained: Examples, settings: Cali
             except ReadError as error:
                 raise InputError(f"--known {folder}: {uri} cannot be read ({error.reason}: {error})") from error
             names.append(f"known/{name_of(uri)}")
-    features = [measured.seen[CLEAN].image_features()]
-    for start in range(0, len(images), settings.batch_size):
-        rows = slice(start, start + settings.batch_size)
-        prediction = predict(model, np.stack(images[rows]), names[rows], settings.samples, settings.seed)
-        features.append(Seen.of(prediction).image_features())
-    return np.concatenate(features)
+    return features(images, names)
 
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
@@ -198,7 +192,6 @@ def _about(settings: CalibrateSettings, weights: WeightFile, parts: _Parts) -> d
         "trained_images_for_the_shape": dict(trained),
         "told_apart_by": parts.told,
         "left_out_of_masks": list(settings.leave_out),
-        "edge_features": False,
         "assumes": ASSUMES,
     }
 
@@ -211,38 +204,92 @@ def _fit(
     sha256: str,
     about: Mapping[str, Any],
 ) -> Calibration:
-    radii: dict[Of, Radius | None] = {}
-    trials: dict[str, Any] = {}
-    for of in ("landmark", "contour"):
-        before = None if start is None else (start.landmark if of == "landmark" else start.contour)
-        rows = measured.annotated(of)
-        radii[of] = fit.radius(measured, of, rows, start=before, trained=trained) if len(rows) else None
-        if radii[of] is not None:
-            trials[of] = fit.trial(measured, of, start=before, trained=trained)
+    before: Mapping[str, Radius | None] = {}
+    before_with_images: Mapping[str, Radius | None] = {}
+    if start is not None:
+        before, before_with_images = {"landmark": start.landmark, "contour": start.contour}, start.with_images
+    alone = trained and trained.spread_alone()
+    radii, trials = _radii(measured.spread_alone(), alone, before)
     contour, landmark = radii["contour"], radii["landmark"]
-    if landmark is None and start is not None and start.landmark and start.contour and contour:
-        landmark = fit.stretched(start.landmark, start.contour, contour)
     if contour is None and landmark is None:
         raise InputError(
             f"{len(measured.names)} annotated image{'s' if len(measured.names) > 1 else ''} that the weights were not"
             f" trained on: too few; a coverage of 0.9 takes {images_needed(0.9)} for its scores and half as many again"
             " for the expected error, which --start brings along"
         )
+    with_images: dict[str, Radius] = {}
+    with_images_trials: dict[str, Any] = {}
+    # A calibration of before there were edge features has nothing to start from.
+    if start is None or before_with_images:
+        found, with_images_trials = _radii(measured, trained, before_with_images)
+        with_images.update({of: radius for of, radius in found.items() if radius is not None})
     usual = Known.fit(known) if len(known) >= LEAST_IMAGES else start.known if start is not None else None
     about = {
         **about,
+        "edge_features": bool(with_images),
         "started_from": None if start is None else start.digest,
-        "images_that_count": {
-            of: None if radius is None else radius.scores.images
-            for of, radius in (("landmark", landmark), ("contour", contour))
-        },
+        "images_that_count": {of: None if radius is None else radius.scores.images for of, radius in radii.items()},
         "landmark_checked": landmark is not None and landmark.checked,
         "known_radiographs": 0 if usual is None else len(usual.distances),
         "trials": trials,
+        "trials_with_images": with_images_trials,
     }
-    made = Calibration(sha256, landmark, contour, usual, about)
+    made = Calibration(sha256, landmark, contour, usual, about, with_images)
     # As it will be read again, to the last digit.
     return Calibration.from_text(made.text, "calibration")
+
+
+def _augmented(
+    model: Network,
+    parts: _Parts,
+    measured: Measured,
+    trained: Measured | None,
+    settings: CalibrateSettings,
+) -> dict[str, Any]:
+    """What radii of clean images would be worth without and with the spread over variants of the image.
+
+    No radius is made of it: a prediction or a record does not hold that spread, which takes as many more predictions.
+    """
+
+    def with_variants(some: Measured, examples: Examples) -> Measured:
+        features = augmented_features(
+            model,
+            examples,
+            count=settings.augmentations,
+            samples=settings.samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+        )
+        return some.with_further(features)
+
+    pairs = [(measured.clean(), None if trained is None else trained.clean())]
+    pairs.append(
+        (with_variants(pairs[0][0], parts.held_out), trained and with_variants(trained.clean(), parts.trained))
+    )
+    without, within = (
+        {of: fit.trial(some, of, trained=other) for of in _OF if len(some.annotated(of))} for some, other in pairs
+    )
+    return {"variants": settings.augmentations, "without": without, "with": within}
+
+
+def _radii(
+    measured: Measured, trained: Measured | None, before: Mapping[str, Radius | None]
+) -> tuple[dict[Of, Radius | None], dict[str, Any]]:
+    """Both radii and what they are worth; `before` are those of the calibration to start from."""
+    radii: dict[Of, Radius | None] = {}
+    trials: dict[str, Any] = {}
+    for of in _OF:
+        rows, start = measured.annotated(of), before.get(of)
+        radii[of] = fit.radius(measured, of, rows, start=start, trained=trained) if len(rows) else None
+        if radii[of] is not None:
+            trials[of] = fit.trial(measured, of, start=start, trained=trained)
+    landmark, contour, here = before.get("landmark"), before.get("contour"), radii["contour"]
+    if radii["landmark"] is None and landmark and contour and here:
+        radii["landmark"] = fit.stretched(landmark, contour, here)
+    return radii, trials
+
+
+_OF: tuple[Of, ...] = ("landmark", "contour")
 
 
 def table(calibration: Calibration) -> str:
@@ -253,14 +300,16 @@ def table(calibration: Calibration) -> str:
         + (f" ({counts['masks_alone']} with masks alone)" if counts["masks_alone"] else "")
         for name, counts in about["images"].items()
     )
-    lines = [f"{of_images}; pixels of the {FRAME} frame; edge features of the image are not used"]
+    lines = [f"{of_images}; pixels of the {FRAME} frame"]
     trained = about["trained_images_for_the_shape"]
     if trained:
         lines.append(
             f"  {sum(trained.values())} images that the weights were trained on say which landmarks err more than"
             " others, and nothing of how far"
         )
-    for of in ("landmark", "contour"):
+    if not calibration.with_images:
+        lines.append("  no radius looks at the image: that of --start has none that does")
+    for of in _OF:
         images = about["images_that_count"][of]
         if images is None:
             lines.append(f"  {of}: no radius, since no image has such an annotation")
@@ -274,23 +323,52 @@ def table(calibration: Calibration) -> str:
         if of == "landmark" and not about["landmark_checked"]:
             lines.append("    no image here has annotated landmarks: it is another's, stretched as the contour's, and")
             lines.append("    no coverage is promised")
-        trial = about["trials"].get(of, {})
-        for kind, found in trial.get("kinds", {}).items():
-            covered = "; ".join(
-                f"{coverage}: {one['coverage']:.2f} [{one['interval'][0]:.2f}, {one['interval'][1]:.2f}]"
-                f" at {one['mean_radius']:.1f} px"
-                for coverage, one in found["coverages"].items()
-            )
-            lines.append(f"    {kind + ' images' if kind == CLEAN else kind}: {covered or 'too few images'}")
-        if len(about["images"]) > 1:
-            for coverage, shares in trial.get("datasets", {}).items():
-                alone = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
-                lines.append(f"    asked for {coverage}, of each dataset alone: {alone}")
+        by_dataset = len(about["images"]) > 1
+        lines += _trial_lines(about["trials"].get(of, {}), by_dataset, ("std", "across"))
+        looking = _trial_lines(about["trials_with_images"].get(of, {}), by_dataset)
+        lines += ["    with the image:", *("  " + line for line in looking)] if looking else []
+        if tried := about.get("augmentations"):
+            for name in ("without", "with"):
+                lines.append(
+                    f"    of clean images alone, with the image and {name} {tried['variants']} variants of it:"
+                )
+                lines += ["  " + line for line in _trial_lines(tried[name].get(of, {}), by_dataset)]
     if calibration.known is None:
         lines.append(f"  no ood_score: it takes {LEAST_IMAGES} radiographs; see --known")
     else:
         lines.append(f"  ood_score: percentile among {about['known_radiographs']} radiographs")
+        lines += _odd_lines(about["odd_images"])
     return "\n".join([*lines, *_wrapped(about["assumes"])])
+
+
+def _trial_lines(trial: Mapping[str, Any], by_dataset: bool, beside: Sequence[str] = ()) -> list[str]:
+    """What radii cover and tell, by kind of image; and what the spread beside them tells."""
+    lines = []
+    for kind, found in trial.get("kinds", {}).items():
+        shares = "; ".join(f"{coverage}: {coverage_words(one)}" for coverage, one in found["coverages"].items())
+        lines.append(f"    {kind + ' images' if kind == CLEAN else kind}: {shares or 'too few images'}")
+        told = {"radius": found, **{name: found[name] for name in beside}}
+        lines += [f"      {name}: {trust_words(one)}" for name, one in told.items() if one["r"] is not None]
+    if by_dataset:
+        for coverage, alone in trial.get("datasets", {}).items():
+            each = ", ".join(f"{name} {share:.2f}" for name, share in alone.items())
+            lines.append(f"    asked for {coverage}, of each dataset alone: {each}")
+    return lines
+
+
+def _odd_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["    not tried: it takes more images"]
+    said = [
+        f"    tried on images that it did not know: {found['false_alarms']} of {found['images']} usual ones lie beyond"
+        f" the {ODD_SCORE:.0f}th percentile"
+    ]
+    for kind, one in found["kinds"].items():
+        said.append(
+            f"    {kind}: AUC {one['auc']:.3f} [{one['interval'][0]:.3f}, {one['interval'][1]:.3f}], beyond"
+            f" {100 * one['beyond']:.0f}%"
+        )
+    return said
 
 
 def _wrapped(text: str) -> list[str]:

@@ -17,6 +17,7 @@ from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
 from chexmask_u.model.variants import VARIANTS
 from chexmask_u.settings import TrainSettings
+from chexmask_u.training.goals import goal_of
 
 # Where Ray Train keeps them, below the run's folder, and the file that each is.
 FOLDER = "checkpoints"
@@ -35,13 +36,13 @@ def name_of(epoch: int) -> str:
 
 
 def rank(settings: TrainSettings, row: dict[str, float]) -> float:
-    """What the best epoch has least of: the validation error, or the energy score where that is the objective.
+    """What the best epoch has least of: the goal's validation error.
 
     An epoch with the KL weight that was asked for goes before all that still had a smaller one: their posterior is
     another.
     """
     weight_reached = row["epoch"] > settings.kl_epochs or not VARIANTS[settings.variant].has_posterior
-    return row["energy" if settings.objective == "energy" else "mse"] + (0 if weight_reached else _NOT_YET)
+    return goal_of(settings).error(row) + (0 if weight_reached else _NOT_YET)
 
 
 def found(filesystem: pafs.FileSystem, path: str) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import LANDMARKS
+from chexmask_u.sources.synthetic.body import evenly
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def mask_landmarks(mask: NDArray[np.uint8], organ: str) -> NDArray[np.float32]:
     ends = [*starts[1:], len(ring)]
     closed = np.concatenate([ring, ring[:1]])
     stretches = [
-        _evenly(closed[start : end + 1], corner.nodes)
+        evenly(closed[start : end + 1], corner.nodes)
         for start, end, corner in zip(starts, ends, _CORNERS[organ], strict=True)
     ]
     return np.concatenate(stretches).astype(np.float32)
@@ -116,13 +117,6 @@ def in_annotators_order(landmarks: NDArray[np.floating], organ: str) -> bool:
         return False
     far = ring @ _CORNERS[organ][0].direction
     return bool(far.max() - far[0] <= _START_SLACK * np.ptp(far))
-
-
-def _evenly(curve: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The first `count` of `count` + 1 points spaced evenly along an open curve [m, 2]."""
-    length = np.concatenate([[0.0], np.hypot(*np.diff(curve, axis=0).T).cumsum()])
-    at = np.arange(count) * (length[-1] / count)
-    return np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=1)
 
 
 assert all(

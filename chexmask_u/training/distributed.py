@@ -78,6 +78,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
                 f"--kl-last {settings.kl_last:g}; set --kl-epochs below --epochs",
                 file=sys.stderr,
             )
+        if settings.variant == "phiseg" and settings.kl_last != 1:
+            print(
+                f"the KL weight of phiseg ends at --kl-last {settings.kl_last:g} of the evidence bound's, which is the "
+                "paper's; set --kl-last 1 for that",
+                file=sys.stderr,
+            )
         outcome = _fit(settings, run, initial, train_ref, validation_ref, facts["first_drawing"], workers, use_gpu)
         if outcome["diverged"] is not None:
             run.write_json("diverged.json", outcome["diverged"])
@@ -172,7 +178,7 @@ def _fit(
             raise StoppedError(str(error).strip().splitlines()[-1].strip()) from error
     outcome = result.return_value or {"diverged": None}
     # A checkpoint of an older version has no rank.
-    best = min(result.best_checkpoints or [], key=lambda one: one[1].get(_RANK, one[1]["mse"]), default=None)
+    best = min(result.best_checkpoints or [], key=lambda one: one[1].get(_RANK, one[1].get("mse")), default=None)
     return outcome | {"best": None if best is None else best[0].path}
 
 

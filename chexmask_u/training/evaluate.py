@@ -13,29 +13,36 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
-from chexmask_u.calibration.calibration import Calibration, Of, calibration_of
+from chexmask_u.calibration.calibration import Calibration, calibration_of
 from chexmask_u.calibration.conformal import images_needed
-from chexmask_u.calibration.fit import COVERAGES
+from chexmask_u.calibration.fit import CLEAN, COVERAGES, Measured
 from chexmask_u.calibration.seen import Seen
-from chexmask_u.calibration.worth import by_image, contour_errors, landmark_errors, trust
+from chexmask_u.calibration.worth import coverage_words, covered, trust, trust_words
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder, as_csv
 from chexmask_u.model.device import choose
-from chexmask_u.model.network import Network
+from chexmask_u.model.network import BaseNetwork, Network
+from chexmask_u.model.pixel import PixelNetwork
 from chexmask_u.model.predict import Prediction, predict
 from chexmask_u.result import Result
 from chexmask_u.runs.job import check_places
 from chexmask_u.settings import EvaluateSettings
 from chexmask_u.training import examples as annotated
+from chexmask_u.training.evaluate_masks import mask_table, score_masks
 from chexmask_u.training.examples import Examples
-from chexmask_u.training.figures import uncertainty
+from chexmask_u.training.figures import entropy, uncertainty
+from chexmask_u.training.measure import KINDS, check_regions, measure
 from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS
 from chexmask_u.training.scores import calibration, image_scores, mean_scores, posterior
+from chexmask_u.training.shifts import SHIFTS
 
 # Grey that hides the middle of the right lung: rows and columns of the frame.
 COVER_ROWS = slice(FRAME // 3, 3 * FRAME // 4)
 COVER_COLUMNS = slice(FRAME // 16, FRAME // 2)
 COVER_GREY = 128
+
+# All kinds of images together, in `shifts`.
+ALL_KINDS = "all"
 
 MASKS_NOTE = (
     "  {} of them annotated by masks: distances to nodes spaced along a contour mean little for a network that was"
@@ -89,9 +96,15 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     if folder is not None:
         _check_own(folder)
     weights = weight_files.find(settings.weights)
-    model = weight_files.load_model(weights, device=choose(settings.device))
+    model = weight_files.load_network(weights, device=choose(settings.device))
     assert model.sha256 is not None
+    check_regions(settings.leave_out)
     judged = None
+    if settings.calibration is not None and isinstance(model, PixelNetwork):
+        raise InputError(
+            f"--calibration: its radii are of landmarks, and {settings.weights} ({model.family}) gives masks alone; "
+            "leave it out"
+        )
     if settings.calibration is not None:
         judged = calibration_of(settings.calibration, model.sha256, "--calibration")
     examples, problems = read(settings)
@@ -107,6 +120,8 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         seed=settings.seed,
         batch_size=settings.batch_size,
         judged=judged,
+        leave_out=settings.leave_out,
+        shifts=settings.shifts,
     )
     head = {
         "weights": settings.weights,
@@ -120,7 +135,7 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     evaluation = Evaluation(head | result.summary, result.images)
     if folder is not None:
         folder.write("images.csv", as_csv(evaluation.images))
-        folder.write("uncertainty.png", uncertainty(evaluation.summary))
+        folder.write("uncertainty.png", picture(evaluation))
         folder.write_json(SCORES, evaluation.summary)
     return evaluation
 
@@ -137,13 +152,15 @@ def _check_own(folder: Folder) -> None:
 
 
 def score(
-    model: Network,
+    model: BaseNetwork,
     examples: Examples,
     *,
     samples: int,
     seed: int,
     batch_size: int,
     judged: Calibration | None = None,
+    leave_out: Sequence[str] = (),
+    shifts: bool = False,
 ) -> Evaluation:
     """Score a model on annotated images.
 
@@ -152,23 +169,44 @@ def score(
     `scores.calibration` and `scores.posterior` give; ``covered``, what hiding the right lung does; ``from_masks``, of
     how many images the annotation is a mask, against which distances are meaningful only for a network that was trained
     on masks; and ``trust``, what `worth.trust` says of a landmark's std, of its part across the contour and of the
-    radius, each against the distance to the annotated landmark and contour, with the radius's coverage.
+    radii, each against the distance to the annotated landmark and contour, with the radii's coverage; and ``shifts``,
+    if asked for, the same of each kind of `shifts.SHIFTS`, and as ``all`` of those and the clean images together. Of a
+    network of masks it has what `evaluate_masks.score_masks` gives.
 
     Args:
-        model: from `load_model`.
+        model: from `load_network`.
         examples: in the 1024 frame.
         samples, seed: as `predict` takes them; the names of the examples fix the draws.
         batch_size: images the network takes at once.
         judged: the calibration whose radii are to be judged, if any.
+        leave_out: regions of the contour that are not measured on images annotated by masks.
+        shifts: whether to do so under shifts too, which takes four times as many predictions.
     """
+    hidden = examples.images.copy()
+    hidden[:, COVER_ROWS, COVER_COLUMNS] = COVER_GREY
+    if isinstance(model, PixelNetwork):
+        return Evaluation(*score_masks(model, examples, hidden, samples, seed))
+    assert isinstance(model, Network)
     truth = examples.landmarks * np.float32(FRAME)
     clear = _predict(model, examples.images, examples.names, samples, seed, batch_size)
     centre = _decode_mean(model, examples.images, batch_size)
-    hidden = examples.images.copy()
-    hidden[:, COVER_ROWS, COVER_COLUMNS] = COVER_GREY
     covered = _predict(model, hidden, examples.names, samples, seed, batch_size)
     covered_centre = _decode_mean(model, hidden, batch_size)
 
+    measured = measure(
+        model,
+        examples,
+        samples=samples,
+        seed=seed,
+        batch_size=batch_size,
+        leave_out=leave_out,
+        kinds=KINDS if shifts else [CLEAN],
+        clean=clear,
+    )
+    under_shifts: dict[str, Any] = {}
+    if shifts:
+        under_shifts = {kind: _trust(measured, judged, [kind]) for kind in SHIFTS}
+        under_shifts = {"shifts": under_shifts | {ALL_KINDS: _trust(measured, judged, KINDS)}}
     rows = [image_scores(*pair) for pair in zip(centre, truth, strict=True)]
     covered_rows = [image_scores(*pair) for pair in zip(covered_centre, truth, strict=True)]
     offset = clear.landmarks_mean - truth
@@ -181,7 +219,8 @@ def score(
         **calibration(clear.landmarks_mean, clear.landmarks_std, truth),
         # Without a variational layer there is no posterior.
         **(posterior(clear.latent_mean, clear.latent_std) if model.has_posterior else {}),
-        "trust": _trust(clear, truth, np.array([name in examples.from_masks for name in examples.names]), judged),
+        "trust": _trust(measured, judged, [CLEAN]),
+        **under_shifts,
         "covered": mean_scores(covered_rows)
         | calibration(covered.landmarks_mean, covered.landmarks_std, truth)
         | _occlusion(clear, covered, truth),
@@ -195,37 +234,29 @@ def score(
     return Evaluation(summary, images)
 
 
-def _trust(
-    prediction: Prediction, truth: NDArray[np.float32], from_masks: NDArray[np.bool_], judged: Calibration | None
-) -> dict[str, Any]:
-    """What `worth.trust` says, by error and by uncertainty; and the coverage of the radius."""
-    seen = Seen.of(prediction)
-    landmark = landmark_errors(seen.landmarks, truth)
-    # Nodes spaced along a mask's contour are no landmarks that somebody saw.
-    landmark[from_masks] = np.nan
-    errors: dict[Of, NDArray[np.float64]] = {"landmark": landmark, "contour": contour_errors(seen.landmarks, truth)}
+def _trust(measured: Measured, judged: Calibration | None, kinds: Sequence[str]) -> dict[str, Any]:
+    """What `worth.trust` says of these kinds together, by error and by uncertainty; and the coverage of the radii."""
     found: dict[str, Any] = {}
-    for of, distances in errors.items():
-        there = np.isfinite(distances).any(axis=1)
-        if not there.any():
+    for of, by_kind in measured.errors.items():
+        rows = measured.annotated(of)
+        if not len(rows):
             continue
-        measured, of_these = distances[there], seen.take(there)
-        found[of] = {"std": trust(of_these.std, measured), "across": trust(of_these.across, measured)}
+        errors = np.concatenate([by_kind[kind][rows] for kind in kinds])
+        seen = Seen.join([measured.seen[kind].take(rows) for kind in kinds])
+        found[of] = {name: trust(getattr(seen, name), errors, len(kinds)) for name in ("std", "across")}
         radius = None if judged is None else (judged.landmark if of == "landmark" else judged.contour)
         if judged is None or radius is None:
             continue
         reach = [coverage for coverage in COVERAGES if images_needed(coverage) <= radius.scores.images]
-        radii = {coverage: judged.radii(of_these, coverage, of) for coverage in reach}
-        coverages = {}
-        for coverage, pixels in radii.items():
-            within = np.where(np.isfinite(measured), measured <= pixels, np.nan)
-            share, interval = by_image(np.nanmean(within, axis=1))
-            coverages[f"{coverage:g}"] = {
-                "coverage": share,
-                "interval": interval,
-                "mean_radius": float(pixels[np.isfinite(measured)].mean()),
+        looks = {"radius": seen.spread_alone()} | ({"radius_with_images": seen} if of in judged.with_images else {})
+        for name, given in looks.items():
+            found[of][name] = {
+                **trust(judged.expected(given, of), errors, len(kinds)),
+                "coverages": {
+                    f"{coverage:g}": covered(errors, judged.radii(given, coverage, of), len(kinds))
+                    for coverage in reach
+                },
             }
-        found[of]["radius"] = {**trust(judged.expected(of_these, of), measured), "coverages": coverages}
     return found
 
 
@@ -235,21 +266,18 @@ def _trust_lines(found: dict[str, Any]) -> list[str]:
         for name, one in measures.items():
             if one["r"] is None:
                 continue
-            low, high = one["r_interval"]
-            covered = "".join(
-                f"; asked for {coverage}: {share['coverage']:.2f} [{share['interval'][0]:.2f},"
-                f" {share['interval'][1]:.2f}] within {share['mean_radius']:.1f} px"
+            shares = "".join(
+                f"; asked for {coverage}: {coverage_words(share)}"
                 for coverage, share in one.get("coverages", {}).items()
             )
-            lines.append(
-                f"  {name} against the distance to the {of}: r {one['r']:.2f} [{low:.2f}, {high:.2f}], rho"
-                f" {one['rho']:.2f}, AUSE {one['ause']:.2f}; of images rho {_or_unknown(one['image_rho'])}{covered}"
-            )
+            lines.append(f"  {name.replace('_', ' ')} against the distance to the {of}: {trust_words(one)}{shares}")
     return lines
 
 
 def table(summary: dict[str, Any]) -> str:
     """The scores as lines of text for people."""
+    if "entropy" in summary:
+        return mask_table(summary)
     covered = summary["covered"]
     organs = [organ for organ in ORGANS if f"dice_{organ}" in summary]
     lines = [
@@ -278,8 +306,21 @@ def table(summary: dict[str, Any]) -> str:
         f"under the cover, {covered['std_ratio_elsewhere']:.2f} times elsewhere; "
         f"larger in {100 * covered['images_higher']:.0f}% of the images; MSE {covered['mse']:.0f} px²",
         *_trust_lines(summary["trust"]),
+        *(
+            line
+            for kind, found in summary.get("shifts", {}).items()
+            for line in (f"  {_KIND_TITLES.get(kind, kind)}:", *("  " + told for told in _trust_lines(found)))
+        ),
     ]
     return "\n".join(lines)
+
+
+def picture(found: Evaluation) -> bytes:
+    """What the uncertainty is worth, as PNG."""
+    return entropy(found.images) if "entropy" in found.summary else uncertainty(found.summary)
+
+
+_KIND_TITLES = {ALL_KINDS: "clean and all shifts together"}
 
 
 def _or_unknown(value: float | None) -> str:

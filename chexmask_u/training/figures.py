@@ -16,6 +16,8 @@ _TERMS = {
     "train_landmarks": "landmarks",
     "train_skip1": "first skip block",
     "train_skip2": "second skip block",
+    "train_masks": "masks, cross entropy (nats)",
+    "train_coarse": "coarser masks",
 }
 
 
@@ -29,17 +31,24 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
     losses, errors, overlap, latent = figure.subplots(2, 2).ravel()
     for name, label in _TERMS.items():
         _line(losses, history, name, label)
-    losses.set(title="Training: mean squared errors or energy scores, unit square", yscale="log")
+    of_masks = any("train_masks" in row for row in history)
+    losses.set(
+        title="Training: cross entropy per pixel"
+        if of_masks
+        else "Training: mean squared errors or energy scores, unit square",
+        yscale="log",
+    )
     _line(errors, history, "mse", "validation MSE (px²)", marker="o")
     _line(errors, history, "energy", "validation energy score (px)", marker="o")
+    _line(errors, history, "cross_entropy", "validation cross entropy (nats per pixel)", marker="o")
     _line(errors, history, "hausdorff_right_lung", "Hausdorff, right lung (px)", marker=".")
     _line(errors, history, "hausdorff_left_lung", "Hausdorff, left lung (px)", marker=".")
     _line(errors, history, "hausdorff_heart", "Hausdorff, heart (px)", marker=".")
-    errors.set(title="Validation: error, 1024 frame", yscale="log")
+    errors.set(title="Validation: cross entropy" if of_masks else "Validation: error, 1024 frame", yscale="log")
     for organ in ORGANS:
         _line(overlap, history, f"dice_{organ}", organ.replace("_", " "), marker=".")
     overlap.set(title="Validation: Dice")
-    _line(latent, history, "train_kl", "KL, training (nats)")
+    _line(latent, history, "train_kl", f"KL, training (nats{', weighted, per pixel' if of_masks else ''})")
     _line(latent, history, "kl", "KL, validation (nats)", marker=".")
     _line(latent, history, "active_latents", "latents in use", marker=".")
     latent.set(title="Posterior", yscale="log")
@@ -49,6 +58,8 @@ def curves(history: Sequence[Mapping[str, float]]) -> bytes:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
+        else:
+            axes.set_axis_off()
     return _png(figure)
 
 
@@ -79,6 +90,28 @@ def uncertainty(summary: Mapping[str, Any]) -> bytes:
     coverage.set(title=f"std / error = {summary['std_error_ratio']:.2f}", ylabel="% of coordinates", ylim=(0, 100))
     coverage.set_xticks(places, ["within 1 std", "within 2 std"])
     coverage.legend(fontsize="small")
+    return _png(figure)
+
+
+def entropy(images: Sequence[Mapping[str, Any]]) -> bytes:
+    """Entropy against 1 - Dice of each organ of each image, as PNG.
+
+    Args:
+        images: rows of `evaluate.score` of a network of masks.
+    """
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for organ, marker in zip(ORGANS, "os^", strict=True):
+        points = [(row[f"entropy_{organ}"], 1 - row[f"dice_{organ}"]) for row in images if f"dice_{organ}" in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, label=organ.replace("_", " "), alpha=0.7)
+    axes.set(
+        title="Held-out images: does the entropy tell where overlap is lost?",
+        xlabel="predictive entropy, mean over the annotated organ (nats)",
+        ylabel="1 - Dice",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     return _png(figure)
 
 

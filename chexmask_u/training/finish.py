@@ -19,7 +19,7 @@ from chexmask_u.training import checkpoints, figures
 from chexmask_u.training import evaluate as evaluation
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.run import SCORES, WEIGHTS, TrainingRun, card, command
-from chexmask_u.weight_files import load_model
+from chexmask_u.weight_files import load_network
 
 # Draws per image of the scores in the model card.
 CARD_SAMPLES = 50
@@ -45,16 +45,18 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
         digest = save_model(model, file, dtype=torch.float16 if settings.half else torch.float32)
         run.write(WEIGHTS, file.read_bytes())
         # As its users will: from the file, so rounded as it is there.
-        model = load_model(str(file), sha256=digest)
+        model = load_network(str(file), sha256=digest)
     names = frozenset(facts["validation_names"])
     validation, _ = annotated.read_examples(settings, FRAME, only=lambda some: [name in names for name in some])
     if not len(validation):
         validation = annotated.held_out(len(names), settings.seed, FRAME)
-    evaluated = evaluation.score(model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1)
+    evaluated = evaluation.score(model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1, shifts=True)
     content = {
         "weights": WEIGHTS,
         "sha256": digest,
         "variant": model.variant,
+        "family": model.family,
+        "has_posterior": model.has_posterior,
         "input_size": model.input_size,
         "epoch": state["epoch"],
         "epochs": last["epoch"],
@@ -71,7 +73,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
         "organs": ORGANS,
     }
     run.write("curves.png", figures.curves(last["history"]))
-    run.write("uncertainty.png", figures.uncertainty(evaluated.summary))
+    run.write("uncertainty.png", evaluation.picture(evaluated))
     run.write("images.csv", as_csv(evaluated.images))
     run.write("README.md", card(content))
     # Last: it says that the run is finished.

@@ -13,20 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS
-from chexmask_u.model.predict import latent_noise
+from chexmask_u.anatomy import LANDMARKS, N_LANDMARKS
 from chexmask_u.model.variants import VARIANTS, build
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training.augment import augment
 from chexmask_u.training.examples import Examples
-from chexmask_u.training.loss import SKIP_WEIGHT, Objective, Terms, energy_score, kl_weight, learning_rate
-from chexmask_u.training.scores import image_scores, mean_scores, posterior
+from chexmask_u.training.goals import goal_of
+from chexmask_u.training.loss import kl_weight, learning_rate
 
 # Batches made ahead, so that the network never waits for augmentation; more where there are more threads to make them.
 AHEAD = 4
-
-# Draws of a validation image's energy score: with more of them the mean over 20 images hardly moves.
-VALIDATION_DRAWS = 20
 
 _NO_LIMIT = float("inf")
 
@@ -82,7 +78,8 @@ class Training:
         # Instance norm on a GPU undoes it, before each convolution.
         self.layout = torch.channels_last if place.device.type == "cpu" else torch.contiguous_format
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch lacks this one
-        self.objective = prepare(Objective(self.model, settings.precision, settings.objective))
+        self.goal = goal_of(settings)
+        self.objective = prepare(self.goal.objective(self.model))
         learning = [weights for weights in self.model.parameters() if weights.requires_grad]
         self.optimiser = torch.optim.Adam(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.epoch = 0
@@ -115,14 +112,14 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.objective.train()
-        sums = torch.zeros(len(Terms._fields), device=self.place.device)
+        sums = torch.zeros(len(self.goal.terms), device=self.place.device)
         for number, batch in enumerate(self.batches.of_epoch(self.epoch)):
             sums += self._update(number, batch, weight)
             count(1)
         means = self._shared_mean(sums / self.settings.batches)
         row = {"epoch": float(self.epoch + 1), "learning_rate": rate, "kl_weight": weight}
-        row |= {f"train_{name}": float(value) for name, value in zip(Terms._fields, means, strict=True)}
-        row["train_loss"] = float(Terms(*means).total(weight, SKIP_WEIGHT[self.settings.objective]))
+        row |= {f"train_{name}": float(value) for name, value in zip(self.goal.terms, means, strict=True)}
+        row["train_loss"] = float(self.goal.total(list(means), weight))
         self.epoch += 1
         if self.is_due():
             row |= self.validate()
@@ -135,36 +132,15 @@ class Training:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Scores of the held-out images, each of which is scored by exactly one process.
-
-        Landmarks are decoded from the posterior mean; pixels of the 1024 frame. With --objective energy, ``energy`` is
-        the score of `VALIDATION_DRAWS` draws.
-        """
+        """Scores of the held-out images, each of which is scored by exactly one process."""
         self.objective.eval()
-        rows = range(self.place.rank, len(self.validation), self.place.world)
-        mine: list[tuple[int, dict[str, float], NDArray[np.float32], NDArray[np.float32]]] = []
-        for row in rows:
+        mine: list[tuple[int, Any]] = []
+        for row in range(self.place.rank, len(self.validation), self.place.world):
             grey = self.model.grey(torch.from_numpy(self.validation.images[row, None]).to(self.place.device))
-            landmarks, mean, sigma = (values[0].cpu().numpy() for values in self.model.centre(grey))
-            scores = image_scores(landmarks[0] * FRAME, self.validation.landmarks[row] * FRAME)
-            if self.settings.objective == "energy":
-                scores["energy"] = self._energy(row, grey)
-            mine.append((row, scores, mean, sigma))
+            judged = self.goal.judge(self.model, grey, self.validation.names[row], self.validation.landmarks[row])
+            mine.append((row, judged))
         everyone = sorted(self._gather(mine), key=lambda one: one[0])
-        scores = mean_scores([one[1] for one in everyone])
-        if not self.model.has_posterior:
-            return scores
-        health = posterior(np.stack([one[2] for one in everyone]), np.stack([one[3] for one in everyone]))
-        return scores | {name: float(health[name]) for name in ("sigma", "kl", "active_latents")}
-
-    def _energy(self, row: int, grey: Tensor) -> float:
-        """Energy score in pixels of a validation image [1, 1, S, S], of draws that are the same in every epoch."""
-        name, size = self.validation.names[row], self.model.noise_size
-        noise = torch.from_numpy(latent_noise(name, VALIDATION_DRAWS, self.settings.seed, size)).to(grey)
-        target = torch.from_numpy(self.validation.landmarks[row]).to(grey)
-        there = target.isfinite().all(dim=1)
-        drawn = self.model.sample(grey, lambda: noise.unsqueeze(0)).landmarks[:, :, there]
-        return float(energy_score(drawn, target[there].unsqueeze(0))) * FRAME
+        return self.goal.summary([judged for _, judged in everyone])
 
     def _update(self, number: int, batch: Batch, weight: float) -> Tensor:
         device = self.place.device
@@ -173,13 +149,13 @@ class Training:
         )
         terms = self.objective(images.contiguous(memory_format=self.layout), target, noise)
         self.optimiser.zero_grad()
-        terms.total(weight, SKIP_WEIGHT[self.settings.objective]).backward()
+        self.goal.total(terms, weight).backward()
         limit = _NO_LIMIT if self.settings.clip is None else self.settings.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         # Gradients are shared by now, so that all processes see the same norm and stop together.
         if not torch.isfinite(norm):
             names = [name for part in self._gather([batch.names]) for name in part]
-            values = {name: float(value.detach()) for name, value in zip(Terms._fields, terms, strict=True)}
+            values = {name: float(value.detach()) for name, value in zip(self.goal.terms, terms, strict=True)}
             raise DivergedError(self.epoch, number, names, values)
         self.optimiser.step()
         return torch.stack([term.detach() for term in terms])
@@ -201,7 +177,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a batch: float32 [B, 1, S, S], [B, n, 2], [B, M * noise], and the names of the examples."""
+    """One process's part of a batch: images float32 [B, 1, S, S], targets as the goal has them, noise [B, M * noise].
+
+    And the names of the examples.
+    """
 
     images: Tensor
     target: Tensor
@@ -218,6 +197,7 @@ class Batches:
 
     def __init__(self, settings: TrainSettings, examples: Examples, first_drawing: int, place: Place) -> None:
         self.settings, self.examples = settings, examples
+        self.goal = goal_of(settings)
         heart = examples.has_heart()
         rows = np.arange(len(examples))
         self.drawings = rows[first_drawing:]
@@ -254,20 +234,21 @@ class Batches:
     def _make(self, epoch: int, number: int) -> Batch:
         rows = self.rows(epoch, number)
         nodes = N_LANDMARKS if self.examples.has_heart_at(rows[0]) else LANDMARKS["heart"].start
-        count = self.settings.draws_per_image() * VARIANTS[self.settings.variant].noise_size
+        size = VARIANTS[self.settings.variant].noise_at(self.settings.input_size)
+        count = self.settings.draws_per_image() * size
         positions = range(len(rows))[self.mine]
         # Pinned for a GPU, or the copy to it would not be beside the work on the batch before.
         images = torch.empty(len(positions), 1, *self.examples.images.shape[1:], pin_memory=self.on_gpu)
-        landmarks, noise = [], []
+        targets, noise = [], []
         for place, position in enumerate(positions):
             # From 1: with 0 it would be the stream that chose the batch's rows, since zeros at the end do not count.
             rng = np.random.default_rng([self.settings.seed, epoch, number, position + 1])
             row = rows[position]
             out = images[place, 0].numpy()
             _, points = augment(rng, self.examples.images[row], self.examples.landmarks[row], self.settings, out)
-            landmarks.append(points[:nodes])
+            targets.append(self.goal.target(points[:nodes]))
             noise.append(rng.standard_normal(count, np.float32))
-        target, draws = (torch.from_numpy(np.stack(part)) for part in (landmarks, noise))
+        target, draws = (torch.from_numpy(np.stack(part)) for part in (targets, noise))
         if self.on_gpu:
             target, draws = target.pin_memory(), draws.pin_memory()
         return Batch(images, target, draws, [self.examples.names[row] for row in rows[self.mine]])

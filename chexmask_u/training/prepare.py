@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from chexmask_u.errors import InputError
-from chexmask_u.model.network import Network
+from chexmask_u.model.network import BaseNetwork
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import examples as annotated
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.run import PROBLEMS, TrainingRun, begun_with, freeze
-from chexmask_u.weight_files import WeightFile, find_again, load_model
+from chexmask_u.weight_files import WeightFile, find_again, load_network
 
 # Held-out drawings where there is nothing else to hold out.
 HELD_OUT_DRAWINGS = 64
@@ -70,13 +70,13 @@ def find_initial(settings: TrainSettings, run: TrainingRun) -> WeightFile:
     return found.known(str(load_initial(settings, found).sha256))
 
 
-def load_initial(settings: TrainSettings, found: WeightFile) -> Network:
+def load_initial(settings: TrainSettings, found: WeightFile) -> BaseNetwork:
     """The network that the run begins with.
 
     Raises:
         InputError: if it is of another variant or input size than the one to be trained.
     """
-    model = load_model(found)
+    model = load_network(found)
     if (model.variant, model.input_size) != (settings.variant, settings.input_size):
         raise InputError(
             f"--initial-weights {settings.initial_weights}: are of the variant {model.variant} at input size "

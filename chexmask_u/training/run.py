@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from chexmask_u.calibration.worth import with_interval
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder, as_csv
 from chexmask_u.runs.identity import library_versions
@@ -145,6 +146,8 @@ def card(content: Mapping[str, Any]) -> str:
     Args:
         content: what scores.json holds.
     """
-    template = resources.files("chexmask_u") / "templates" / "model_card.md.j2"
+    name = "mask_card.md.j2" if "entropy" in content["scores"] else "model_card.md.j2"
+    template = resources.files("chexmask_u") / "templates" / name
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["with_interval"] = with_interval
     return environment.from_string(template.read_text()).render(content)

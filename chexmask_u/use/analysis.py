@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS, REGIONS
+from chexmask_u.anatomy import LANDMARKS, ORGANS, REGIONS
 from chexmask_u.calibration import row
 from chexmask_u.calibration.calibration import Calibration, Of
 from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.images.preparation import ReadImage
+from chexmask_u.pictures.contours import show_band, show_ellipses, show_image, show_nodes, show_outlines
+from chexmask_u.pictures.scale import LIMITS, OUTLINES, UNIT, WORDS, Shown, pixel_scale, ticks_between
 from chexmask_u.record import RADIUS_COVERAGE
 from chexmask_u.steps.mask import organ_mask, rle_decode
-from chexmask_u.use import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Standard deviations below a pixel of the 1024 frame say more of rounding than of the network.
 FLOOR = 1.0
+
+# Letters of a record's id in the title of its picture, counted from the end.
+_NAME_LENGTH = 60
 
 
 def frame_landmarks(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -169,9 +173,13 @@ def region_uncertainty(record: Mapping[str, Any]) -> dict[str, float]:
 
     The keys are the organs ("left_lung") and the names of `REGIONS` ("left_lung.costophrenic_angle").
     """
-    std = landmark_uncertainty(record)
-    organs = {organ: float(std[nodes].mean()) for organ, nodes in LANDMARKS.items()}
-    return organs | {region: float(std[list(nodes)].mean()) for region, nodes in REGIONS.items()}
+    return by_region(landmark_uncertainty(record))
+
+
+def by_region(pixels: NDArray[Any]) -> dict[str, float]:
+    """Mean of a number of each landmark [120] over each organ and region, as `region_uncertainty` names them."""
+    organs = {organ: float(pixels[nodes].mean()) for organ, nodes in LANDMARKS.items()}
+    return organs | {region: float(pixels[list(nodes)].mean()) for region, nodes in REGIONS.items()}
 
 
 def record_masks(record: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
@@ -196,28 +204,30 @@ def draw_record(
     image: ReadImage | NDArray[Any] | None = None,
     ax: Axes | None = None,
     *,
-    limits: tuple[float, float] = picture.LIMITS,
+    radius: bool | Calibration = False,
+    limits: tuple[float, float] = LIMITS,
 ) -> Axes:
-    """Draw contours with an ellipse of one standard deviation at each landmark, coloured by it.
+    """Draw contours by organ, and at each landmark its spread or radius, coloured by it.
 
     Args:
         record: of a landmark config.
         image: as from `read_image`, which decodes whatever the dataset holds; or grey [height, width] or colour
             [height, width, 3], original pixels. Without, the contours stand alone.
         ax: to draw on; without, a new figure.
-        limits: standard deviations, in pixels of the 1024 frame, where the logarithmic colours begin and end; the same
-            limits make pictures comparable.
+        radius: draw discs of the 90% radius that the release holds, or of a calibration given here; else ellipses of
+            one standard deviation of the draws, which may be far less than the error.
+        limits: pixels of the 1024 frame where the logarithmic colours begin and end; the same ones, which are those of
+            a run's report too, make pictures comparable.
 
     Returns:
         The Axes, in original pixels; `.figure.savefig(...)` writes it.
 
     Raises:
-        ValueError: if the image has not the size that the record gives.
+        ValueError: if the image has not the size that the record gives, or there is no radius to be drawn.
         TypeError: if the image is a path or something else.
     """
     # Only who draws waits for pyplot.
     from matplotlib import pyplot
-    from matplotlib.collections import EllipseCollection
 
     if not (image is None or isinstance(image, ReadImage) or np.ndim(image) in (2, 3)):
         raise TypeError(
@@ -232,35 +242,39 @@ def draw_record(
                 f"image has {rows} rows and {columns} columns, the record {height} and {width};"
                 " give the file that the record was made of, as distributed"
             )
-    mean, std = row.points(record, "landmarks_mean"), row.points(record, "landmarks_std")
+    mean = row.points(record, "landmarks_mean")
+    shown: Shown = "radius" if radius else "std"
+    if radius:
+        pixels = landmark_radius(record, calibration=None if radius is True else radius)
+    else:
+        pixels = landmark_uncertainty(record)
     if ax is None:
         _, ax = pyplot.subplots(figsize=(7, 7 * height / width + 0.5), layout="constrained")
-    if isinstance(image, ReadImage):
-        (left, top), (right, bottom) = image.letterbox.to_original(np.array([[0, 0], [FRAME, FRAME]]))
-        ax.imshow(image.image, cmap="gray", extent=(left, right, bottom, top))
-    elif image is not None:
-        ax.imshow(image, cmap="gray", extent=(0, width, height, 0))
-    scale = picture.std_scale(limits)
-    for nodes in LANDMARKS.values():
-        ring = mean[nodes]
-        ax.plot(*np.vstack([ring, ring[:1]]).T, color="0.6", linewidth=0.8, zorder=1)
-    std_frame = landmark_uncertainty(record)
-    ellipses = EllipseCollection(
-        widths=2 * std[:, 0],
-        heights=2 * std[:, 1],
-        angles=np.zeros(N_LANDMARKS),
-        units="xy",
-        offsets=mean,
-        offset_transform=ax.transData,
-        facecolors=scale.to_rgba(std_frame, alpha=0.45),
-        edgecolors=scale.to_rgba(std_frame),
-        zorder=2,
-    )
-    ax.add_collection(ellipses)
-    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="x, original pixels", ylabel="y, original pixels")
-    # Not the record's id: in some sources it is a path with a patient's number in it.
-    ax.set_title(f"uncertainty {float(row.column(record, 'uncertainty')):.3g} px", loc="left")
-    ax.figure.colorbar(
-        scale, ax=ax, label=f"standard deviation, pixels of the {FRAME} frame", extend="both", shrink=0.8
-    )
+    show_image(ax, image, height, width)
+    if shown == "std":
+        show_ellipses(ax, mean, row.points(record, "landmarks_std"), pixels, limits)
+    else:
+        show_band(ax, mean, pixels, row.letterbox(record).scale, height, width, limits)
+        show_nodes(ax, mean, pixels, limits=limits)
+    show_outlines(ax, mean)
+    ax.set(aspect="equal", xlabel="x, original pixels", ylabel="y, original pixels")
+    _describe(ax, record, shown, limits)
     return ax
+
+
+def _describe(ax: Axes, record: Mapping[str, Any], shown: Shown, limits: tuple[float, float]) -> None:
+    """Name the record, the organs and the colours of a picture."""
+    name = str(record["record_id"]) if "record_id" in record else ""
+    if len(name) > _NAME_LENGTH:
+        name = f"…{name[1 - _NAME_LENGTH :]}"
+    uncertainty = f"uncertainty {float(row.column(record, 'uncertainty')):.3g} px"
+    # A "$" in an id is no formula.
+    ax.set_title(f"{name}\n{uncertainty}" if name else uncertainty, loc="left", fontsize=10, parse_math=False)
+    for organ, colour in OUTLINES.items():
+        ax.plot([], [], color=colour, label=organ.replace("_", " "))
+    beside: dict[str, Any] = {"bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "ncols": len(OUTLINES), "fontsize": 8}
+    ax.legend(loc="lower right", handlelength=1.2, columnspacing=1, frameon=False, **beside)
+    bar = ax.figure.colorbar(pixel_scale(limits), ax=ax, label=f"{WORDS[shown]}, {UNIT}", extend="both", shrink=0.8)
+    ticks = ticks_between(limits)
+    bar.ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    bar.ax.set_yticks([], minor=True)

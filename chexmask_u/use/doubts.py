@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS, REGIONS
 from chexmask_u.images.letterbox import Letterbox
-from chexmask_u.settings import UNSURE
+from chexmask_u.pictures.scale import Shown
+from chexmask_u.record import ODD_SCORE
+from chexmask_u.settings import UNSURE, UNSURE_RADIUS
 from chexmask_u.steps.mask import organ_mask
 from chexmask_u.use.measurements import cardiothoracic_ratio, enclosed
 
@@ -23,24 +25,34 @@ _HEART_BETWEEN = (0.4, 0.85)  # of the way from the right lung's middle to the l
 _FILLED = 1.05  # filled pixels over the area that a contour's formula gives, which a crossing cancels; 1.011
 
 
-def unsure(regions: Mapping[str, float], above: float = UNSURE) -> list[str]:
+def unusual(ood_score: float | None) -> list[str]:
+    """One line where an image's `ood_score` is beyond that of nearly all known radiographs."""
+    if ood_score is None or ood_score <= ODD_SCORE:
+        return []
+    return [f"not a frontal radiograph? it is unlike nearly all known ones (percentile {ood_score:.1f})"]
+
+
+def unsure(regions: Mapping[str, float], shown: Shown = "std", above: float | None = None) -> list[str]:
     """One line per organ that has unsure regions.
 
     Args:
-        regions: of `region_uncertainty`.
-        above: pixels of the 1024 frame. With the bundled weights no region of 20 radiographs of JSRT that they were not
-            trained on is above the default (22 at most), and one or more in 6 of 24 radiographs from elsewhere; other
-            weights have other spreads.
+        regions: of `by_region`.
+        shown: what their pixels are.
+        above: pixels of the 1024 frame; default: `UNSURE` or, of radii, `UNSURE_RADIUS`. With the bundled weights and
+            their calibration a region has a larger radius in none of 20 radiographs of JSRT that they were not trained
+            on (79 at most) and in 5 of 49 from elsewhere, a larger std in 1 and 8; other weights have other spreads.
     """
+    above = above or (UNSURE_RADIUS if shown == "radius" else UNSURE)
+    said = f"{shown} " if shown == "radius" else ""
     lines = []
     for organ in ORGANS:
         stds = {name: regions[name] for name in REGIONS if name.startswith(f"{organ}.")}
         found = {name.partition(".")[2].replace("_", " "): std for name, std in stds.items() if std > above}
         if found:
             where = (
-                f"everywhere ({regions[organ]:.0f} px)"
+                f"everywhere ({said}{regions[organ]:.0f} px)"
                 if len(found) == len(stds)
-                else ", ".join(f"{name} ({std:.0f} px)" for name, std in found.items())
+                else ", ".join(f"{name} ({said}{std:.0f} px)" for name, std in found.items())
             )
             lines.append(f"{organ.replace('_', ' ')} unsure: {where}")
     return lines

@@ -36,7 +36,20 @@ class Input:
         return str(PurePosixPath(self.image_id).with_suffix(""))
 
 
-def find(named: Sequence[str], output: str) -> list[Input]:
+@dataclass(frozen=True)
+class Found:
+    """What is behind the names of a command line.
+
+    Attributes:
+        images: each once, in the order of their names.
+        lost: paths behind which there may be more, and why they were not followed.
+    """
+
+    images: list[Input]
+    lost: dict[str, str]
+
+
+def find(named: Sequence[str], output: str) -> Found:
     """All images that are named, each once, in the order of their names; a single file is not looked for.
 
     Args:
@@ -48,8 +61,9 @@ def find(named: Sequence[str], output: str) -> list[Input]:
             name.
     """
     found: dict[str, Input] = {}
+    lost: dict[str, str] = {}
     for name in named:
-        for one in _named(name, output.rstrip("/") + "/"):
+        for one in _named(name, output.rstrip("/") + "/", lost):
             try:
                 one.uri.encode()
             except UnicodeEncodeError as error:
@@ -60,11 +74,11 @@ def find(named: Sequence[str], output: str) -> list[Input]:
                     f"{one.uri}: its files would have the names of those of {other.uri};"
                     " rename one, give a folder that holds both, or another --output for each"
                 )
-    return list(found.values())
+    return Found(list(found.values()), lost)
 
 
-def _named(name: str, output: str) -> Iterator[Input]:
-    """The images behind one argument."""
+def _named(name: str, output: str, lost: dict[str, str]) -> Iterator[Input]:
+    """The images behind one argument; what cannot be followed is added to `lost`."""
     url = storage.normalise(name)
     file_name = _file_name(url)
     with storage.explained(name, "listed"):
@@ -76,16 +90,18 @@ def _named(name: str, output: str) -> Iterator[Input]:
             missing = f"matches no {', '.join(IMAGE_SUFFIXES)} file"
         elif not is_image(file_name) and fs.isdir(path):
             files = files_below(url)
-            # Each gets a row that says so.
-            dead = [path for path, why in files.lost.items() if why == DEAD_LINK]
-            folder, images = url, sorted(filter(is_image, [*files.paths, *dead]))
+            # Each that is named as an image gets a row that says so.
+            dead = [path for path, why in files.lost.items() if why == DEAD_LINK and is_image(path)]
+            folder, images = url, sorted([*filter(is_image, files.paths), *dead])
+            lost |= {storage.join(url, path): why for path, why in files.lost.items() if path not in dead}
             missing = f"holds no {', '.join(IMAGE_SUFFIXES)} file"
         else:
             yield Input(url, file_name)
             return
     images = [image for image in images if not storage.join(folder, image).startswith(output)]
     if not images:
-        raise InputError(f"{name}: {missing}")
+        also = "".join(f"; {path.removeprefix(url + '/')} is {why}" for path, why in list(lost.items())[:1])
+        raise InputError(f"{name}: {missing}{also}")
     for image in images:
         yield Input(storage.join(folder, image), image)
 

@@ -11,8 +11,8 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from chexmask_u.record import ReadError
-from chexmask_u.use import picture
+from chexmask_u.pictures import segmented
+from chexmask_u.record import ODD_SCORE, RADIUS_COVERAGE, ReadError
 from chexmask_u.use.measurements import INTERVAL
 from chexmask_u.use.segment import Segmentation
 
@@ -26,10 +26,12 @@ class Page:
 
     Attributes:
         n_samples: draws N of each image.
+        calibrated: whether its colours are radii, and not standard deviations.
         demo: whether the bundled weights made it.
     """
 
     n_samples: int
+    calibrated: bool
     demo: bool
     _cards: list[dict[str, Any]] = field(default_factory=list, init=False)
     _failures: list[dict[str, str]] = field(default_factory=list, init=False)
@@ -42,8 +44,10 @@ class Page:
         self._cards.append(
             {
                 "name": name,
-                "jpeg": base64.b64encode(picture.encode(drawn, ".jpg")).decode("ascii"),
+                "jpeg": base64.b64encode(segmented.encode(drawn, ".jpg")).decode("ascii"),
                 "uncertainty": result.uncertainty,
+                "mean_radius": result.mean_radius,
+                "ood_score": result.ood_score,
                 "warnings": result.warnings,
                 "spacing": result.spacing,
                 "measurements": {"cardiothoracic ratio": result.measurements["cardiothoracic_ratio"]}
@@ -58,6 +62,9 @@ class Page:
             cards=self._cards,
             failures=self._failures,
             n_samples=self.n_samples,
+            calibrated=self.calibrated,
+            coverage=f"{RADIUS_COVERAGE:.0%}",
+            odd_score=ODD_SCORE,
             demo=self.demo,
             interval=f"{INTERVAL:.0%}",
         )

@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import ORGANS
+from chexmask_u.calibration.calibration import Calibration, chosen
 from chexmask_u.folder import Folder, as_csv
 from chexmask_u.images import memory
 from chexmask_u.manifests.check import check_source_name
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
-from chexmask_u.record import FAILED, OK, ReadError
+from chexmask_u.pictures import segmented
+from chexmask_u.record import FAILED, OK, RADIUS_COVERAGE, ReadError
 from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import SegmentSettings
-from chexmask_u.use import page, picture
+from chexmask_u.use import page
+from chexmask_u.use.analysis import by_region, landmark_radius
 from chexmask_u.use.inputs import Input, find
 from chexmask_u.use.measurements import INTERVAL, NAMES
 from chexmask_u.use.segment import Segmentation, manifest_row, segment_rows
@@ -34,7 +37,8 @@ TABLE, DETAILS, PAGE = "measurements.csv", "measurements.json", "preview.html"
 _AT_ONCE = 8
 
 _COLUMNS = (
-    *("image", "record_id", "status", "reason", "error", "height", "width", "uncertainty", "warnings", "spacing"),
+    *("image", "record_id", "status", "reason", "error", "height", "width"),
+    *("uncertainty", "mean_radius", "ood_score", "warnings", "spacing"),
     *(f"{name}{part}" for name in NAMES for part in ("", "_low", "_high")),
 )
 
@@ -43,7 +47,8 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     """Write a picture, masks and measurements of each image; one that gives none costs a row.
 
     Returns:
-        ``ok``, ``failed``, ``output``, ``table`` and, with --preview, ``preview``: where the page is.
+        ``ok``, ``failed``, ``lost`` (paths that could not be followed, and why), ``output``, ``table`` and, with
+        --preview, ``preview``: where the page is.
 
     Raises:
         InputError: if there is no image, an argument cannot be used, or the output cannot be written.
@@ -51,23 +56,29 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     check_source_name(settings.source)
     output = Folder(storage.normalise(settings.output))
     output.check_own("segmentations", [TABLE])
-    inputs = find(settings.images, output.url)
+    found = find(settings.images, output.url)
+    for path, why in found.lost.items():
+        print(storage.redact(f"{path}: {why}; not followed"), file=sys.stderr)
+    inputs = found.images
     device = choose(settings.device)
     model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
     if device == "cpu":
         memory.keep_freed()
+    calibration = chosen(settings.calibration, settings.weights, model.sha256 or "")
     say_if_demonstration(settings.weights)
     rows: list[dict[str, Any]] = []
     # Before any work, since it tells whether the folder can be written.
-    _write_tables(output, rows, settings, model)
-    preview = page.Page(settings.samples, settings.weights == "demo") if settings.preview else None
+    _write_tables(output, rows, settings, model, calibration)
+    calibrated = calibration is not None and calibration.landmark is not None
+    preview = page.Page(settings.samples, calibrated, settings.weights == "demo") if settings.preview else None
     try:
         for first in range(0, len(inputs), _AT_ONCE):
-            rows += _segment(inputs[first : first + _AT_ONCE], output, model, settings, preview)
+            rows += _segment(inputs[first : first + _AT_ONCE], output, model, calibration, settings, preview)
     finally:
-        _write_tables(output, rows, settings, model)
+        _write_tables(output, rows, settings, model, calibration)
     ok = sum(row["status"] == OK for row in rows)
-    result = {"ok": ok, "failed": len(rows) - ok, "output": output.url, "table": output.path(TABLE)}
+    result: dict[str, Any] = {"ok": ok, "failed": len(rows) - ok, "lost": found.lost}
+    result |= {"output": output.url, "table": output.path(TABLE)}
     if preview is not None:
         output.write(PAGE, preview.render())
         result["preview"] = output.path(PAGE)
@@ -79,6 +90,7 @@ def _segment(
     inputs: Sequence[Input],
     output: Folder,
     model: Network,
+    calibration: Calibration | None,
     settings: SegmentSettings,
     preview: page.Page | None,
 ) -> list[dict[str, Any]]:
@@ -89,6 +101,7 @@ def _segment(
         n_samples=settings.samples,
         seed=settings.seed,
         max_side=settings.max_side,
+        calibration=calibration,
         unsure=settings.unsure,
     )
     rows = []
@@ -100,24 +113,29 @@ def _segment(
             if preview is not None:
                 preview.add_failure(one.image_id, result)
         else:
-            row |= _row(result)
+            row |= told(result)
             drawn = result.picture()
             row["files"] = _write_files(output, one, result, drawn, settings.label_map)
             if preview is not None:
                 preview.add(one.image_id, result, drawn)
             warned = "".join(f"; {warning}" for warning in result.warnings)
             ratio = result.measurements["cardiothoracic_ratio"]
-            print(f"{one.image_id}: cardiothoracic ratio {ratio}, uncertainty {result.uncertainty:.1f} px{warned}")
+            print(f"{one.image_id}: cardiothoracic ratio {ratio}, {result.trust()}{warned}")
         rows.append(row)
     return rows
 
 
-def _row(result: Segmentation) -> dict[str, Any]:
+def told(result: Segmentation) -> dict[str, Any]:
+    """What measurements.json tells of an image that was segmented, but for its name."""
     return {
         "status": OK,
         "height": result.image.height,
         "width": result.image.width,
         "uncertainty": result.uncertainty,
+        "mean_radius": result.mean_radius,
+        "ood_score": result.ood_score,
+        # Of organs and regions, pixels of the 1024 frame.
+        "radius": None if result.radius is None else by_region(landmark_radius(result.record)),
         "warnings": list(result.warnings),
         "spacing": None if result.spacing is None else str(result.spacing),
         "measurements": {name: vars(measured) for name, measured in result.measurements.items()},
@@ -133,19 +151,35 @@ def _write_files(
         pictures["labels"] = result.label_map
     files = {kind: f"{one.stem}.{kind}.png" for kind in pictures}
     for kind, pixels in pictures.items():
-        output.write(files[kind], picture.encode(pixels, ".png"))
+        output.write(files[kind], segmented.encode(pixels, ".png"))
     return files
 
 
-def _write_tables(output: Folder, rows: list[dict[str, Any]], settings: SegmentSettings, model: Network) -> None:
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The text of measurements.csv: of each image its name, record id, and what `told` gives, or why there is none."""
     flat_rows = []
     for row in rows:
         flat = row | {"warnings": "; ".join(row.get("warnings", []))}
         for name, measured in row.get("measurements", {}).items():
             flat |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
         flat_rows.append(flat)
-    output.write(TABLE, as_csv(flat_rows, _COLUMNS))
-    numbers = {"weights_sha256": model.sha256, **settings.numbers(), "interval": INTERVAL}
+    return as_csv(flat_rows, _COLUMNS)
+
+
+def _write_tables(
+    output: Folder,
+    rows: list[dict[str, Any]],
+    settings: SegmentSettings,
+    model: Network,
+    calibration: Calibration | None,
+) -> None:
+    output.write(TABLE, as_table(rows))
+    numbers = {
+        "weights_sha256": model.sha256,
+        "calibration": None if calibration is None else calibration.summary(RADIUS_COVERAGE),
+        **settings.numbers(),
+        "interval": INTERVAL,
+    }
     output.write_json(DETAILS, {**numbers, "images": rows})
 
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import chexmask_u as cu
 from chexmask_u import cli
-from chexmask_u.bench import report
+from chexmask_u.bench import report, train
 from chexmask_u.bench.apart import Task, apart
 from chexmask_u.bench.limits import Machine, Work, encoder_work, limit
 from chexmask_u.bench.pipeline import Sustained, TimedRun, pair_images
@@ -147,6 +147,7 @@ def test_a_result_says_what_was_measured_where_and_with_what(quick):
         "predict": True,
         "read": True,
         "mask": True,
+        "train": True,
         "replica": True,
         "pipeline": True,
     }
@@ -155,7 +156,7 @@ def test_a_result_says_what_was_measured_where_and_with_what(quick):
             assert row["repeats"] >= 1
             assert row["seconds"] > 0
             assert row["ratio"] == pytest.approx(row["seconds"] / row["reference_seconds"])
-    for part in ("predict", "read", "mask"):
+    for part in ("predict", "read", "mask", "train"):
         for row in kept["rows"][part]:
             assert row["times_limit"] == pytest.approx(row["seconds"] / row["limit_seconds"])
 
@@ -192,6 +193,14 @@ def rows_of(speed: float, many_draws: float, pipeline: float, host: float = 0.2)
     store = {"object_store_peak_mib": [10.0, 20.0], "object_store_limit_mib": 100.0}
     whole = [{"name": name, "ratio": 1 / pipeline} | store for name in (report.PREDICTION_BOUND, report.READING_BOUND)]
     return {"predict": predict, "replica": [{"name": "replica", "host_seconds": host / 1e3}], "pipeline": whole}
+
+
+def test_augmentation_is_timed_per_example_beside_what_it_cannot_do_without():
+    rows = train.measure(repeats=3, sides=(256, 512))
+    # Four times the pixels; degrading moves and looks greys up, too, and more.
+    small, _, large, all_of_it = (row["seconds"] for row in rows)
+    assert 1.5 < large / small < 8
+    assert all_of_it > large > rows[2]["reference_seconds"] > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -275,7 +284,7 @@ def test_the_table_compares_only_what_drew_as_often_as_the_published_algorithm()
 
 def test_images_of_ones_own_are_one_workload_that_is_not_named_or_judged_as_drawn_ones(tmp_path):
     (tmp_path / "listed").mkdir()
-    listed = report._drawn(tmp_path / "listed", (64, 64))
+    listed = report.drawn(tmp_path / "listed", (64, 64))
     given = report.reading_workloads(listed, (64, 80), tmp_path)
     assert [rows is listed for rows in given.values()] == [True]
     assert not [name for name in given if "PNG" in name or "JPEG" in name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from chexmask_u.calibration import fit
 from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.calibration.conformal import Scores, images_needed
 from chexmask_u.calibration.expected import Expected
-from chexmask_u.calibration.known import Known
-from chexmask_u.calibration.worth import contour_errors, trust
+from chexmask_u.calibration.known import Known, Part
+from chexmask_u.calibration.seen import Seen
+from chexmask_u.calibration.worth import contour_errors, covered, trust
 from chexmask_u.errors import InputError
 from tests.support import invented_calibrations
 
@@ -106,11 +108,15 @@ def test_a_record_has_the_radius_and_score_of_its_prediction(calibration: Calibr
 
 def test_odd_images_are_told_from_usual_ones_that_were_held_out() -> None:
     rng = np.random.default_rng(2)
-    usual, odd = rng.standard_t(8, (600, 160)), rng.normal(0, 1, (50, 160))
-    odd[:, :20] += 6
+    usual, odd = rng.standard_t(8, (600, 165)), rng.normal(0, 1, (50, 165))
+    odd[:, ::8] += 6
     known = Known.fit(usual[:300])
     assert (known.score(odd) > 99).all()
     assert (known.score(usual[300:]) > 99).mean() < 0.04
+    # Nor does a spread as of no other image's, for its evenness, make up for a posterior that is far out.
+    even = odd.copy()
+    even[:, 128:] = np.median(usual[:, 128:], axis=0)
+    assert (known.score(even) > 90).all()
     far = known.score(odd * 3)
     assert (far > known.score(odd)).all()
     assert (far <= 100).all()
@@ -185,6 +191,8 @@ def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibrat
         calibration.radius(record | {"landmarks_xy": None})
     with pytest.raises(ValueError, match="NaN"):
         calibration.radius(record | {"landmarks_std": [[float("nan"), 1.0]] * 120})
+    with pytest.raises(TypeError, match=r"coverage must be a number between 0 and 1, not '0\.9'"):
+        calibration.radius(record, "0.9")
     with pytest.raises(InputError, match="'landmark' or 'contour'"):
         calibration.radius(record, of="mask")
     with pytest.raises(InputError, match=r"0\.99 takes at least 99"):
@@ -197,3 +205,58 @@ def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibrat
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=re.escape("bad.json: is")):
             cu.load_calibration(str(tmp_path / "bad.json"))
+
+
+def test_features_of_the_image_that_tell_errors_make_a_radius_that_ranks_better_and_covers_as_well() -> None:
+    """An edge somewhere else, half of the time, and errors three times as large there."""
+    rng = np.random.default_rng(8)
+    seen, errors = {}, {}
+    for kind in ("clean", "shifted"):
+        prediction = invented_calibrations.predictions(rng, 60)
+        astray = rng.integers(0, 2, (60, 120, 1)).astype(float)
+        seen[kind] = replace(Seen.of(prediction), further=np.concatenate([astray, rng.normal(size=(60, 120, 2))], -1))
+        errors[kind] = invented_calibrations.errors(rng, prediction) * (1 + 2 * astray[..., 0])
+    measured = fit.Measured([f"there/{index}" for index in range(60)], seen, {"landmark": errors})
+    looking, blind = (fit.trial(one, "landmark")["kinds"]["clean"] for one in (measured, measured.spread_alone()))
+    assert looking["r"] > blind["r"] + 0.1
+    assert looking["ause"] < blind["ause"]
+    assert looking["std"] == blind["std"]
+    for one in (looking, blind):
+        assert 0.88 < one["coverages"]["0.9"]["coverage"] < 0.97
+    assert looking["coverages"]["0.9"]["mean_radius"] < blind["coverages"]["0.9"]["mean_radius"]
+
+
+def test_a_calibration_of_before_images_were_looked_at_is_read_and_says_what_it_lacks(
+    calibration: Calibration, tmp_path: Path
+) -> None:
+    """One distribution of all features was all that it knew of usual images."""
+    prediction = invented_calibrations.predictions(np.random.default_rng(5), 2)
+    content = json.loads(calibration.text)
+    part = Part.fit(
+        Seen.of(invented_calibrations.predictions(np.random.default_rng(6), 40)).image_features(), 0, 160, 4, 1.0
+    )
+    known = {name: value for name, value in asdict(part).items() if name not in ("weight", "start", "usual")}
+    content["known"] = {**known, "distances": list(range(40))}
+    (tmp_path / "old.json").write_text(
+        json.dumps({name: one for name, one in content.items() if name != "with_images"})
+    )
+    old = cu.load_calibration(str(tmp_path / "old.json"))
+    np.testing.assert_array_equal(old.radius(prediction), calibration.radius(prediction))
+    expected = part.distance(Seen.of(prediction).image_features())
+    np.testing.assert_allclose(old.known.distance(Seen.of(prediction).image_features()), expected)
+    images = np.zeros((2, 1024, 1024), np.uint8)
+    with pytest.raises(InputError, match="no landmark radius that looks at images: leave them out"):
+        old.radius(prediction, images=images)
+
+
+def test_spread_and_correlation_of_kinds_together_are_resampled_by_image() -> None:
+    """The same images five times tell no more than once."""
+    rng = np.random.default_rng(0)
+    uncertainty = rng.gamma(2, 1, (20, 120)) * rng.gamma(4, 0.25, (20, 1))
+    errors = uncertainty * rng.exponential(1, (20, 120))
+    once, again = trust(uncertainty, errors), trust(np.tile(uncertainty, (5, 1)), np.tile(errors, (5, 1)), kinds=5)
+    assert again["r"] == pytest.approx(once["r"])
+    np.testing.assert_allclose(again["r_interval"], once["r_interval"])
+    shares = covered(errors, uncertainty), covered(np.tile(errors, (5, 1)), np.tile(uncertainty, (5, 1)), 5)
+    for name in ("coverage", "interval", "mean_radius"):
+        np.testing.assert_allclose(shares[0][name], shares[1][name])

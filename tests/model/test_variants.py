@@ -19,6 +19,7 @@ from chexmask_u.model.variants import VARIANTS, build
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import evaluate, examples
 from chexmask_u.training.loop import Place, Training
+from chexmask_u.weight_files import load_network
 
 
 class MeanShape(Network):
@@ -70,10 +71,16 @@ def test_a_new_variant_predicts_trains_and_is_scored(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_weights_of_every_variant_are_told_by_the_names_in_them(variant: str, tmp_path: Path) -> None:
-    model = build(64, variant)
-    save_model(model, tmp_path / "weights.safetensors")
-    loaded = cu.load_model(str(tmp_path / "weights.safetensors"))
-    assert (loaded.variant, type(loaded)) == (variant, type(model))
+    model = build(128, variant)
+    path = str(tmp_path / "weights.safetensors")
+    save_model(model, path, dtype=torch.float16)
+    loaded = load_network(path)
+    assert (loaded.variant, loaded.input_size, type(loaded)) == (variant, 128, type(model))
+    if isinstance(model, Network):
+        assert type(cu.load_model(path)) is type(model)
+    else:
+        with pytest.raises(cu.CheckpointError, match=rf"{path}: are weights of .*, which gives masks and no landmarks"):
+            cu.load_model(path)
 
 
 def test_every_variant_can_be_trained_from_the_command_line() -> None:

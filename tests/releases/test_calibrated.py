@@ -65,6 +65,10 @@ def test_released_radii_are_those_of_the_calibration_in_original_pixels(
     assert said["assumes"] in card
     assert "40 of there" in card
     assert "`contour_radius`" in card
+    # How it fares on each kind of image that it was tried on.
+    shifted = calibration.about["trials"]["contour"]["kinds"]["shifted"]
+    assert f"| contour | shifted | {100 * shifted['coverages']['0.9']['coverage']:.1f}% |" in card
+    assert f"| {shifted['r']:.2f} ({shifted['r_interval'][0]:.2f} to {shifted['r_interval'][1]:.2f}) |" in card
 
 
 def test_without_one_the_columns_are_absent_and_the_card_says_so(run: str, tmp_path: Path) -> None:
@@ -83,6 +87,30 @@ def test_radii_that_come_later_are_a_major_version_and_the_same_ones_none(run: s
     invented_runs.make_release(run, output)
     assert invented_runs.make_release(run, output, calibration=str(file))["version"] == "v2.0.0"
     assert invented_runs.make_release(run, output, calibration=str(file))["made_before"]
+
+
+def test_scores_that_training_left_beside_the_weights_are_told(run: str, tmp_path: Path) -> None:
+    weights = tmp_path / "training" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"looked at by its name alone")
+    frozen = json.loads(Path(run, "run.json").read_text())
+    frozen["weights"]["source"] = str(weights)
+    Path(run, "run.json").write_text(json.dumps(frozen))
+    scores = {
+        "images": 31,
+        "with_heart": 20,
+        "distance": 12.34,
+        "dice_right_lung": 0.9712,
+        "hausdorff_right_lung": 45.6,
+    }
+    beside = weights.with_name("scores.json")
+    for number, sha256 in enumerate((SHA256, "0" * 64)):
+        beside.write_text(json.dumps({"sha256": sha256, "scores": scores}))
+        made = invented_runs.make_release(run, str(tmp_path / str(number)))
+        card = Path(made["folder"], "README.md").read_text()
+        # Those of other weights say nothing.
+        assert ("| right lung | 0.971 | 45.6 px |" in card) == (sha256 == SHA256)
+        assert ("scores" in made) == (sha256 == SHA256)
 
 
 def test_a_calibration_that_cannot_be_used_is_refused_before_anything_is_read(

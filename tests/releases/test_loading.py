@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import datasets
 import pytest
 
 from chexmask_u import cli
+from chexmask_u.folder import Folder
 from chexmask_u.releases import loading
 from tests.support import invented_runs
 from tests.support.invented_runs import Records
@@ -75,6 +77,10 @@ def test_it_loads_from_a_bucket(run, monkeypatch):
             assert load(line) == EXPECTED
             streamed = eval(line.replace("split=", "streaming=True, split="), {"datasets": datasets})
             assert [row["record_id"] for row in streamed] == EXPECTED
+        # The card has the same line, for whoever knows where the bucket is.
+        card = Folder(f"{server.url}/releases/v1.0.0").read("README.md").decode()
+        (line,) = re.findall(r"^ +(datasets\.load_dataset\(.*s3://BUCKET/FOLDER/.*)$", card, re.MULTILINE)
+        assert load(line.replace("s3://BUCKET/FOLDER", f"{server.url}/releases")) == EXPECTED
 
 
 def test_the_command_prints_the_line_and_whether_the_release_was_made_before(run, tmp_path, capsys, local_ray):

@@ -3,18 +3,24 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.colors import to_hex
 
+import chexmask_u as cu
 from chexmask_u import record
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.images.letterbox import Letterbox
+from chexmask_u.model.predict import Prediction
+from chexmask_u.pictures.scale import gradient, hexes
 from chexmask_u.runs import summary as summaries
 from chexmask_u.runs.page import Picture, render_html, to_picture
 from chexmask_u.runs.summary import QUANTILES, chosen_rows, summarise
+from tests.support import invented_calibrations
 
 # A 500 x 400 crop of a larger image: every part of the mapping matters.
 LETTERBOX = Letterbox(30, 20, 500, 400, 0, 50, FRAME / 500)
@@ -138,6 +144,60 @@ def test_summary_adds_up(tmp_path: Path) -> None:
     assert [name for name, _ in chosen] == [f"r{n:03d}" for n in (1, 2, 3, 49, 50, 51, 98, 99, 100)]
 
 
+def seen(name: str, source: str, prediction: Prediction, index: int, away: float = 0.0) -> dict[str, Any]:
+    """A row of one image of a prediction, whose posterior lies so far away from where it was."""
+    std = prediction.landmarks_std[index]
+    return ok(name, source, float(std.mean())) | {
+        "landmarks_mean": LETTERBOX.to_original(prediction.landmarks_mean[index]).tolist(),
+        "landmarks_std": LETTERBOX.spread_to_original(std).tolist(),
+        "landmarks_xy": LETTERBOX.covariance_to_original(prediction.landmarks_xy[index]).tolist(),
+        "latent_mean": (prediction.latent_mean[index] + away).tolist(),
+        "latent_std": prediction.latent_std[index].tolist(),
+    }
+
+
+def test_records_unlike_known_radiographs_are_counted_and_the_farthest_are_shown(tmp_path: Path) -> None:
+    calibration = invented_calibrations.calibration("a" * 64, 120)
+    some = invented_calibrations.predictions(np.random.default_rng(3), 14)
+    usual = [seen(f"u{n:02d}", "A", some, n) for n in range(10)]
+    far = [seen(f"f{n}", "B", some, 10 + n, away=20.0 + 10 * n) for n in range(4)]
+    # One that failed stands before the others, and one of before the column says nothing.
+    rows = [failed("d", "A", "damaged"), *usual[:5], *far, *usual[5:], ok("old", "A", 3.0)]
+    records = store(tmp_path, rows[:6], rows[6:])
+    summary = json.loads(json.dumps(summarise(records, calibration.known), allow_nan=False))
+    told = summary["ood"]
+    of_a = sum(float(calibration.ood_score(row)) > record.ODD_SCORE for row in usual)
+    assert (told["images"], told["beyond"]) == (14, 4 + of_a)
+    assert told["sources"]["B"] == {"images": 4, "beyond": 4}
+    odd = [one for one in summary["contact_sheet"] if one["rank"] == "least usual"]
+    assert [one["record_id"] for one in odd] == ["f3", "f2", "f1"]
+    assert all(one["ood_score"] > record.ODD_SCORE for one in odd)
+
+    blank = np.zeros((FRAME, FRAME), np.uint8)
+    html = render_html(summary, RUN, [to_picture(row, blank, "least usual", calibration) for row in far])
+    assert f"{4 + of_a}</strong> of 14 records lie beyond the 99th percentile of the 120 frontal radiographs" in html
+    assert "90% radius of a landmark" in html
+    assert html.count("<title>") == 1 + 4 * N_LANDMARKS
+    assert "Nothing here tells" in page(records)
+
+
+def test_the_same_pixels_have_the_same_colour_in_two_reports_and_in_a_picture_of_the_record(tmp_path: Path) -> None:
+    """Beside surer records or less sure ones, and on the Axes that a researcher draws."""
+    row = ok("a", "A", 8.0)
+    pages = [page(store(tmp_path / str(other), [row, ok("b", "A", other)])) for other in (0.5, 300.0)]
+    first, second = (re.findall(r"linear-gradient\(.*?\)", html) for html in pages)
+    assert first == second
+    assert len(first) == 1
+    dots = [set(re.findall(r'<circle class="node".*?fill="(#\w+)"', html)) for html in pages]
+    axes = cu.draw_record(row)
+    drawn = {to_hex(colour) for colour in axes.collections[0].get_edgecolor()}
+    assert len(drawn) == 3
+    assert all(drawn < found for found in dots)
+    # One draw has no spread at all, and that is sure, not unknown.
+    assert hexes([0.0, np.nan]) == [gradient()[0], gradient()[-1]]
+    plt.close(axes.figure)
+
+
 def test_summary_does_not_depend_on_the_order_of_records(tmp_path: Path) -> None:
     rows = [ok(f"r{n}", "A", 5.0 if n % 2 else float(n + 1)) for n in range(30)]
     rows += [failed(f"f{n}", "B", "missing") for n in range(20)]
@@ -166,7 +226,7 @@ def test_pictures_are_in_the_frame_and_in_the_order_asked(tmp_path: Path) -> Non
     assert rows["record_id"].to_pylist() == ["a", "b"]
     picture = to_picture(rows.to_pylist()[0], np.zeros((FRAME, FRAME), np.uint8), "surest")
     np.testing.assert_allclose(picture.landmarks[:3], [[0, 0], [1, 2], [2, 4]], atol=1e-3)
-    assert picture.std.mean() == pytest.approx(picture.uncertainty, rel=1e-5)
+    assert picture.pixels.mean() == pytest.approx(picture.uncertainty, rel=1e-5)
     assert picture.uncertainty == 4
     assert chosen_rows(records, []).num_rows == 0
 

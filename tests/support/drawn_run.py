@@ -118,8 +118,10 @@ def _shapes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 MEAN, WAYS = _shapes()
 
 
-def draw(model: Any, images: Any, record_ids: Sequence[str], n_samples: int, seed: int) -> Prediction:
-    """In place of `predict`: contours of the size and roughness of real ones."""
+def draw(
+    model: Any, images: Any, record_ids: Sequence[str], n_samples: int, seed: int, *, with_draws: bool = False
+) -> tuple[Prediction, NDArray[np.float32]]:
+    """In place of `predict_staged`: contours of the size and roughness of real ones, of no draws."""
     points = N_LANDMARKS * 2
     numbers = np.zeros((len(record_ids), len(WAYS) + 2 * points + 2 * LATENT_SIZE + 1))
     for row, record_id in enumerate(record_ids):
@@ -131,13 +133,14 @@ def draw(model: Any, images: Any, record_ids: Sequence[str], n_samples: int, see
     )
     frame = (-1, N_LANDMARKS, 2)
     landmarks_std = np.exp(1.2 + 0.4 * spread + 0.3 * std).reshape(frame)
-    return Prediction(
+    prediction = Prediction(
         landmarks_mean=(MEAN + ways @ WAYS + 0.5 * mean).reshape(frame).astype(np.float32),
         landmarks_std=landmarks_std.astype(np.float32),
         landmarks_xy=(0.5 * landmarks_std.prod(axis=2)).astype(np.float32),
         latent_mean=latent.astype(np.float32),
         latent_std=np.exp(0.2 * sigma - 1).astype(np.float32),
     )
+    return prediction, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
 
 def read(batch: pa.Table, max_side: int) -> pa.Table:

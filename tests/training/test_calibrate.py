@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import chexmask_u as cu
 from chexmask_u.anatomy import ORGANS
 from chexmask_u.cli import main
-from chexmask_u.training import examples, shifts
+from chexmask_u.training import examples, odd, shifts
+from chexmask_u.training.augmented import augmented_features
 
 QUICK = ["--samples", "3", "--batch-size", "4"]
 
@@ -51,7 +53,8 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("calibration") / "calibration.json"
-    assert main(["calibrate", "--weights", str(tiny_weights), "--drawings", "21", "--output", str(file), *QUICK]) == 0
+    words = ["--weights", str(tiny_weights), "--drawings", "21", "--augmentations", "2", "--output", str(file)]
+    assert main(["calibrate", *words, *QUICK]) == 0
     return file
 
 
@@ -65,10 +68,19 @@ def test_what_was_made_of_drawings_is_read_and_names_them(made: Path, tiny_weigh
         found = calibration.about["trials"][of]["kinds"]["clean"]["coverages"]["0.9"]
         assert found["interval"][0] <= found["coverage"] <= found["interval"][1]
         assert found["coverage"] > 0.8
+    gain = calibration.about["augmentations"]
+    assert gain["variants"] == 2
+    for name in ("without", "with"):
+        assert gain[name]["contour"]["kinds"]["clean"]["coverages"]["0.9"]["coverage"] > 0.8
     model = cu.load_model(str(tiny_weights))
     drawn = examples.held_out(2, 1, 1024)
     prediction = cu.predict(model, drawn.images, drawn.names, n_samples=3)
-    assert (calibration.radius(prediction, of="contour") <= calibration.radius(prediction, of="landmark")).all()
+    for images in (None, drawn.images):
+        contour, landmark = (calibration.radius(prediction, of=of, images=images) for of in ("contour", "landmark"))
+        assert (contour <= landmark).all()
+    assert (landmark != calibration.radius(prediction)).any()
+    looking = calibration.about["trials_with_images"]["landmark"]["kinds"]["clean"]
+    assert looking["coverages"]["0.9"]["coverage"] > 0.8
     assert calibration.ood_score(prediction).shape == (2,)
 
 
@@ -76,16 +88,23 @@ def test_evaluate_sets_spread_and_radius_against_both_errors(
     made: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--weights", tiny_weights, "--drawings", 6, "--seed", 3, *QUICK]
-    found = told(capsys, "evaluate", *words, "--calibration", made)["trust"]
+    summary = told(capsys, "evaluate", *words, "--calibration", made, "--shifts")
+    assert set(summary["shifts"]) == {*shifts.SHIFTS, "all"}
+    assert {tuple(found) for found in summary["shifts"].values()} == {("landmark", "contour")}
+    found = summary["trust"]
     assert set(found) == {"landmark", "contour"}
     for measures in found.values():
-        assert set(measures) == {"std", "across", "radius"}
+        assert set(measures) == {"std", "across", "radius", "radius_with_images"}
         for one in measures.values():
             assert one["r_interval"][0] <= one["r"] <= one["r_interval"][1]
             assert one["ause"] >= 0
         shares = [one["coverage"] for one in measures["radius"]["coverages"].values()]
         assert shares == sorted(shares)
-    assert set(told(capsys, "evaluate", *words)["trust"]["landmark"]) == {"std", "across"}
+    plain = told(capsys, "evaluate", *words)
+    assert set(plain["trust"]["landmark"]) == {"std", "across"}
+    assert "shifts" not in plain
+    # What a radius is worth on the images as they are does not depend on what else is asked.
+    assert plain["trust"]["landmark"]["std"] == found["landmark"]["std"]
 
 
 def test_another_site_needs_masks_alone_and_is_told_what_is_not_checked(
@@ -123,6 +142,8 @@ def test_what_cannot_be_used_is_one_line(
     masks: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["calibrate", "--weights", tiny_weights, "--data", masks, *QUICK]
+    start = ["--start", "demo", "--augmentations", "2"]
+    assert "knows nothing of them" in refused(capsys, *words, "--output", tmp_path / "c.json", *start)
     line = refused(capsys, *words, "--output", tmp_path / "c.json", "--leave-out", "left_lung.heart_bordr")
     assert "did you mean 'left_lung.heart_border'" in line
     assert "must be a .json file" in refused(capsys, *words, "--output", tmp_path / "folder")
@@ -131,6 +152,37 @@ def test_what_cannot_be_used_is_one_line(
     (tmp_path / "empty").mkdir()
     line = refused(capsys, *words, "--output", tmp_path / "c.json", "--known", tmp_path / "empty")
     assert "holds no image" in line
+
+
+def test_variants_of_an_image_are_turned_back_before_their_landmarks_are_compared() -> None:
+    """Not turned back, they would lie tens of pixels apart far from the middle."""
+    drawn = examples.drawn(1, 4, 1024)
+    model = cu.load_model("demo")
+    found = augmented_features(model, drawn, count=3, samples=4, seed=0, batch_size=4)
+    assert found.shape == (1, 120, 2)
+    assert 1 < np.exp(found).mean() < 12
+
+
+def test_the_trial_of_odd_images_tells_them_and_raises_few_false_alarms() -> None:
+    """Grey means of 165 squares in place of a network."""
+
+    def features(images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+        assert len(images) == len(names)
+        squares = np.stack(images)[:, :1023, :1020].reshape(-1, 11, 93, 15, 68)
+        return squares.mean(axis=(2, 4)).reshape(-1, 165) / 255
+
+    drawn, others = examples.drawn(8, 4, 1024), examples.drawn(20, 5, 1024)
+    usual, known = (features(some.images, some.names) for some in (drawn, others))
+    found = odd.trial(drawn, usual, known, features)
+    assert found["images"] == 8
+    assert found["false_alarms"] <= 2
+    assert set(found["kinds"]) == {*shifts.ALTERATIONS, "black", "white", "noise", "checkerboard", "hand", "slice"}
+    for kind, one in found["kinds"].items():
+        assert one["interval"][0] <= one["auc"] <= one["interval"][1], kind
+    for kind in ("inverted", "upside down", "turned left", "turned right", "right half hidden", "hand"):
+        assert found["kinds"][kind]["auc"] > 0.8, kind
+    # Fewer than can tell what is usual.
+    assert odd.trial(drawn, usual, known[:5], features) is None
 
 
 @pytest.mark.parametrize("kind", shifts.SHIFTS)

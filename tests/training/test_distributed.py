@@ -87,6 +87,9 @@ def test_weights_load_and_their_card_says_what_they_are(trained: Path) -> None:
     assert "not for clinical use" in card.replace("\n", " ")
     assert f"{scores['scores']['mse']:.1f} px²" in card
     assert "the lowest validation error of those" in card
+    std = scores["scores"]["shifts"]["noise"]["landmark"]["std"]
+    low, high = std["r_interval"]
+    assert f"| noise | std | the landmark | {std['r']:.2f} [{low:.2f}, {high:.2f}] |" in card
     by_energy = scores | {"settings": scores["settings"] | {"objective": "energy"}}
     assert "the lowest validation energy score of those" in model_card(by_energy)
     assert sum(scores["datasets"]["hearts"].values()) == 7

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import chexmask_u as cu
-from chexmask_u.cli import _parser
+from chexmask_u.cli import build_parser
 from chexmask_u.errors import InputError
 from chexmask_u.settings import EvaluateSettings, TrainSettings
 from chexmask_u.training import evaluate, examples
@@ -20,7 +20,7 @@ from tests.support.annotated import save_landmarks, write_folder
 def test_the_commands_in_the_card_of_the_bundled_weights_are_such_that_train_takes(number: int) -> None:
     card = (Path(cu.__file__).parent / "weights" / "README.md").read_text()
     command = card.split("```sh\nchexmask-u ")[number]
-    given = vars(_parser().parse_args(shlex.split(command.partition("```")[0].replace("\\\n", " "))))
+    given = vars(build_parser().parse_args(shlex.split(command.partition("```")[0].replace("\\\n", " "))))
     parsed = TrainSettings.from_mapping(given)
     assert (parsed.input_size, parsed.half, parsed.freeze_convolutions) == (512, True, number == 2)
 

@@ -242,8 +242,26 @@ def test_a_drawing_shows_each_landmark_at_its_place_in_the_size_of_its_spread(re
         np.stack([ellipses.get_widths(), ellipses.get_heights()], axis=1), 2 * np.array(record["landmarks_std"])
     )
     assert axes.get_ylim() == (HEIGHT, 0)
-    assert "a.png" not in axes.get_title(loc="left")
+    assert axes.get_title(loc="left").startswith("hospital/a.png")
     plt.close(axes.figure)
+
+
+def test_a_radius_is_drawn_where_the_release_or_a_calibration_has_one(record):
+    original = np.linspace(4, 60, 120, dtype=np.float32)
+    axes = cu.draw_record(record | {"landmarks_radius": original}, radius=True)
+    assert "90% radius" in axes.figure.axes[1].get_ylabel()
+    (band,) = axes.images
+    alpha = np.asarray(band.get_array())[..., 3]
+    zoom = len(alpha) / HEIGHT
+    # As far as a landmark's radius its disc reaches, and the farthest one's no farther.
+    points = np.array(record["landmarks_mean"])
+    reach = np.linalg.norm(points[:, None] - np.argwhere(alpha)[None, ::97, ::-1] / zoom, axis=2) - original[:, None]
+    assert reach.min(axis=0).max() < 2
+    x, y = points[119] + (0, original[119] - 2)
+    assert alpha[round(y * zoom), round(x * zoom)]
+    plt.close(axes.figure)
+    with pytest.raises(ValueError, match="no landmarks_radius: its release was made without a calibration"):
+        cu.draw_record(record, radius=True)
 
 
 def test_surer_landmarks_have_another_colour_and_own_axes_are_used(record):

@@ -11,6 +11,7 @@ import pytest
 
 import chexmask_u as cu
 from chexmask_u import record
+from chexmask_u.errors import InputError
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.images.spacing import Spacing
 from chexmask_u.manifests.folder import list_folder
@@ -21,6 +22,7 @@ from chexmask_u.steps.predict import Predictor
 from chexmask_u.steps.read import read
 from chexmask_u.use import doubts
 from chexmask_u.use.measurements import measure
+from tests.support import invented_calibrations
 from tests.support.dicom_files import dataset, encode
 
 
@@ -62,6 +64,38 @@ def test_an_image_gives_the_numbers_that_a_run_over_its_folder_gives(drawings, t
     np.testing.assert_allclose(found.draws.mean(axis=0), found.landmarks, atol=0.01)
     np.testing.assert_allclose(found.draws.std(axis=0), found.std, atol=0.01)
     assert cu.region_uncertainty(found.record) == pytest.approx(cu.region_uncertainty(expected), abs=0.01)
+
+
+def test_radius_and_score_are_those_of_the_weights_calibration(drawings, tmp_path):
+    expected = records(drawings, tmp_path, samples=7, seed=3)["folder/a.png"]
+    own = cu.load_calibration("demo")
+    found = cu.segment(drawings / "a.png", n_samples=7, seed=3)
+    scale = found.image.letterbox.scale
+    np.testing.assert_allclose(found.radius * scale, own.radius(expected), rtol=1e-3)
+    assert found.ood_score == pytest.approx(float(own.ood_score(expected)), abs=0.5)
+    assert found.mean_radius == pytest.approx(float(own.radius(expected).mean()), rel=1e-3)
+    # What a release gives, the functions on records take.
+    assert cu.trusted_landmarks(found.record, within=found.mean_radius).any()
+    np.testing.assert_allclose(
+        cu.landmark_radius(found.record, "contour"), own.radius(expected, of="contour"), rtol=1e-3
+    )
+    assert f"radius {found.mean_radius:.0f} px, ood_score" in repr(found)
+
+    bare = cu.segment(drawings / "a.png", n_samples=7, seed=3, calibration="none")
+    assert (bare.radius, bare.ood_score, bare.mean_radius) == (None, None, None)
+    np.testing.assert_array_equal(bare.landmarks, found.landmarks)
+    # Its colours are of something else, and the words below say of what.
+    assert (bare.picture()[-40:] != found.picture()[-40:]).any()
+    with pytest.raises(InputError, match="belongs to the weights"):
+        cu.segment(drawings / "a.png", calibration=invented_calibrations.calibration("0" * 64))
+
+
+def test_what_is_no_radiograph_is_asked_about(tmp_path):
+    tiles = np.indices((512, 512)).sum(axis=0) // 32 % 2 * 255
+    cv2.imwrite(str(tmp_path / "tiles.png"), tiles.astype(np.uint8))
+    found = cu.segment(tmp_path / "tiles.png", n_samples=20)
+    assert found.ood_score > 99
+    assert found.warnings[0].startswith("not a frontal radiograph? it is unlike nearly all known ones")
 
 
 def test_an_image_of_a_folder_below_is_named_as_the_manifest_names_it(drawings, tmp_path):
@@ -169,6 +203,8 @@ def test_unsure_regions_are_named_in_words():
         "left lung unsure: costophrenic angle (38 px), diaphragm (26 px)",
         "heart unsure: everywhere (60 px)",
     ]
+    assert doubts.unsure(regions, "radius") == []
+    assert doubts.unsure(regions, "radius", 55) == ["heart unsure: everywhere (radius 60 px)"]
     assert doubts.unsure(regions, above=30) == [
         "left lung unsure: costophrenic angle (38 px)",
         *doubts.unsure(regions)[1:],

@@ -80,10 +80,14 @@ def test_a_folder_gives_pictures_masks_rows_and_a_page(images, tmp_path, capsys,
     told = [float(row[f"cardiothoracic_ratio{part}"]) for part in ("", "_low", "_high")]
     assert told == pytest.approx([ratio.value, ratio.low, ratio.high])
     assert (row["status"], row["height"], row["heart_width_mm"]) == ("ok", "512", "")
+    assert float(row["mean_radius"]) == pytest.approx(alone.mean_radius, rel=1e-2)
+    assert float(row["ood_score"]) == pytest.approx(alone.ood_score, abs=1)
     failed = found["folder/ward/cut.png"]
     assert (failed["status"], failed["reason"]) == ("failed", "damaged")
 
     details = json.loads((output / "measurements.json").read_text())
+    assert details["calibration"]["sha256"] == cu.load_calibration("demo").digest
+    assert details["images"][1]["radius"]["heart"] > details["images"][1]["uncertainty"]
     assert [one["status"] for one in details["images"]] == ["ok", "ok", "failed"]
     assert details["images"][1]["measurements"]["heart_width_px"]["unit"] == "px"
     assert (output / details["images"][1]["files"]["overlay"]).is_file()
@@ -117,7 +121,7 @@ def test_a_folder_of_failures_alone_is_told_apart(images, tmp_path, capsys):
 
 
 def names(*given: object, output: object = "/nowhere") -> list[str]:
-    return [one.image_id for one in find([str(one) for one in given], str(output))]
+    return [one.image_id for one in find([str(one) for one in given], str(output)).images]
 
 
 def test_files_folders_and_patterns_name_images_as_a_manifest_does(images, monkeypatch):
@@ -133,6 +137,20 @@ def test_files_folders_and_patterns_name_images_as_a_manifest_does(images, monke
     Path("ward", "lost.png").symlink_to("nowhere.png")
     assert names("ward") == ["b <i>.jpg", "cut.png", "lost.png"]
     Path("ward", "lost.png").unlink()
+
+
+def test_a_link_to_a_folder_that_is_gone_is_named(images, tmp_path, capsys):
+    (tmp_path / "ward").symlink_to(tmp_path / "unmounted")
+    (tmp_path / "a.png").write_bytes((images / "a.png").read_bytes())
+    output = tmp_path / "out"
+    assert run(tmp_path, "--output", output, "--calibration", "none", "--json") == 0
+    printed = capsys.readouterr()
+    assert f"{tmp_path}/ward: a link that leads nowhere; not followed" in printed.err
+    assert json.loads(printed.out.splitlines()[-1])["lost"] == {f"{tmp_path}/ward": "a link that leads nowhere"}
+    assert rows(output)["folder/a.png"]["mean_radius"] == ""
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"holds no .*; ward is a link that leads nowhere"):
+        names(tmp_path, output=output)
 
 
 def test_a_name_with_brackets_is_a_name_where_there_is_such_a_file(tmp_path):
@@ -173,6 +191,7 @@ def test_what_names_no_images_is_told_in_one_line(images, tmp_path, given, said)
         (["--output", "{images}/notes.txt/out"], "cannot be written"),
         (["--output", "out", "--source", "No Source"], "cannot name a dataset config"),
         (["--output", "out", "--unsure", "nan"], "--unsure must be more than 0"),
+        (["--output", "out", "--calibration", "gone.json"], "gone.json: no such file"),
         (["--output", "out", "--weights", "gone.pt"], "no such weight file"),
     ],
 )

@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
+from chexmask_u.anatomy import FRAME, LANDMARKS
+from chexmask_u.pictures.contours import show_image, show_nodes, show_outlines
+from chexmask_u.pictures.scale import LIMITS, OUTLINES, UNIT, WORDS, pixel_scale, ticks_between
 from chexmask_u.releases.diff.compare import Mover
 
 _COLUMNS = 4
 _LABEL_LENGTH = 34
-_COLOURS = dict(zip(ORGANS, ("#0b6fa4", "#c2410c", "#7e22ce"), strict=True))
-_BEFORE = "#8c959f"
-# Grey would vanish in a radiograph.
-_BEFORE_ON_IMAGES = "#16a34a"
+_BEFORE = "#e6eaeb"
 
 
 def draw(
@@ -29,6 +28,8 @@ def draw(
 ) -> bytes:
     """PNG of the contours before and after, one panel per record, in the 1024 frame; no image is needed.
 
+    Landmarks have the colours of how far they moved.
+
     Args:
         movers: of the panels.
         title: above them.
@@ -36,18 +37,17 @@ def draw(
         images: uint8 [1024, 1024] by record id; panels of others stay blank.
     """
     images = images or {}
-    earlier = _BEFORE_ON_IMAGES if images else _BEFORE
     rows = -(-len(movers) // _COLUMNS)
     figure = Figure(figsize=(3.1 * _COLUMNS, 3.45 * rows + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=12)
     grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes, mover in zip(grid, movers, strict=False):
-        if (image := images.get(mover.record_id)) is not None:
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, FRAME, FRAME, 0))
-        for organ, colour in _COLOURS.items():
-            closed = [*range(LANDMARKS[organ].start, LANDMARKS[organ].stop), LANDMARKS[organ].start]
-            axes.plot(*mover.before[closed].T, color=earlier, linewidth=1.1, linestyle=(0, (4, 2)))
-            axes.plot(*mover.after[closed].T, color=colour, linewidth=1.3)
+        show_image(axes, images.get(mover.record_id), FRAME, FRAME)
+        show_outlines(axes, mover.after, width=1.1)
+        for nodes in LANDMARKS.values():
+            ring = np.vstack([mover.before[nodes], mover.before[nodes][:1]])
+            axes.plot(*ring.T, color=_BEFORE, linewidth=0.9, linestyle=(0, (4, 2)), zorder=3)
+        show_nodes(axes, mover.after, np.linalg.norm(mover.after - mover.before, axis=1), size=7)
         label = mover.record_id
         if len(label) > _LABEL_LENGTH:
             label = f"…{label[-_LABEL_LENGTH + 1 :]}"
@@ -63,12 +63,19 @@ def draw(
         axes.set_yticks([])
     for axes in grid[len(movers) :]:
         axes.set_axis_off()
-    handles = [Line2D([], [], color=earlier, linestyle=(0, (4, 2)), label=names[0])]
+    # Legible on white too.
+    handles = [Line2D([], [], color="#8c959f", linestyle=(0, (4, 2)), label=names[0])]
     handles += [
         Line2D([], [], color=colour, label=f"{organ.replace('_', ' ')}, {names[1]}")
-        for organ, colour in _COLOURS.items()
+        for organ, colour in OUTLINES.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    bar = figure.colorbar(
+        pixel_scale(), ax=grid.tolist(), label=f"{WORDS['movement']}, {UNIT}", extend="both", shrink=0.8, aspect=40
+    )
+    ticks = ticks_between(LIMITS)
+    bar.ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    bar.ax.set_yticks([], minor=True)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110)
     return sink.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,13 +138,14 @@ def person(rng: np.random.Generator) -> Warp:
     return lambda points: local(points) * shrink + offset
 
 
-def _evenly(curve: Floats, count: int) -> Floats:
-    """The first `count` of `count` + 1 points spaced evenly along a curve."""
+def evenly(curve: NDArray[Any], count: int) -> NDArray[np.float64]:
+    """The first `count` of `count` + 1 points spaced evenly along an open curve [m, 2]."""
     length = np.concatenate([[0.0], np.hypot(*np.diff(curve, axis=0).T).cumsum()])
     at = np.arange(count) * (length[-1] / count)
-    return np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=1).astype(np.float32)
+    return np.stack([np.interp(at, length, curve[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def landmarks(warp: Warp) -> Floats:
     """The 120 landmarks of a person, float32 [120, 2], unit square."""
-    return np.concatenate([_evenly(warp(curve), count) for organ in ORGANS for curve, count in RINGS[organ]])
+    curves = [evenly(warp(curve), count) for organ in ORGANS for curve, count in RINGS[organ]]
+    return np.concatenate(curves).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The picture of one image: contours by organ, and every landmark in the colour of its standard deviation."""
+"""The picture of one image: contours by organ, and every landmark in the colour of its radius or spread."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from chexmask_u.anatomy import FRAME, LANDMARKS
 from chexmask_u.images.preparation import ReadImage
+from chexmask_u.pictures.contours import show_band, show_image, show_nodes, show_outlines
+from chexmask_u.pictures.scale import BACKGROUND, LIMITS, OUTLINES, UNIT, WORDS, Shown, pixel_scale, ticks_between
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
-
-LIMITS = (1.0, 50.0)
-"""Standard deviations, in pixels of the 1024 frame, where the logarithmic colours begin and end, in every picture."""
-
-OUTLINES = {"right_lung": "#56b4e9", "left_lung": "#e69f00", "heart": "#ff8ac4"}
-"""Colours of the contours, which colour-blind people tell apart too (after Okabe and Ito)."""
-
-_TICKS = (1, 2, 5, 10, 20, 50)
 
 # Pixels of the picture: the image's longer side, the bands above and below it, the margin and the colour bar.
 _SIDE, _TOP, _BOTTOM, _MARGIN, _BAR = 960, 46, 62, 14, 250
@@ -33,27 +25,14 @@ _LEAST_WIDTH = 560
 # Width of an average character, for each point of its size.
 _PIXELS_PER_POINT = 0.8
 
-_BACKGROUND, _INK, _MUTED, _WARNING = "#101214", "#eef1f2", "#9aa4a9", "#ffcc66"
-
-# Bone and diaphragm are near white: dimmed, every colour stands out from them.
-_WHITE = 255 / 0.72
-
-
-def std_scale(limits: tuple[float, float] = LIMITS) -> ScalarMappable:
-    """Colours of standard deviations in pixels of the 1024 frame, between two limits."""
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm
-
-    # The darkest fifth of viridis would vanish in a radiograph.
-    colours = LinearSegmentedColormap.from_list("uncertainty", colormaps["viridis"](np.linspace(0.2, 1, 256)))
-    return ScalarMappable(LogNorm(*limits, clip=True), colours)
+_INK, _MUTED, _WARNING = "#eef1f2", "#9aa4a9", "#ffcc66"
 
 
 def draw(
     image: ReadImage,
-    landmarks: NDArray[np.float32],
-    std: NDArray[np.float64],
+    landmarks: NDArray[Any],
+    pixels: NDArray[Any],
+    shown: Shown,
     *,
     title: str,
     note: str,
@@ -64,7 +43,8 @@ def draw(
     Args:
         image: as it was prepared.
         landmarks: [120, 2], original pixels.
-        std: [120], pixels of the 1024 frame.
+        pixels: [120], of the 1024 frame.
+        shown: what they are.
         title, note: above the image, on the left and on the right; the title is cut where it is too long.
         warning: below the image, cut likewise; "" for none.
     """
@@ -75,11 +55,15 @@ def draw(
     scale = _SIDE / max(image.height, image.width)
     shown_width, shown_height = image.width * scale, image.height * scale
     width, height = max(shown_width, _LEAST_WIDTH) + 2 * _MARGIN, shown_height + _TOP + _BOTTOM
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=BACKGROUND)
     canvas = FigureCanvasAgg(figure)
     left = (width - shown_width) / 2
     axes = figure.add_axes((left / width, _BOTTOM / height, shown_width / width, shown_height / height))
-    _draw_contours(axes, image, landmarks, std)
+    show_image(axes, image, image.height, image.width)
+    show_band(axes, landmarks, pixels, image.letterbox.scale, image.height, image.width)
+    show_outlines(axes, landmarks)
+    show_nodes(axes, landmarks, pixels)
+    axes.set_axis_off()
 
     right, above = width - _MARGIN, height - _TOP / 2
     _write(figure, right, above, note, 8.5, _MUTED, "right")
@@ -93,7 +77,7 @@ def draw(
 
     colour_bar = figure.add_axes(((right - _BAR) / width, (_BOTTOM - 24) / height, _BAR / width, 8 / height))
     _draw_scale(colour_bar)
-    _write(figure, right - _BAR / 2, 11, f"std of a landmark, pixels of the {FRAME} frame", 7.5, _MUTED, "center")
+    _write(figure, right - _BAR / 2, 11, f"{WORDS[shown]}, {UNIT}", 7.5, _MUTED, "center")
     with warnings.catch_warnings():
         # A name may have letters that the font lacks.
         warnings.simplefilter("ignore", UserWarning)
@@ -110,35 +94,13 @@ def encode(pixels: NDArray[np.uint8], suffix: Literal[".png", ".jpg"]) -> bytes:
     return data.tobytes()
 
 
-def _draw_contours(axes: Axes, image: ReadImage, landmarks: NDArray[np.float32], std: NDArray[np.float64]) -> None:
-    """Draw the image and what is on it, in original pixels."""
-    from matplotlib.collections import EllipseCollection
-
-    (left, top), (right, bottom) = image.letterbox.to_original(np.array([[0, 0], [FRAME, FRAME]]))
-    extent = (left, right, bottom, top)
-    axes.imshow(image.image, "gray", aspect="auto", interpolation="bilinear", vmin=0, vmax=_WHITE, extent=extent)
-    for organ, nodes in LANDMARKS.items():
-        ring = np.vstack([landmarks[nodes], landmarks[nodes][:1]])
-        axes.plot(*ring.T, color="black", alpha=0.45, linewidth=2.8, solid_joinstyle="round")
-        axes.plot(*ring.T, color=OUTLINES[organ], linewidth=1.4, solid_joinstyle="round")
-    colours = std_scale().to_rgba(std)
-    # A disc of one standard deviation shows from afar where the network is unsure, and hides behind a sure landmark.
-    size, upright = 2 * std / image.letterbox.scale, np.zeros_like(std)
-    discs = EllipseCollection(size, size, upright, units="xy", offsets=landmarks, offset_transform=axes.transData)
-    discs.set(facecolor=colours, alpha=0.4, zorder=3)
-    axes.add_collection(discs)
-    x, y = landmarks.T
-    axes.scatter(x, y, s=15, color=colours, edgecolors="white", linewidths=0.3, zorder=4)
-    axes.set(xlim=(0, image.width), ylim=(image.height, 0))
-    axes.set_axis_off()
-
-
 def _draw_scale(axes: Axes) -> None:
     assert axes.figure is not None
-    colour_bar = axes.figure.colorbar(std_scale(), cax=axes, orientation="horizontal")
+    colour_bar = axes.figure.colorbar(pixel_scale(), cax=axes, orientation="horizontal")
     colour_bar.outline.set_visible(False)
     axes.minorticks_off()
-    axes.set_xticks(_TICKS, [str(tick) for tick in _TICKS])
+    ticks = ticks_between(LIMITS)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.tick_params(colors=_MUTED, labelsize=7.5, length=0, pad=3)
 
 
