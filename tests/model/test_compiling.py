@@ -88,6 +88,7 @@ PREDICT = """
 import json, sys
 import numpy as np, torch
 from torch._dynamo.utils import counters
+from chexmask_u.model import hybridgnet
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import predict
 from chexmask_u.steps.predict import _compiles
@@ -96,6 +97,8 @@ from chexmask_u.weight_files import load_model
 class AtOnce(HybridGNet):
     computes_batches = True
 
+# As on a GPU: a batch at once, and not an image.
+hybridgnet.CPU_DRAWS = hybridgnet.DEVICE_DRAWS
 model = load_model(sys.argv[1])
 model.__class__ = AtOnce
 # The fast form, for which no compiler is needed, is float32's on a CPU.
