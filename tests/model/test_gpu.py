@@ -124,15 +124,18 @@ def test_kernels_of_our_own_give_the_numbers_of_the_compiled_network_in_any_batc
         assert torch.equal(encoder.pooled(grey[3:5]), encoder.pooled(grey)[3:5])
 
 
-def test_kernels_of_our_own_are_faster_than_the_compiled_encoder(compiled: Predictor, images: np.ndarray) -> None:
-    model = compiled.model
+def test_kernels_of_our_own_are_faster_than_the_compiled_encoder(
+    weights: str, compiled: Predictor, images: np.ndarray
+) -> None:
+    model, ours = compiled.model, load_model(weights, device=GPU)
     assert isinstance(model, HybridGNet)
+    assert isinstance(ours, HybridGNet)
     if model.input_size < 1024:
         pytest.skip("so small an image keeps no GPU busy")
-    fused = FusedEncoder(model.encoder, compiled=True)
+    ours.use_kernels()
     with torch.inference_mode():
         grey = model.grey(torch.from_numpy(images[:16]).to(GPU))
-        seconds = in_turn({"compiled": lambda: model.encode(grey), "ours": lambda: fused(grey)}, grey.device, 20)
+        seconds = in_turn({"compiled": lambda: model.encode(grey), "ours": lambda: ours.encode(grey)}, grey.device, 20)
     print({name: f"{1e3 * value / 16:.3f} ms an image" for name, value in seconds.items()})
     assert seconds["ours"] < seconds["compiled"]
 

@@ -56,7 +56,7 @@ def test_landmarks_are_the_published_ones(golden, variant):
     np.testing.assert_allclose(pixels.std(0, correction=0), expected["std_px"], atol=0.01)
 
 
-@pytest.mark.parametrize("sizes", [RING_SIZES, COARSE_RING_SIZES])
+@pytest.mark.parametrize("sizes", [RING_SIZES, COARSE_RING_SIZES, (3, 10, 7)])
 def test_ring_convolution_is_the_chebyshev_convolution_on_the_graph(sizes):
     """Against the definition: T_k of the scaled normalised Laplacian, by recurrence, with dense matrices."""
     torch.manual_seed(1)
@@ -72,6 +72,8 @@ def test_ring_convolution_is_the_chebyshev_convolution_on_the_graph(sizes):
         terms.append(2 * scaled @ terms[-1] - terms[-2])
     expected = sum(term @ lin.weight.double().T for term, lin in zip(terms, conv.lins, strict=True)) + conv.bias
     torch.testing.assert_close(conv(x).double(), expected, atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(conv(x).double(), expected.detach(), atol=1e-5, rtol=0)
 
 
 def test_upsampling_copies_even_nodes_and_averages_around_each_ring():
