@@ -51,6 +51,7 @@ class Measured:
         errors: [B, 120] to "landmark" and "contour", the mean over the annotators; NaN where there is none.
         apart: mean distance of two annotators' landmarks, [B]; None where there is one.
         within: share of the landmarks of each image within their radius, by "landmark" and "contour".
+        calibrated_on: names of the datasets that the calibration was made of.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Measured:
     errors: dict[Of, NDArray[np.float64]]
     apart: NDArray[np.float64] | None
     within: dict[Of, NDArray[np.float64]]
+    calibrated_on: list[str]
 
 
 def check(study: Study) -> None:
@@ -118,7 +120,10 @@ def _of_images(study: Study) -> list[Measured]:
             rows = there.any(axis=1)
             within[of] = np.array([inside[row, there[row]].mean() for row in np.flatnonzero(rows)])
         predicted = np.sqrt(np.square(prediction.landmarks_std.astype(np.float64)).sum(axis=-1))
-        found.append(Measured(weights.label, examples.names, uncertainties, predicted, errors, _apart(people), within))
+        made_of = [] if calibration is None else list(calibration.about["images"])
+        found.append(
+            Measured(weights.label, examples.names, uncertainties, predicted, errors, _apart(people), within, made_of)
+        )
     return found
 
 
@@ -134,7 +139,7 @@ def _of_records(study: Study) -> Measured:
     predicted = np.sqrt(np.square(made.std).sum(axis=-1))
     assert study.records_facts is not None
     label = study.records_facts["kind"]
-    return Measured(label, made.ids, uncertainties, predicted, _errors(made.landmarks, truth), _apart(truth), {})
+    return Measured(label, made.ids, uncertainties, predicted, _errors(made.landmarks, truth), _apart(truth), {}, [])
 
 
 def _errors(landmarks: NDArray[np.floating], people: Sequence[NDArray[Any]]) -> dict[Of, NDArray[np.float64]]:
@@ -171,8 +176,9 @@ def _summary(one: Measured, seed: int) -> dict[str, Any]:
         expected = one.uncertainties.get(f"expected {of}")
         if expected is not None:
             calibrated = of_error[f"expected {of}"]
-            calibrated["reliability"] = reliability(expected[rows], errors)
-            calibrated |= _ece(expected[rows], errors, seed).named("ece")
+            # What a calibration expects is the mean distance, and what a std does is its root mean square.
+            calibrated["reliability"] = reliability(expected[rows], errors, power=1)
+            calibrated |= _ece(expected[rows], errors, seed, power=1).named("ece")
             calibrated |= statistics.mean(one.within[of], seed).named("within_radius")
         found[of] = of_error
     return found
@@ -200,26 +206,31 @@ def sparsification(by: NDArray[np.float64], errors: NDArray[np.float64]) -> list
     return [float(means[max(1, round((1 - share) * len(ordered))) - 1]) for share in SHARES]
 
 
-def reliability(predicted: NDArray[np.float64], errors: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Root mean square of the distance expected and found, px, in tenths of the nodes by what was expected."""
+def reliability(predicted: NDArray[np.float64], errors: NDArray[np.float64], power: int = 2) -> list[dict[str, Any]]:
+    """Distance expected and found, px, in tenths of the nodes by what was expected.
+
+    Args:
+        predicted, errors: [B, 120]; NaN errors are left out.
+        power: 2 for the root mean square of each tenth, 1 for its mean.
+    """
     there = np.isfinite(errors)
     expected, found = predicted[there], errors[there]
     order = np.argsort(expected, kind="stable")
     return [
         {
             "nodes": len(rows),
-            "expected": float(np.sqrt(np.square(expected[rows]).mean())),
-            "found": float(np.sqrt(np.square(found[rows]).mean())),
+            "expected": float((expected[rows] ** power).mean() ** (1 / power)),
+            "found": float((found[rows] ** power).mean() ** (1 / power)),
         }
         for rows in np.array_split(order, QUANTILES)
     ]
 
 
-def _tenths(by: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each image adds to the tenths of all nodes by uncertainty, [B, 10, 4].
+def _tenths(by: NDArray[np.float64], errors: NDArray[np.float64], power: int = 1) -> NDArray[np.float64]:
+    """What each image adds to the tenths of all nodes by uncertainty, [B, 10, 3].
 
-    Nodes, and the sums of their errors, of the squares of these and of the squares of `by`. Resampled images keep the
-    tenths that their nodes are in.
+    Nodes, and the sums of that power of their errors and of `by`. Resampled images keep the tenths that their nodes are
+    in.
     """
     there = np.isfinite(errors)
     tenth = np.full(errors.shape, -1)
@@ -228,18 +239,18 @@ def _tenths(by: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.
     for index, rows in enumerate(np.array_split(order, QUANTILES)):
         of_node[rows] = index
     tenth[there] = of_node
-    each = np.stack([np.ones_like(errors), errors, np.square(errors), np.square(by)], axis=-1)
+    each = np.stack([np.ones_like(errors), errors**power, by**power], axis=-1)
     return np.stack([np.where((tenth == index)[..., None], each, 0).sum(axis=1) for index in range(QUANTILES)], axis=1)
 
 
-def _ece(predicted: NDArray[np.float64], errors: NDArray[np.float64], seed: int) -> Estimate:
+def _ece(predicted: NDArray[np.float64], errors: NDArray[np.float64], seed: int, power: int = 2) -> Estimate:
     """Expected calibration error: mean over the tenths of |expected - found|, px, weighed by their nodes."""
-    tenths = _tenths(predicted, errors)
+    tenths = _tenths(predicted, errors, power)
 
     def ece(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        nodes, _, found, expected = np.moveaxis(of, -1, 0)
+        nodes, found, expected = np.moveaxis(of, -1, 0)
         with np.errstate(invalid="ignore"):
-            off = np.abs(np.sqrt(found / nodes) - np.sqrt(expected / nodes))
+            off = np.abs((found / nodes) ** (1 / power) - (expected / nodes) ** (1 / power))
         return np.asarray((nodes * off).sum(axis=-1) / nodes.sum(axis=-1))
 
     return statistics.estimate(float(ece(tenths.sum(axis=0))), ece(statistics.sums(tenths, seed)))
@@ -284,7 +295,9 @@ def _findings(one: Measured, summary: dict[str, Any]) -> list[Finding]:
         r = Estimate(worth["r"], *worth["r_interval"])
         tenths = Estimate(worth["top_over_bottom"], *worth["top_over_bottom_interval"])
         verdict = judged(r.interval, matters=_MATTERS)
-        told = "std" if name == "std" else "calibrated radius"
+        told, known = ("std" if name == "std" else "calibrated radius"), ""
+        if name != "std" and (both := {image.partition("/")[0] for image in one.names}.intersection(one.calibrated_on)):
+            known = f"; its calibration was made of images of {', '.join(sorted(both))}, perhaps of these"
         apart = f"; annotators lie {summary['annotators_apart']:.1f} px apart" if "annotators_apart" in summary else ""
         found.append(
             Finding(
@@ -292,7 +305,7 @@ def _findings(one: Measured, summary: dict[str, Any]) -> list[Finding]:
                 PAPER,
                 f"r {r.text()}, rho {worth['rho']:.2f} with the distance to the {of}, mean {summary[of]['error']:.1f}"
                 f" px; the most uncertain tenth errs {tenths.text(1)} times as much as the least; ECE"
-                f" {worth['ece']:.1f} px; {summary[of]['images']} images{apart}",
+                f" {worth['ece']:.1f} px; {summary[of]['images']} images{apart}{known}",
                 verdict,
                 "" if verdict is Verdict.HOLDS else _WHY,
             )
@@ -321,6 +334,8 @@ def _draw_nodes(axes: Axes, one: Measured, summary: dict[str, Any], of: Of) -> N
     there = np.isfinite(one.errors[of])
     x, y = one.uncertainties["std"][there], np.maximum(one.errors[of][there], 0.1)
     axes.hexbin(x, y, xscale="log", yscale="log", gridsize=30, bins="log", cmap="cividis", mincnt=1, linewidths=0.1)
+    figures.plain_ticks(axes.xaxis)
+    figures.plain_ticks(axes.yaxis)
     r = Estimate(summary["std"]["r"], *summary["std"]["r_interval"])
     figures.tidy(
         axes, x="node std (px, log)", y=f"distance to the {of} (px, log)", title=f"{one.label}: r = {r.text()}"
@@ -329,7 +344,7 @@ def _draw_nodes(axes: Axes, one: Measured, summary: dict[str, Any], of: Of) -> N
 
 def _draw_reliability(axes: Axes, summary: dict[str, Any], of: Of) -> None:
     most = 0.0
-    shown = {"std": ("std", 0), f"expected {of}": ("calibrated", 2)}
+    shown = {"std": ("std (RMS)", 0), f"expected {of}": ("calibrated (mean)", 2)}
     for name, (label, colour) in shown.items():
         if name not in summary:
             continue
@@ -338,7 +353,7 @@ def _draw_reliability(axes: Axes, summary: dict[str, Any], of: Of) -> None:
         most = max(most, *x, *y)
     axes.plot([0, most], [0, most], color=figures.GREY, linewidth=1, linestyle="--", label="if calibrated")
     axes.legend(fontsize="small", frameon=False)
-    figures.tidy(axes, x="RMS distance expected (px)", y="RMS distance found (px)", title="tenths by uncertainty")
+    figures.tidy(axes, x="distance expected (px)", y="distance found (px)", title="tenths of the nodes by uncertainty")
 
 
 def _draw_sparsification(axes: Axes, summary: dict[str, Any], of: Of) -> None:

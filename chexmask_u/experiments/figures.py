@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
@@ -36,7 +37,11 @@ def tidy(axes: Axes, *, x: str, y: str, title: str = "") -> None:
 def log_y(axes: Axes) -> None:
     """A logarithmic axis whose ticks are written as plain numbers."""
     axes.set_yscale("log")
-    axis = axes.yaxis
+    plain_ticks(axes.yaxis)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 of every decade of a logarithmic axis, written as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_locator(NullLocator())

@@ -204,7 +204,7 @@ def judge(label: str, variant: str, of: dict[str, Curve], seed: int) -> list[Fin
                 f"over all levels {growth.text()} times that of the clean image; rho within an image"
                 f" {trend['rho']:.2f}, Page's p = {trend['p_trend']:.1g}; {count} images",
                 verdict,
-                "" if verdict is Verdict.HOLDS else _WHY_FLAT[measure],
+                "" if verdict is Verdict.HOLDS else _why_flat(measure, variant),
             )
         )
     curve = of["std"]
@@ -240,10 +240,12 @@ def judge(label: str, variant: str, of: dict[str, Curve], seed: int) -> list[Fin
     return found
 
 
-_WHY_FLAT = {
-    "std": "the skip blocks contract the draws, and nothing in the squared error teaches a spread",
-    "sigma": "the KL term holds sigma near one value for all images; nothing teaches it the error",
-}
+def _why_flat(measure: str, variant: str) -> str:
+    if measure == "sigma":
+        return "the KL term holds sigma near one value for all images; nothing teaches it the error"
+    if variant == "noskip":
+        return "without skip connections the spread is that of sigma alone, which is alike for all images"
+    return "the skip blocks contract the draws, and nothing in the squared error teaches a spread"
 
 
 def _figure(
@@ -262,7 +264,8 @@ def _figure(
             first = axes is grid[row][0]
             unit_of = f"{MEASURES[measure]} ({_UNITS[measure]})"
             figures.tidy(axes, x=f"{kind} ({unit})", y=unit_of if first else "", title=kind if row == 0 else "")
-    grid[0][0].legend(fontsize="small", frameon=False)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small", frameon=False)
     return figure
 
 

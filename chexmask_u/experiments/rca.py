@@ -100,7 +100,7 @@ def _figure(found: Records, groups: dict[str, NDArray[np.bool_]]) -> Figure:
             axes.plot(x, y, ".", color=figures.COLOURS[0], markersize=4, alpha=0.5)
         else:
             axes.hexbin(x, y, yscale="log", gridsize=40, bins="log", cmap="cividis", mincnt=1)
-        axes.set_yscale("log")
+        figures.log_y(axes)
         figures.tidy(axes, x="Dice RCA (Mean)", y="mean node std (px, log)", title=f"{name}: {rows.sum():,}")
     for axes in grid[len(shown) :]:
         axes.set_axis_off()

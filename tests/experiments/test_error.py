@@ -56,15 +56,15 @@ def test_the_correlation_is_that_of_predictions_and_annotations(
 
 
 def test_two_annotators_count_alike_and_must_have_the_same_images(
-    people: tuple[Path, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    people: tuple[Path, np.ndarray], tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, landmarks = people
     (tmp_path / "second").mkdir()
     save_landmarks(tmp_path / "second", landmarks + np.float32([3, 4]))
     second = f"people={tmp_path / 'second' / 'landmarks.npz'}"
-    given = ("--data", folder, "--samples", 5, "--calibration", "none")
+    given = ("--data", folder, "--samples", 5, "--weights", tiny_weights)
     results = experiments.run("error", tmp_path / "out", *given, "--annotator", second)
-    assert results["by_weights"]["demo"]["annotators_apart"] == pytest.approx(5, abs=0.01)
+    assert results["by_weights"]["tiny"]["annotators_apart"] == pytest.approx(5, abs=0.01)
     save_landmarks(tmp_path / "second", landmarks[:3])
     told = refused(capsys, *given, "--annotator", second, "--on-bad", "skip", "--output", tmp_path / "other")
     assert "people/person3, have no landmarks of this person" in told

@@ -39,6 +39,7 @@ def test_altered_copies_are_told_apart_and_not_by_a_network_that_sees_nothing(
     assert all(row["auc"] for row in experiments.table(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_folders_and_labels_say_the_same(tmp_path: Path, tiny_weights: Path) -> None:
     for index in range(12):
         path = tmp_path / "mine" / f"chest{index}.png"
