@@ -31,7 +31,7 @@ _EXPERIMENT = "Experiment: "
 def _first_line(module: Path) -> str:
     """What a module says of itself; it is not imported, since that would import much."""
     with module.open(encoding="utf-8") as lines:
-        return next(lines).strip().strip('"').rstrip(".")
+        return next((line.strip() for line in lines if line.strip()), module.stem).strip('"').rstrip(".")
 
 
 def _export_formats() -> dict[str, str]:

@@ -256,16 +256,37 @@ def _terms() -> Iterator[str]:
 
 def _calibration() -> Iterator[str]:
     """What the trials of the bundled weights' calibration found, by coverage and by kind of image."""
-    trials = json.loads((PACKAGE / "weights" / "calibration.json").read_text("utf-8"))["about"]["trials"]
-    yield from ("| radius | images | asked for | covered | mean radius | r with the error |", f"|{' --- |' * 6}")
-    for of, trial in trials.items():
+    about = _about_calibration()
+    titles = ("radius", "images", "asked for", "covered", "mean radius", "r with the error", "of the std")
+    looking_titles = ("mean radius with the image", "r with the image")
+    yield from (f"| {' | '.join((*titles, *looking_titles))} |", f"|{' --- |' * 9}")
+    for of, trial in about["trials"].items():
         for kind, found in trial["kinds"].items():
+            looking = about["trials_with_images"][of]["kinds"][kind]
             for asked, checked in found["coverages"].items():
                 if kind == "clean" or asked == "0.9":
                     covered = f"{_share(checked['coverage'])} [{', '.join(map(_share, checked['interval']))}]"
-                    ranks = f"{found['r']:.2f} [{', '.join(f'{bound:.2f}' for bound in found['r_interval'])}]"
+                    ranks = [_ranks(one) if asked == "0.9" else "" for one in (found, found["std"], looking)]
                     words = f"{of} | {kind} | {_share(float(asked))} | {covered} | {checked['mean_radius']:.0f} px"
-                    yield f"| {words} | {ranks if asked == '0.9' else ''} |"
+                    pixels = f"{looking['coverages'][asked]['mean_radius']:.0f} px"
+                    yield f"| {words} | {ranks[0]} | {ranks[1]} | {pixels} | {ranks[2]} |"
+
+
+def _ranks(found: dict[str, Any]) -> str:
+    return f"{found['r']:.2f} [{', '.join(f'{bound:.2f}' for bound in found['r_interval'])}]"
+
+
+def _odd_images() -> Iterator[str]:
+    """How well the ood_score of the bundled weights' calibration tells kinds of images from frontal radiographs."""
+    yield from ("| image | AUC | beyond the 99th percentile |", "| --- | --- | --- |")
+    for kind, found in _about_calibration()["odd_images"]["kinds"].items():
+        auc = f"{found['auc']:.3f} [{', '.join(f'{bound:.3f}' for bound in found['interval'])}]"
+        yield f"| {kind} | {auc} | {_share(found['beyond'])} |"
+
+
+def _about_calibration() -> dict[str, Any]:
+    content = json.loads((PACKAGE / "weights" / "calibration.json").read_text("utf-8"))
+    return dict(content["about"])
 
 
 def _share(value: float) -> str:
@@ -302,6 +323,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "preparation": _preparation,
     "terms": _terms,
     "calibration": _calibration,
+    "odd images": _odd_images,
     "api": _api,
 }
 """What is filled in, by what pages call it."""

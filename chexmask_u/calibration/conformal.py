@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Self
 
 import numpy as np
@@ -23,7 +24,9 @@ _LEVELS = 1000
 
 
 def check_coverage(coverage: float) -> float:
-    """Raise InputError unless it lies in (0, 1); NaN does not."""
+    """Raise InputError unless it lies in (0, 1), which NaN does not; TypeError if it is no number."""
+    if not isinstance(coverage, Real):
+        raise TypeError(f"coverage must be a number between 0 and 1, not {coverage!r}")
     if not 0 < coverage < 1:
         raise InputError(f"coverage must lie between 0 and 1, not {coverage}; 0.9 is nine landmarks of ten")
     return coverage

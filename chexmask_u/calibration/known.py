@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -50,6 +50,7 @@ class Part:
         rest: standard deviation of a scaled feature beside the components.
         weight: in the distance, of all parts together 1.
         start: where they begin in the features.
+        usual: median distance of a known radiograph, of fits that left it out.
     """
 
     centre: tuple[float, ...]
@@ -58,6 +59,7 @@ class Part:
     rest: float
     weight: float = 1.0
     start: int = 0
+    usual: float = 0.0
 
     @classmethod
     def fit(cls, features: NDArray[np.float64], start: int, size: int, directions: int, weight: float) -> Self:
@@ -112,12 +114,15 @@ class Known:
         if len(features) < LEAST_IMAGES:
             raise ValueError(f"to know what is usual takes {LEAST_IMAGES} radiographs, not {len(features)}")
         fold = np.arange(len(features)) % _FOLDS
-        apart = [cls._of(features[fold != one]).distance(features[fold == one]) for one in range(_FOLDS)]
-        return cls._of(features, tuple(float(value) for value in np.sort(np.concatenate(apart))))
-
-    @classmethod
-    def _of(cls, features: NDArray[np.float64], distances: tuple[float, ...] = ()) -> Self:
-        return cls(tuple(Part.fit(features, *part) for part in _PARTS), distances)
+        apart = np.empty((len(features), len(_PARTS)))
+        for one in range(_FOLDS):
+            without = [Part.fit(features[fold != one], *part) for part in _PARTS]
+            apart[fold == one] = np.stack([part.distance(features[fold == one]) for part in without], axis=1)
+        usual = np.median(apart, axis=0)
+        parts = tuple(
+            replace(Part.fit(features, *part), usual=float(value)) for part, value in zip(_PARTS, usual, strict=True)
+        )
+        return cls(parts, tuple(float(value) for value in np.sort(_together(parts, apart.T))))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -129,9 +134,11 @@ class Known:
         )
 
     def distance(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Distance of images [B, F] from the known ones, float64 [B]: the weighted geometric mean of the parts'."""
-        logs = [part.weight * np.log(np.maximum(part.distance(features), _LEAST_DISTANCE)) for part in self.parts]
-        return np.exp(np.sum(logs, axis=0))
+        """Distance of images [B, F] from the known ones, float64 [B]: the weighted geometric mean of the parts'.
+
+        A part that is more usual than most makes up for no other.
+        """
+        return _together(self.parts, [part.distance(features) for part in self.parts])
 
     def score(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Percentile of images [B, F] among the known, float64 [B], 0 to 100.
@@ -143,6 +150,14 @@ class Known:
         below = np.searchsorted(known, found) / (len(known) + 1)
         beyond = 1 - np.minimum(known[-1] / np.maximum(found, _LEAST_DISTANCE), 1) / (len(known) + 1)
         return 100 * np.where(found > known[-1], beyond, below)
+
+
+def _together(parts: Sequence[Part], distances: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    logs = [
+        part.weight * np.log(np.maximum(found, max(part.usual, _LEAST_DISTANCE)))
+        for part, found in zip(parts, distances, strict=True)
+    ]
+    return np.asarray(np.exp(np.sum(logs, axis=0)), np.float64)
 
 
 def _tuples(value: Any) -> Any:

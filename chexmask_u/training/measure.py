@@ -25,7 +25,8 @@ def check_regions(names: Sequence[str]) -> None:
     """Raise InputError unless all regions of --leave-out are some."""
     for region in names:
         if region not in REGIONS:
-            raise InputError(f"--leave-out {region}: no such region{did_you_mean(region, REGIONS)}")
+            known = did_you_mean(region, REGIONS) or f"; there are {', '.join(REGIONS)}"
+            raise InputError(f"--leave-out {region}: no such region{known}")
 
 
 def measure(

@@ -113,6 +113,10 @@ def test_odd_images_are_told_from_usual_ones_that_were_held_out() -> None:
     known = Known.fit(usual[:300])
     assert (known.score(odd) > 99).all()
     assert (known.score(usual[300:]) > 99).mean() < 0.04
+    # Nor does a spread as of no other image's, for its evenness, make up for a posterior that is far out.
+    even = odd.copy()
+    even[:, 128:] = np.median(usual[:, 128:], axis=0)
+    assert (known.score(even) > 90).all()
     far = known.score(odd * 3)
     assert (far > known.score(odd)).all()
     assert (far <= 100).all()
@@ -187,6 +191,8 @@ def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibrat
         calibration.radius(record | {"landmarks_xy": None})
     with pytest.raises(ValueError, match="NaN"):
         calibration.radius(record | {"landmarks_std": [[float("nan"), 1.0]] * 120})
+    with pytest.raises(TypeError, match=r"coverage must be a number between 0 and 1, not '0\.9'"):
+        calibration.radius(record, "0.9")
     with pytest.raises(InputError, match="'landmark' or 'contour'"):
         calibration.radius(record, of="mask")
     with pytest.raises(InputError, match=r"0\.99 takes at least 99"):
@@ -229,7 +235,7 @@ def test_a_calibration_of_before_images_were_looked_at_is_read_and_says_what_it_
     part = Part.fit(
         Seen.of(invented_calibrations.predictions(np.random.default_rng(6), 40)).image_features(), 0, 160, 4, 1.0
     )
-    known = {name: value for name, value in asdict(part).items() if name not in ("weight", "start")}
+    known = {name: value for name, value in asdict(part).items() if name not in ("weight", "start", "usual")}
     content["known"] = {**known, "distances": list(range(40))}
     (tmp_path / "old.json").write_text(
         json.dumps({name: one for name, one in content.items() if name != "with_images"})
