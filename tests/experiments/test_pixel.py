@@ -41,8 +41,11 @@ def test_both_kinds_of_network_are_measured_alike_and_compared(tmp_path: Path, u
     output = tmp_path / "out"
     results = experiments.run("pixel", output, *given, "--weights", tiny_weights, "--weights", unet)
     assert set(results["by_weights"]["unet"]) == {"clean", "noise", "all kinds", "seconds"}
-    (finding,) = results["findings"]
-    assert "U-Net (tiny against unet)" in finding["claim"]
+    claims = [finding["claim"] for finding in results["findings"]]
+    assert [claim.partition("U-Net ")[2] for claim in claims] == [
+        "(tiny against unet; clean)",
+        "(tiny against unet; all kinds)",
+    ]
     rows = experiments.table(output)
     assert {(row["weights"], row["images"]) for row in rows} == {
         (label, kind) for label in ("tiny", "unet") for kind in ("clean", "noise", "all kinds")
