@@ -31,7 +31,7 @@ _EXPERIMENT = "Experiment: "
 def _first_line(module: Path) -> str:
     """What a module says of itself; it is not imported, since that would import much."""
     with module.open(encoding="utf-8") as lines:
-        return next(lines).strip().strip('"').rstrip(".")
+        return next((line.strip() for line in lines if line.strip()), module.stem).strip('"').rstrip(".")
 
 
 def _export_formats() -> dict[str, str]:
@@ -1081,7 +1081,12 @@ class ExperimentSettings(AnnotatedSettings):
     corruption: tuple[str, ...] = setting(
         (),
         "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
-        " contrast and blending); pixel: clean, squares, noise, rotation or gamma (default: all)",
+        " contrast and blending)",
+        numbers=True,
+    )
+    kind: tuple[str, ...] = setting(
+        (),
+        "pixel: clean, squares, noise, rotation or gamma, which images are made; may be repeated (default: all)",
         numbers=True,
     )
     count: tuple[int, ...] = setting(

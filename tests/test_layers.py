@@ -35,7 +35,7 @@ KNOW_RAY = {"pipeline.py", "runs/cluster.py", "training/distributed.py"}
 
 # What the network may know of the package, and of others' packages.
 MODEL_KNOWS = {"anatomy", "errors", "model"}
-MODEL_NEEDS = {"torch", "numpy", "safetensors"}
+MODEL_NEEDS = {"torch", "triton", "numpy", "safetensors"}
 
 
 def package() -> dict[str, str]:

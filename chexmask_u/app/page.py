@@ -6,6 +6,7 @@ import base64
 import html
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +30,9 @@ SQUARE = 240
 
 # Most that the sliders give: an occluder as wide as a lung is high, and noise that leaves little of the image.
 MOST_SIDE, MOST_NOISE, MOST_SAMPLES = 500, 120, 200
+
+# Fewer draws lie together by chance.
+LEAST_SAMPLES = 5
 
 # Seconds between two sweeps of the uploads, and after which one is swept that nobody opened.
 _SWEEP = (60, 300)
@@ -95,6 +99,9 @@ class Desk:
             return _refusal(name, error), turn
         finally:
             path.unlink(missing_ok=True)
+            # Its folder is named by what was in it. There may be another file of the same content by now.
+            with suppress(OSError):
+                path.parent.rmdir()
         self.visitors.put(_session(request), case)
         return "", turn + 1
 
@@ -182,7 +189,9 @@ def build(desk: Desk) -> gr.Blocks:
                 noise = gr.Slider(0, MOST_NOISE, 0, step=2, label="Noise, grey levels")
                 numbers = gr.HTML(view.show_numbers(first), elem_id="numbers", js_on_load=None)
                 with gr.Row():
-                    samples = gr.Slider(1, MOST_SAMPLES, Choice().samples, step=1, label="Draws N", min_width=160)
+                    samples = gr.Slider(
+                        LEAST_SAMPLES, MOST_SAMPLES, Choice().samples, step=5, label="Draws N", min_width=160
+                    )
                     seed = gr.Number(0, precision=0, label="Seed", min_width=80)
                 with gr.Row():
                     buttons = {kind: gr.Button(label, size="sm", min_width=90) for kind, label in _LABELS.items()}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def cases(
     found += [_whole(steps[precision], images, batch, samples) for precision in sizes.precisions[1:]]
     found += [_whole(steps["float32"], images, batch, draws) for draws in sizes.draws if draws != samples]
     found += [_encoder(_halved(steps[precision].model), images, batch) for precision in sizes.precisions]
+    if device == "cuda":
+        found += _with_kernels(weights, images, batch)
     found.append(_decoder(_halved(model), images, batch, samples))
     return found
 
@@ -247,6 +250,23 @@ def _encoder(model: HybridGNet, images: NDArray[np.uint8], batch: int) -> Timed:
         precision=model.precision,
         facts={"batch": batch, "precision": model.precision},
     )
+
+
+def _with_kernels(weights: str, images: NDArray[np.uint8], batch: int) -> list[Timed]:
+    """The encoder with kernels of our own, and how far they move its latents; nothing where they do not run."""
+    model = _halved(load_model(weights, device="cuda"))
+    timed = _encoder(model, images, batch)
+    try:
+        with torch.inference_mode():
+            grey = _grey(model, _repeat(images, batch))
+            plain, _, _ = model.encode(grey)
+            model.use_kernels()
+            moved = float((model.encode(grey)[0] - plain).abs().max() / plain.abs().max())
+    # Whatever a compiler raises; all else is to be measured still.
+    except Exception as error:
+        print(f"bench: no kernels of our own ({type(error).__name__}: {error})", file=sys.stderr)
+        return []
+    return [replace(timed, name=f"{timed.name}, own kernels", facts=timed.facts | {"latents_moved_share": moved})]
 
 
 def _decoder(model: HybridGNet, images: NDArray[np.uint8], batch: int, samples: int) -> Timed:

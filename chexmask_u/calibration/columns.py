@@ -57,18 +57,12 @@ def of_record(made: Mapping[str, Any], calibration: Calibration) -> dict[str, An
     return found
 
 
-def ood(table: pa.Table, known: Known) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How far rows that hold `NEEDED` are from known radiographs, and as which percentile among these.
-
-    Returns:
-        Distance, which tells apart what lies beyond all of them, and score, float64 [rows] each; NaN where a row has no
-        ``landmarks_xy``.
-    """
-    distances, scores = np.full((2, len(table)), np.nan)
+def ood_scores(table: pa.Table, known: Known) -> NDArray[np.float64]:
+    """Scores alone of rows that hold `NEEDED`, float64 [rows]; NaN where a row has no ``landmarks_xy``."""
+    scores = np.full(len(table), np.nan)
     for rows, seen, _ in _seen(table):
-        features = seen.image_features()
-        distances[rows], scores[rows] = known.distance(features), known.score(features)
-    return distances, scores
+        scores[rows] = known.score(seen.image_features())
+    return scores
 
 
 def _seen(table: pa.Table) -> Iterator[tuple[NDArray[Any], Seen, NDArray[np.float64]]]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.experiments import ALL_NAME, RESULTS, carry_out, figures
+from chexmask_u.experiments import ALL_NAME, RESULTS, carry_out, figures, get
 from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict
 from chexmask_u.experiments.study import Study
 from chexmask_u.folder import Folder
@@ -29,7 +29,7 @@ def check(study: Study) -> None:
     """Images, weights and records that were given must be there; what each experiment lacks, the page says."""
     if study.has_images:
         study.need(1, "an experiment")
-        assert study.weights
+        assert study.networks
     assert study.records_facts is None or study.records_facts["n"]
 
 
@@ -44,7 +44,7 @@ def run(study: Study) -> Outcome:
         own = Folder(folder.path(name))
         before = own.read_json(RESULTS)
         try:
-            found[name] = carry_out(name, study, own) if before is None else before
+            found[name] = carry_out(name, _fitting(name, study), own) if before is None else before
         except InputError as error:
             lacking[name] = str(error)
     if not found:
@@ -66,6 +66,11 @@ def run(study: Study) -> Outcome:
         "page": PAGE,
     }
     return Outcome(results, {}, table, _figure(findings), findings)
+
+
+def _fitting(name: str, study: Study) -> Study:
+    """The study with the weights that an experiment takes."""
+    return study if get(name).takes_masks or not study.has_images else study.of_landmarks()
 
 
 def render(
@@ -126,4 +131,4 @@ def _figure(findings: Sequence[Finding]) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment("The paper's findings", check, run)
+EXPERIMENT = Experiment("The paper's findings", check, run, takes_masks=True)

@@ -93,12 +93,10 @@ def kinds(study: Study) -> tuple[str, ...]:
     Raises:
         InputError: if one is none.
     """
-    for name in study.settings.corruption:
+    for name in study.settings.kind:
         if name not in KINDS:
-            raise InputError(
-                f"--corruption {name}: is none of pixel's; there are {', '.join(KINDS)}{did_you_mean(name, KINDS)}"
-            )
-    return tuple(dict.fromkeys(study.settings.corruption)) or KINDS
+            raise InputError(f"--kind {name}: is none; there are {', '.join(KINDS)}{did_you_mean(name, KINDS)}")
+    return tuple(dict.fromkeys(study.settings.kind)) or KINDS
 
 
 def check(study: Study) -> None:

@@ -107,6 +107,22 @@ class Study:
             for one in self.networks
         ]
 
+    def of_landmarks(self) -> Study:
+        """The same with the weights alone that give landmarks.
+
+        Raises:
+            InputError: if there are none.
+        """
+        given = tuple(one.source for one in self.networks if isinstance(one.network, Network))
+        if len(given) == len(self.networks):
+            return self
+        if not given:
+            raise InputError("none of the weights give landmarks; add some that do with --weights")
+        other = Study(replace(self.settings, weights=given), self._predictions)
+        # What is read and loaded already.
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name in _SHARED})
+        return other
+
     def refuse_masks(self) -> None:
         """Raise CheckpointError if one of the weights gives masks and no landmarks."""
         for one in self.networks:
@@ -361,6 +377,9 @@ class Study:
             "seed": self.settings.seed,
         }
 
+
+# What a study with fewer weights has alike.
+_SHARED = ("examples", "second", "records_facts")
 
 # Settings by which annotated images are read.
 _READING = ("data", "landmarks", "landmarks_in", "drawings", "on_bad", "split", "part", "seed", "max_side")

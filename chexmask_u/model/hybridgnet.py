@@ -41,6 +41,9 @@ class HybridGNet(Network):
     convolutions_frozen: bool = False
     """Whether the encoder's convolutions stay as they are in training; they then run as in inference."""
 
+    fused: Callable[[Tensor], tuple[Tensor, Tensor, Features]] | None = None
+    """Stands in for the encoder on a GPU in float32, where no gradient is kept; `use_kernels` sets it."""
+
     def __init__(self, input_size: int = 1024, variant: str = "skip") -> None:
         super().__init__(input_size, variant)
         if variant not in self.variants:
@@ -80,6 +83,8 @@ class HybridGNet(Network):
         with arithmetic(self.precision, images.device):
             if self.precision == "float32" and fast.applies(self.encoder, images):
                 return fast.encode(self.encoder, images)
+            if self.precision == "float32" and self.fused is not None and images.device.type == "cuda":
+                return self.fused(images)
             return _in_float32(*self.encoder(images))
 
     def decode_all(self, z: Tensor, features: Features) -> Decoded:
@@ -147,6 +152,13 @@ class HybridGNet(Network):
         difference = float((mean - plain_mean).abs().max() / plain_mean.abs().max())
         # The compiled decoder takes the plain encoder's output, so that each half answers for itself.
         return difference, (self.decode(z, features) - plain).abs().flatten()
+
+    def use_kernels(self) -> None:
+        """Take the kernels of `model.kernels` from now on, on a GPU; the encoder's weights must not change any more."""
+        # Triton comes with torch's builds for GPUs alone.
+        from chexmask_u.model.kernels import FusedEncoder
+
+        self.fused = FusedEncoder(self.encoder, compiled=True)
 
     def config(self) -> dict[str, Any]:
         # Upstream's other fields, such as the widths of its layers, are spelled in ways that no tensor tells.

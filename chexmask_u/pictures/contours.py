@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS
 from chexmask_u.images.preparation import ReadImage
-from chexmask_u.pictures.scale import BACKGROUND, LIMITS, OUTLINES, pixel_scale
+from chexmask_u.pictures.scale import BACKGROUND, LIMITS, OUTLINES, colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,9 +65,8 @@ def show_nodes(
     limits: tuple[float, float] = LIMITS,
 ) -> None:
     """Landmarks [120, 2] as dots in the colours of their pixels [120] of the 1024 frame."""
-    colours = pixel_scale(limits).to_rgba(pixels)
     x, y = landmarks.T
-    axes.scatter(x, y, s=size, color=colours, edgecolors="white", linewidths=0.3, zorder=4)
+    axes.scatter(x, y, s=size, color=colours(pixels, limits), edgecolors="white", linewidths=0.3, zorder=4)
 
 
 def show_ellipses(
@@ -80,10 +79,10 @@ def show_ellipses(
     """An ellipse of one standard deviation [120, 2], original pixels, at each landmark, coloured by `pixels` [120]."""
     from matplotlib.collections import EllipseCollection
 
-    scale, upright, (width, height) = pixel_scale(limits), np.zeros(len(landmarks)), 2 * std.T
+    upright, (width, height), edge = np.zeros(len(landmarks)), 2 * std.T, colours(pixels, limits)
     place: dict[str, Any] = {"offsets": landmarks, "offset_transform": axes.transData}
     ellipses = EllipseCollection(width, height, upright, units="xy", **place)
-    ellipses.set(zorder=3, facecolor=scale.to_rgba(pixels, alpha=0.45), edgecolor=scale.to_rgba(pixels))
+    ellipses.set(zorder=3, facecolor=edge * [1, 1, 1, 0.45], edgecolor=edge)
     axes.add_collection(ellipses)
 
 
@@ -110,10 +109,10 @@ def show_band(
     """
     zoom = _LAYER / max(height, width)
     layer = np.zeros((round(height * zoom), round(width * zoom), 4), np.uint8)
-    colours = pixel_scale(limits).to_rgba(pixels, bytes=True)
+    paint = np.rint(255 * colours(pixels, limits)).astype(int)
     for node in np.argsort(-pixels):
         x, y = np.rint(landmarks[node] * zoom * 2**_BITS).astype(int).tolist()
         radius = round(float(pixels[node]) / scale * zoom * 2**_BITS)
-        cv2.circle(layer, (x, y), radius, colours[node].tolist(), cv2.FILLED, cv2.LINE_8, _BITS)
+        cv2.circle(layer, (x, y), radius, paint[node].tolist(), cv2.FILLED, cv2.LINE_8, _BITS)
     axes.imshow(layer, aspect="auto", alpha=_BAND, extent=(0, width, height, 0), zorder=1)
     axes.set(xlim=(0, width), ylim=(height, 0))

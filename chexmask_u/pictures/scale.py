@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from chexmask_u.anatomy import FRAME
 from chexmask_u.record import RADIUS_COVERAGE
@@ -47,12 +47,18 @@ def pixel_scale(limits: tuple[float, float] = LIMITS) -> ScalarMappable:
     return ScalarMappable(LogNorm(*limits, clip=True), colours)
 
 
+def colours(pixels: ArrayLike, limits: tuple[float, float] = LIMITS) -> NDArray[np.float64]:
+    """Colours of pixels [N] of the 1024 frame: red, green, blue and alpha, [N, 4]; NaN is as much as infinity."""
+    # A logarithm has none for the 0 of a single draw.
+    known = np.nan_to_num(np.asarray(pixels, np.float64), nan=limits[1]).clip(*limits)
+    return np.asarray(pixel_scale(limits).to_rgba(known))
+
+
 def hexes(pixels: ArrayLike) -> list[str]:
-    """Colours of pixels [N] of the 1024 frame, as "#rrggbb"; what is not finite is as the largest."""
+    """The same as "#rrggbb"."""
     from matplotlib.colors import to_hex
 
-    known = np.nan_to_num(np.asarray(pixels, np.float64), nan=LIMITS[1], posinf=LIMITS[1])
-    return [to_hex(colour) for colour in pixel_scale().to_rgba(known)]
+    return [to_hex(colour) for colour in colours(pixels)]
 
 
 def gradient(steps: int = 16) -> list[str]:

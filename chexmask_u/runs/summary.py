@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from chexmask_u import record
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
-from chexmask_u.calibration.columns import NEEDED, ood
+from chexmask_u.calibration.columns import NEEDED, ood_scores
 from chexmask_u.calibration.known import Known
 
 Rank = Literal["surest", "median", "least sure", "least usual"]
@@ -266,14 +266,14 @@ def _unusual(records: ds.Dataset, known: Known) -> tuple[dict[str, Any], list[di
     for batch in records.to_batches(columns=[*names, *NEEDED], **_SCAN_FULL_ROWS):
         if not batch.num_rows:
             continue
-        distances, scores = ood(pa.Table.from_batches([batch]), known)
+        scores = ood_scores(pa.Table.from_batches([batch]), known)
         sources = np.array(batch["source"].to_pylist())
         images.update(sources[np.isfinite(scores)].tolist())
         odd = np.flatnonzero(scores > record.ODD_SCORE)
         beyond.update(sources[odd].tolist())
         for place in odd.tolist():
             row = {name: batch[name][place].as_py() for name in names} | {"ood_score": float(scores[place])}
-            farthest.append((-float(distances[place]), row["record_id"], row))
+            farthest.append((-row["ood_score"], row["record_id"], row))
         # Those that are equally far are told apart by their id.
         farthest = nsmallest(PICTURES_PER_RANK, farthest, key=lambda one: one[:2])
     said = {

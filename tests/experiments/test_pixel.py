@@ -11,10 +11,14 @@ import torch
 
 import chexmask_u as cu
 from chexmask_u import cli
+from chexmask_u.errors import InputError
 from chexmask_u.experiments.pixel import mean_of_draws
+from chexmask_u.experiments.study import Study
+from chexmask_u.folder import Folder
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.pixel import predict_masks
 from chexmask_u.model.variants import build
+from chexmask_u.settings import ExperimentSettings
 from chexmask_u.training import examples
 from chexmask_u.weight_files import load_network
 from tests.support import experiments
@@ -33,7 +37,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_kinds_of_network_are_measured_alike_and_compared(tmp_path: Path, unet: Path, tiny_weights: Path) -> None:
-    given = ("--drawings", 4, "--samples", 5, "--timed", 1, "--corruption", "clean", "--corruption", "noise")
+    given = ("--drawings", 4, "--samples", 5, "--timed", 1, "--kind", "clean", "--kind", "noise")
     output = tmp_path / "out"
     results = experiments.run("pixel", output, *given, "--weights", tiny_weights, "--weights", unet)
     assert set(results["by_weights"]["unet"]) == {"clean", "noise", "all kinds", "seconds"}
@@ -80,7 +84,7 @@ def test_the_mean_mask_of_draws_is_the_share_that_covers_a_pixel() -> None:
     ("arguments", "words"),
     [
         (["pixel", "--drawings", "2"], "pixel takes at least 3 images, and there are 2"),
-        (["pixel", "--drawings", "4", "--corruption", "nose"], "--corruption nose: is none of pixel's"),
+        (["pixel", "--drawings", "4", "--kind", "nose"], "--kind nose: is none"),
         (["noise", "--drawings", "4", "--weights", "UNET"], "masks and no landmarks"),
         (["pixel", "--images", "IMAGES"], "not annotated, and overlap needs annotations"),
     ],
@@ -100,3 +104,17 @@ def test_what_cannot_be_measured_is_refused(
     given = [names.get(word, word) for word in arguments]
     assert cli.main(["experiment", *given, "--output", str(tmp_path / "out")]) == cli.BAD_INPUT
     assert words in capsys.readouterr().err
+
+
+def test_experiments_of_landmarks_leave_weights_of_masks_out_where_all_are_run(
+    tmp_path: Path, unet: Path, tiny_weights: Path
+) -> None:
+    def study(*weights: Path) -> Study:
+        given = {"experiment": "all", "drawings": 3, "output": str(tmp_path), "weights": [str(one) for one in weights]}
+        return Study(ExperimentSettings.from_mapping(given), Folder(str(tmp_path)))
+
+    both = study(tiny_weights, unet)
+    assert [one.label for one in both.networks] == ["tiny", "unet"]
+    assert [one.label for one in both.of_landmarks().weights] == ["tiny"]
+    with pytest.raises(InputError, match="none of the weights give landmarks"):
+        study(unet).of_landmarks()

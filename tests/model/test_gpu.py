@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import chexmask_u as cu
-from chexmask_u.bench.predict import stretched
+from chexmask_u.bench.predict import in_turn, stretched
+from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.settings import TrainSettings
 from chexmask_u.sources.synthetic import draw
 from chexmask_u.steps.predict import NOT_COMPILED, Predictor
@@ -19,6 +20,9 @@ from chexmask_u.training.run import metrics_csv
 from chexmask_u.weight_files import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+if torch.cuda.is_available():
+    from chexmask_u.model.kernels import FusedEncoder
 
 GPU = "cuda"
 
@@ -81,6 +85,36 @@ def test_the_numbers_of_an_image_do_not_depend_on_its_batch(
     for name in ("landmarks_mean", "landmarks_std"):
         apart = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_allclose(apart, getattr(together, name), atol=0.01, err_msg=name)
+
+
+def test_kernels_of_our_own_give_the_numbers_of_the_compiled_network_in_any_batch(
+    weights: str, together: cu.Prediction, images: np.ndarray, ids: list[str]
+) -> None:
+    model = load_model(weights, device=GPU)
+    assert isinstance(model, HybridGNet)
+    model.use_kernels()
+    fused = cu.predict(model, images, ids)
+    np.testing.assert_allclose(fused.landmarks_mean, together.landmarks_mean, atol=0.01)
+    np.testing.assert_allclose(fused.landmarks_std, together.landmarks_std, atol=0.01)
+    alone = cu.predict(model, images[3:5], ids[3:5])
+    np.testing.assert_allclose(alone.landmarks_mean, fused.landmarks_mean[3:5], atol=0.01)
+    encoder = FusedEncoder(model.encoder)
+    with torch.inference_mode():
+        grey = model.grey(torch.from_numpy(images).to(GPU))
+        assert torch.equal(encoder.pooled(grey[3:5]), encoder.pooled(grey)[3:5])
+
+
+def test_kernels_of_our_own_are_faster_than_the_compiled_encoder(compiled: Predictor, images: np.ndarray) -> None:
+    model = compiled.model
+    assert isinstance(model, HybridGNet)
+    if model.input_size < 1024:
+        pytest.skip("so small an image keeps no GPU busy")
+    fused = FusedEncoder(model.encoder, compiled=True)
+    with torch.inference_mode():
+        grey = model.grey(torch.from_numpy(images[:16]).to(GPU))
+        seconds = in_turn({"compiled": lambda: model.encode(grey), "ours": lambda: fused(grey)}, grey.device, 20)
+    print({name: f"{1e3 * value / 16:.3f} ms an image" for name, value in seconds.items()})
+    assert seconds["ours"] < seconds["compiled"]
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -79,9 +79,7 @@ def test_weights_of_every_variant_are_told_by_the_names_in_them(variant: str, tm
     if isinstance(model, Network):
         assert type(cu.load_model(path)) is type(model)
     else:
-        with pytest.raises(
-            cu.CheckpointError, match=rf"{path}: are weights of a .*, which gives masks and no landmarks"
-        ):
+        with pytest.raises(cu.CheckpointError, match=rf"{path}: are weights of .*, which gives masks and no landmarks"):
             cu.load_model(path)
 
 

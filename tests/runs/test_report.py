@@ -16,6 +16,7 @@ from chexmask_u import record
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.model.predict import Prediction
+from chexmask_u.pictures.scale import gradient, hexes
 from chexmask_u.runs import summary as summaries
 from chexmask_u.runs.page import Picture, render_html, to_picture
 from chexmask_u.runs.summary import QUANTILES, chosen_rows, summarise
@@ -156,10 +157,10 @@ def seen(name: str, source: str, prediction: Prediction, index: int, away: float
 
 
 def test_records_unlike_known_radiographs_are_counted_and_the_farthest_are_shown(tmp_path: Path) -> None:
-    calibration = invented_calibrations.calibration("a" * 64)
+    calibration = invented_calibrations.calibration("a" * 64, 120)
     some = invented_calibrations.predictions(np.random.default_rng(3), 14)
     usual = [seen(f"u{n:02d}", "A", some, n) for n in range(10)]
-    far = [seen(f"f{n}", "B", some, 10 + n, away=5.0 + n) for n in range(4)]
+    far = [seen(f"f{n}", "B", some, 10 + n, away=20.0 + 10 * n) for n in range(4)]
     # One that failed stands before the others, and one of before the column says nothing.
     rows = [failed("d", "A", "damaged"), *usual[:5], *far, *usual[5:], ok("old", "A", 3.0)]
     records = store(tmp_path, rows[:6], rows[6:])
@@ -174,7 +175,7 @@ def test_records_unlike_known_radiographs_are_counted_and_the_farthest_are_shown
 
     blank = np.zeros((FRAME, FRAME), np.uint8)
     html = render_html(summary, RUN, [to_picture(row, blank, "least usual", calibration) for row in far])
-    assert f"{4 + of_a}</strong> of 14 records lie beyond the 99th percentile of the 40 frontal radiographs" in html
+    assert f"{4 + of_a}</strong> of 14 records lie beyond the 99th percentile of the 120 frontal radiographs" in html
     assert "90% radius of a landmark" in html
     assert html.count("<title>") == 1 + 4 * N_LANDMARKS
     assert "Nothing here tells" in page(records)
@@ -192,6 +193,8 @@ def test_the_same_pixels_have_the_same_colour_in_two_reports_and_in_a_picture_of
     drawn = {to_hex(colour) for colour in axes.collections[0].get_edgecolor()}
     assert len(drawn) == 3
     assert all(drawn < found for found in dots)
+    # One draw has no spread at all, and that is sure, not unknown.
+    assert hexes([0.0, np.nan]) == [gradient()[0], gradient()[-1]]
     plt.close(axes.figure)
 
 
