@@ -32,6 +32,12 @@ __all__ = ["BAD_INPUT", "DONE", "INCOMPLETE", "main"]
 
 IMAGES, DATASET, MAINTAIN = "I have images", "I want the dataset", "I maintain it"
 DOORS = (IMAGES, DATASET, MAINTAIN)
+
+_EXPERIMENT_ON = {
+    "pixel": "--data FOLDER --split split.csv --weights RUN --weights PHISEG",
+    "rca": "--release RELEASE",
+}
+"""What the examples of experiments give them, where annotated images alone are not enough."""
 """Who comes for what: the groups that `chexmask-u --help` lists verbs in, as README and the documentation do."""
 
 
@@ -246,11 +252,12 @@ def verbs() -> Iterator[Verb]:
         "chexmask-u bench --quick\nchexmask-u bench --device cuda --check --output benchmarks/results",
     )
     for name, about in of.EXPERIMENTS.items():
+        given = _EXPERIMENT_ON.get(name, "--data FOLDER --split split.csv")
         yield Verb(
             f"experiment {name}",
             of.ExperimentSettings,
             "experiments:verb",
-            f"chexmask-u experiment {name} --data FOLDER --split split.csv --output {name}",
+            f"chexmask-u experiment {name} {given} --output {name}",
             about=about[0].upper() + about[1:],
             fixed={"experiment": name},
         )

@@ -72,13 +72,14 @@ class Folder:
         with storage.explained(self.url, "opened"):
             return storage.names_in(self.url)
 
-    def check_own(self, what: str, marks: Sequence[str], ignored: Sequence[str] = ()) -> None:
+    def check_own(self, what: str, marks: Sequence[str], ignored: Sequence[str] = (), flag: str = "--output") -> None:
         """Check that it is empty, or holds what the same verb made there before.
 
         Args:
             what: that the verb makes.
             marks: files of which one is there if the verb made it.
             ignored: beginnings of other names that say nothing; hidden files and folders do not either.
+            flag: that named the folder.
 
         Raises:
             InputError: naming something else that is there.
@@ -88,7 +89,7 @@ class Folder:
         if strangers and not set(marks).intersection(names):
             raise InputError(
                 f"{self.url}: is not empty and holds no {what} (there is {strangers[0]!r});"
-                " choose another --output or a new folder in it"
+                f" choose another {flag} or a new folder in it"
             )
 
 

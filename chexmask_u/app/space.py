@@ -45,7 +45,7 @@ def write(settings: AppSettings, place: str) -> Folder:
             " beside the weights on the Hub"
         )
     folder = Folder(storage.normalise(place))
-    folder.check_own("Space", [MARK])
+    folder.check_own("Space", [MARK], flag="--space")
     weights = find(settings.weights)
     needed = list(_requirements())
     earlier = (folder.read_json(MARK) or {}).get("files", [])

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import N_LANDMARKS
-from chexmask_u.calibration.conformal import Scores, check_coverage
+from chexmask_u.calibration.conformal import Scores, check_coverage, images_needed
 from chexmask_u.calibration.expected import Expected
 from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen, is_prediction
-from chexmask_u.errors import InputError
+from chexmask_u.errors import CheckpointError, InputError
 from chexmask_u.folder import Folder
 from chexmask_u.record import RADIUS_COVERAGE
 from chexmask_u.settings import NO_CALIBRATION
@@ -262,7 +262,10 @@ def load_calibration(source: str = weight_files.DEMO) -> Calibration:
         if data is None:
             raise InputError(f"{source}: no such file; `chexmask-u calibrate` makes one")
         return Calibration.from_text(data.decode("utf-8", "replace"), source)
-    weights = weight_files.find(source)
+    try:
+        weights = weight_files.find(source)
+    except CheckpointError as error:
+        raise InputError(f"{error}; or name a calibration, which ends in .json") from error
     path = weights.beside(NAME)
     if path is None:
         raise InputError(f"{source}: no {NAME} lies beside these weights; `chexmask-u calibrate --weights` makes one")
@@ -312,10 +315,12 @@ def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
 
 def _usable(source: str, sha256: str) -> Calibration:
     found = calibration_of(source, sha256, "--calibration")
-    try:
-        found.summary(RADIUS_COVERAGE)
-    except InputError as error:
-        raise InputError(f"--calibration {source}: {error}") from error
+    for radius in (found.landmark, found.contour):
+        if radius is not None and radius.scores.images < (needed := images_needed(RADIUS_COVERAGE)):
+            raise InputError(
+                f"--calibration {source}: a coverage of {RADIUS_COVERAGE:g} takes at least {needed} annotated images,"
+                f" and the calibration has {radius.scores.images}; calibrate on more"
+            )
     return found
 
 

@@ -46,7 +46,9 @@ def test_without_gradio_it_is_told_how_to_install_it(tmp_path):
 
 def test_a_space_goes_into_a_folder_of_its_own(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("x")
-    assert "is not empty and holds no Space" in refusal(capsys, "--space", str(tmp_path))
+    told = refusal(capsys, "--space", str(tmp_path))
+    assert "is not empty and holds no Space" in told
+    assert "choose another --space" in told
     space = str(tmp_path / "space")
     assert "put the weights on the Hub" in refusal(capsys, "--space", space, "--weights", "mine.pt")
     assert "must be a local folder" in refusal(capsys, "--space", "s3://bucket/space")

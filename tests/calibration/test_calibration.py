@@ -201,6 +201,8 @@ def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibrat
         calibration.check_weights("b" * 64, "here")
     with pytest.raises(InputError, match=re.escape("nowhere.json: no such file")):
         cu.load_calibration(str(tmp_path / "nowhere.json"))
+    with pytest.raises(InputError, match=r"nowhere: .*or name a calibration, which ends in \.json"):
+        cu.load_calibration(str(tmp_path / "nowhere"))
     for text in ("no JSON", "{}", json.dumps({**json.loads(calibration.text), "format": 9})):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=re.escape("bad.json: is")):
