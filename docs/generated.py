@@ -44,7 +44,7 @@ GUIDES = {
     "train": "training",
     "evaluate": "training",
     "calibrate": "uncertainty",
-    "experiment": "uncertainty",
+    "experiment": "experiments",
     "bench": "speed",
     "plan": "speed",
 }
