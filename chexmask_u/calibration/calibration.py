@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import PurePosixPath
+from functools import cache, cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -269,9 +270,17 @@ def load_calibration(source: str = weight_files.DEMO) -> Calibration:
     path = weights.beside(NAME)
     if path is None:
         raise InputError(f"{source}: no {NAME} lies beside these weights; `chexmask-u calibrate --weights` makes one")
-    found = Calibration.from_text(path.read_text("utf-8"), f"{source}: {NAME}")
+    found = _read(path, f"{source}: {NAME}")
     found.check_weights(weights.fetch()[1], f"{source}: {NAME}")
     return found
+
+
+def _read(path: Path, where: str) -> Calibration:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror})") from error
+    return Calibration.from_text(data.decode("utf-8", "replace"), where)
 
 
 def calibration_of(source: str, sha256: str, flag: str) -> Calibration:
@@ -291,7 +300,8 @@ def calibration_of(source: str, sha256: str, flag: str) -> Calibration:
 def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
     """The calibration that is used with weights: the one that is named, else the one that lies beside them on disk.
 
-    Of the weights of a Hub only a named one is used: what is made of a run must not need the Hub.
+    Of the weights of a Hub only a named one is used: what is made of a run must not need the Hub. One that lies beside
+    the weights and cannot be used counts as none, and stderr says why.
 
     Args:
         given: as ``--calibration`` has it: as `load_calibration` takes it, "none", or None for the weights' own.
@@ -306,22 +316,53 @@ def chosen(given: str | None, source: str, sha256: str) -> Calibration | None:
     if given is None:
         if source != weight_files.DEMO and (source.startswith("hf://") or not storage.is_local(source)):
             return None
-        try:
-            return _usable(source, sha256)
-        except InputError:
-            return None
-    return _usable(given, sha256)
+        return beside_weights(source, sha256, for_radii=True)
+    found = calibration_of(given, sha256, "--calibration")
+    _check_images(found, f"--calibration {given}")
+    return found
 
 
-def _usable(source: str, sha256: str) -> Calibration:
-    found = calibration_of(source, sha256, "--calibration")
+def beside_weights(source: str, sha256: str, *, for_radii: bool) -> Calibration | None:
+    """The calibration that lies beside weights; None where there is none, or it cannot be used, as stderr then says.
+
+    Args:
+        source: of the weights, as `load_model` takes it.
+        sha256: of the weights.
+        for_radii: whether one with too few images for the radii cannot be used.
+    """
+    try:
+        weights = weight_files.find(source)
+        path = weights.beside(NAME)
+    except CheckpointError:
+        return None
+    if path is None:
+        return None
+    try:
+        found = _read(path, str(path))
+        for digest in (weights.fetch()[1], sha256):
+            found.check_weights(digest, str(path))
+        if for_radii:
+            _check_images(found, str(path))
+    except InputError as error:
+        # A model in hand and the runs of other versions count as the bundled weights, and may be of others.
+        if source != weight_files.DEMO:
+            _say_once(f"{NAME} beside the weights is not used: {error}")
+        return None
+    return found
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _check_images(found: Calibration, where: str) -> None:
     for radius in (found.landmark, found.contour):
         if radius is not None and radius.scores.images < (needed := images_needed(RADIUS_COVERAGE)):
             raise InputError(
-                f"--calibration {source}: a coverage of {RADIUS_COVERAGE:g} takes at least {needed} annotated images,"
+                f"{where}: a coverage of {RADIUS_COVERAGE:g} takes at least {needed} annotated images,"
                 f" and the calibration has {radius.scores.images}; calibrate on more"
             )
-    return found
 
 
 def _tried(kind: Mapping[str, Any], coverage: float) -> dict[str, Any] | None:

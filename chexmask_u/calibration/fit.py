@@ -100,6 +100,23 @@ def radius(
     return Radius(expected, _scores(measured, of, rows[~fitted], expected), True)
 
 
+def further_images(images: int, scores: int, coverage: float) -> int:
+    """How many more images a coverage takes of a dataset of which some are for the expected error.
+
+    Args:
+        images: that are annotated.
+        scores: how many of them give scores.
+        coverage: between 0 and 1.
+    """
+    fitted = images - scores
+    # As many as there may be of datasets that the weights were not trained on: each first of `_SHARE` is fitted.
+    share = min(images, _SHARE * fitted)
+    more = max(0, images_needed(coverage) - scores)
+    while fitted and images + more - -(-(share + more) // _SHARE) < images_needed(coverage):
+        more += 1
+    return more
+
+
 def _scores(measured: Measured, of: Of, rows: NDArray[np.int64], expected: Expected) -> Scores:
     return Scores.of(measured.errors[of][CLEAN][rows] / expected(measured.seen[CLEAN].take(rows).error_features()))
 

@@ -80,6 +80,19 @@ def number(given: object, name: str) -> float:
     return float(given)
 
 
+def distance(given: object, name: str) -> float:
+    """What somebody gave for a number of pixels.
+
+    Raises:
+        TypeError: if it is no number, or more than one.
+        ValueError: if it is NaN or negative.
+    """
+    pixels = number(given, name)
+    if pixels < 0:
+        raise ValueError(f"{name} must be a number of pixels, 0 or more, not {given}")
+    return pixels
+
+
 def nodes(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
     """Float64 [120] likewise.
 

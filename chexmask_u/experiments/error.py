@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,14 @@ def _of_images(study: Study) -> list[Measured]:
             assert calibration is not None
             radius = calibration.landmark if of == "landmark" else calibration.contour
             there = np.isfinite(errors[of])
-            if radius is None or images_needed(RADIUS_COVERAGE) > radius.scores.images or not there.any():
+            if radius is None or not there.any():
+                continue
+            if radius.scores.images < (needed := images_needed(RADIUS_COVERAGE)):
+                print(
+                    f"{weights.label}: the {of} radius of its calibration is not used: a coverage of"
+                    f" {RADIUS_COVERAGE:g} takes at least {needed} annotated images, and it has {radius.scores.images}",
+                    file=sys.stderr,
+                )
                 continue
             uncertainties[f"expected {of}"] = calibration.expected(seen, of)
             inside = errors[of] <= calibration.radii(seen, RADIUS_COVERAGE, of)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, N_LANDMARKS
-from chexmask_u.calibration.calibration import Calibration, load_calibration
+from chexmask_u.calibration.calibration import Calibration, beside_weights, load_calibration
 from chexmask_u.calibration.worth import contour_errors, landmark_errors
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import records
@@ -266,10 +266,7 @@ class Study:
         if given == NO_CALIBRATION:
             return None
         if given is None:
-            try:
-                return load_calibration(weights.source)
-            except InputError:
-                return None
+            return beside_weights(weights.source, weights.sha256, for_radii=False)
         found = load_calibration(given)
         if all(found.weights_sha256 != one.sha256 for one in self.weights):
             found.check_weights(self.weights[0].sha256, f"--calibration {given}")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from chexmask_u import storage
-from chexmask_u.calibration.calibration import chosen
+from chexmask_u.calibration.calibration import Calibration, chosen
 from chexmask_u.errors import InputError
 from chexmask_u.record import ReadError
 from chexmask_u.runs import page, sample
@@ -17,15 +17,19 @@ from chexmask_u.runs.summary import chosen_rows, summarise
 from chexmask_u.steps.read import read_image
 
 
-def write_report(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+def calibration_of_report(run: Run) -> Calibration | None:
+    """The calibration beside the run's weights; the driver asks, since nobody sees the stderr of a worker."""
+    weights = (run.read_json("run.json") or {})["weights"]
+    return chosen(None, weights["source"], weights["sha256"])
+
+
+def write_report(run: Run, facts: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
     """Summarise the run's records and write report.json and report.html; `facts` are added to the summary.
 
     It scans every record and reads the contact sheet's images again, so a worker does it and not the driver.
     """
     dataset = run.dataset()
     frozen = run.read_json("run.json") or {}
-    weights = frozen["weights"]
-    calibration = chosen(None, weights["source"], weights["sha256"])
     try:
         summary = summarise(dataset, calibration.known if calibration else None)
     except (OSError, pa.ArrowInvalid) as error:

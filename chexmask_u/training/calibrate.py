@@ -28,7 +28,7 @@ from chexmask_u.folder import Folder
 from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import predict
-from chexmask_u.record import ODD_SCORE, ReadError
+from chexmask_u.record import ODD_SCORE, RADIUS_COVERAGE, ReadError
 from chexmask_u.result import Result
 from chexmask_u.settings import CalibrateSettings
 from chexmask_u.steps.read import read_image
@@ -47,9 +47,9 @@ _SPLIT = "split.csv"
 # Of the images that weights were trained on so many are enough to say which landmarks err more than others.
 _TRAINED_IMAGES = 60
 
-ASSUMES = (
-    "The coverage is promised for a landmark drawn at random from one more image that is drawn as these were: the same"
-    " hospitals, devices, patients and annotators, an image being as likely as any other. It is an average over"
+_ASSUMES = (
+    "The coverage{of} is promised for a landmark drawn at random from one more image that is drawn as these were: the"
+    " same hospitals, devices, patients and annotators, an image being as likely as any other. It is an average over"
     " landmarks and images: single landmarks, hard images and single kinds of image may be covered less. Elsewhere it"
     " is not promised at all; calibrate there with --start."
 )
@@ -192,7 +192,6 @@ def _about(settings: CalibrateSettings, weights: WeightFile, parts: _Parts) -> d
         "trained_images_for_the_shape": dict(trained),
         "told_apart_by": parts.told,
         "left_out_of_masks": list(settings.leave_out),
-        "assumes": ASSUMES,
     }
 
 
@@ -231,12 +230,22 @@ def _fit(
         "images_that_count": {of: None if radius is None else radius.scores.images for of, radius in radii.items()},
         "landmark_checked": landmark is not None and landmark.checked,
         "known_radiographs": 0 if usual is None else len(usual.distances),
+        "assumes": _assumes(radii),
         "trials": trials,
         "trials_with_images": with_images_trials,
     }
     made = Calibration(sha256, landmark, contour, usual, about, with_images)
     # As it will be read again, to the last digit.
     return Calibration.from_text(made.text, "calibration")
+
+
+def _assumes(radii: Mapping[Of, Radius | None]) -> str:
+    """For which radii a coverage is promised, and of which images."""
+    promised = [of for of, radius in radii.items() if radius is not None and radius.checked]
+    text = _ASSUMES.format(of="" if len(promised) == len(_OF) else f" of the {promised[0]} radius")
+    if radii["landmark"] is not None and not radii["landmark"].checked:
+        text += " For the landmark radius none is promised, here or elsewhere."
+    return text
 
 
 def _augmented(
@@ -314,15 +323,17 @@ def table(calibration: Calibration) -> str:
         if images is None:
             lines.append(f"  {of}: no radius, since no image has such an annotation")
             continue
+        if of == "landmark" and not about["landmark_checked"]:
+            lines += _unchecked_lines(images)
+            continue
         reach = [f"{coverage:g}" for coverage in COVERAGES if images_needed(coverage) <= images]
         lacking = [f"{c:g} takes {images_needed(c)}" for c in (*COVERAGES, 0.99) if images_needed(c) > images]
         lines.append(
             f"  {of}: {images} images count, enough for a coverage of {', '.join(reach) or 'none'}"
             + (f"; {'; '.join(lacking)}" if lacking else "")
         )
-        if of == "landmark" and not about["landmark_checked"]:
-            lines.append("    no image here has annotated landmarks: it is another's, stretched as the contour's, and")
-            lines.append("    no coverage is promised")
+        if more := fit.further_images(about["trials"][of]["images"], images, RADIUS_COVERAGE):
+            lines.append(f"    {_NEEDED}: {more} more image{'s' if more > 1 else ''}")
         by_dataset = len(about["images"]) > 1
         lines += _trial_lines(about["trials"].get(of, {}), by_dataset, ("std", "across"))
         looking = _trial_lines(about["trials_with_images"].get(of, {}), by_dataset)
@@ -339,6 +350,20 @@ def table(calibration: Calibration) -> str:
         lines.append(f"  ood_score: percentile among {about['known_radiographs']} radiographs")
         lines += _odd_lines(about["odd_images"])
     return "\n".join([*lines, *_wrapped(about["assumes"])])
+
+
+_NEEDED = f"segment and release need radii of {100 * RADIUS_COVERAGE:.0f}%"
+
+
+def _unchecked_lines(images: int) -> list[str]:
+    """Of a landmark radius that is that of --start, which counts so many images."""
+    lines = [
+        "  landmark: no image here has annotated landmarks: it is that of --start, stretched as the contour's, and",
+        "    no coverage is promised",
+    ]
+    if (more := images_needed(RADIUS_COVERAGE) - images) > 0:
+        lines.append(f"    {_NEEDED}: {more} more that count in the calibration of --start")
+    return lines
 
 
 def _trial_lines(trial: Mapping[str, Any], by_dataset: bool, beside: Sequence[str] = ()) -> list[str]:

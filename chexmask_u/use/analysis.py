@@ -119,16 +119,17 @@ def trusted_landmarks(
         calibration: of `within`, for records of a release without radii.
 
     Raises:
-        ValueError: unless exactly one of the three is given, and the share is one; or as `landmark_radius` does.
+        ValueError: unless exactly one of the three is given, the share is one and no distance is negative; or as
+            `landmark_radius` does.
         TypeError: if it is no number, or the record is several.
     """
     if within is not None and below is None and quantile is None:
-        return landmark_radius(record, calibration=calibration) <= row.number(within, "within")
+        return landmark_radius(record, calibration=calibration) <= row.distance(within, "within")
     if within is not None:
         raise ValueError("give only one of below, quantile and within")
     std = landmark_uncertainty(record)
     if below is not None and quantile is None:
-        return std < row.number(below, "below")
+        return std < row.distance(below, "below")
     if quantile is not None and below is None and 0 <= row.number(quantile, "quantile") <= 1:
         return std <= np.quantile(std, quantile)
     raise ValueError(

@@ -269,7 +269,9 @@ def test_a_run_on_an_object_store_is_retried_alike(run: Run, monkeypatch: pytest
         assert len([name for name in server.filesystem().find(there.url) if not name.endswith("/")]) == 4
 
 
-def test_images_that_were_repaired_are_ok_after_a_retry(tmp_path: Path, tiny_weights: Path, local_ray: object) -> None:
+def test_images_that_were_repaired_are_ok_after_a_retry(
+    tmp_path: Path, tiny_weights: Path, local_ray: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for index in range(30):
@@ -280,10 +282,16 @@ def test_images_that_were_repaired_are_ok_after_a_retry(tmp_path: Path, tiny_wei
     (images / "12.png").write_bytes(b"text")
     manifest = str(tmp_path / "m.parquet")
     list_folder(ManifestFolderSettings(uri=str(images), output=manifest))
+    weights = tmp_path / "training" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(tiny_weights.read_bytes())
+    weights.with_name("calibration.json").write_text("{}")
     settings = GenerateSettings(
-        manifest=manifest, output=str(tmp_path / "run"), weights=str(tiny_weights), samples=3, rows_per_file=10
+        manifest=manifest, output=str(tmp_path / "run"), weights=str(weights), samples=3, rows_per_file=10
     )
     first = pipeline.generate(settings)
+    # The report is a worker's, whose stderr nobody sees.
+    assert capsys.readouterr().err.count("calibration.json beside the weights is not used: ") == 1
     assert {reason: found["images"] for reason, found in first["failures"].items()} == {
         "damaged": 2,
         "empty": 1,

@@ -12,8 +12,9 @@ import pytest
 
 import chexmask_u as cu
 from chexmask_u.anatomy import ORGANS
+from chexmask_u.calibration import fit
 from chexmask_u.cli import main
-from chexmask_u.training import examples, odd, shifts
+from chexmask_u.training import calibrate, examples, odd, shifts
 from chexmask_u.training.augmented import augmented_features
 
 QUICK = ["--samples", "3", "--batch-size", "4"]
@@ -115,8 +116,43 @@ def test_another_site_needs_masks_alone_and_is_told_what_is_not_checked(
     assert site["started_from"] == cu.load_calibration(str(made)).digest
     assert site["images_that_count"]["contour"] == 11
     assert not site["landmark_checked"]
+    assert site["assumes"].startswith("The coverage of the contour radius is promised for")
+    text = calibrate.table(cu.load_calibration(str(tmp_path / "site.json")))
+    (line,) = [line for line in text.splitlines() if line.startswith("  landmark:")]
+    assert "stretched as the contour's" in line
+    assert "For the landmark radius none is promised" in " ".join(text.split())
+    assert "segment and release need" not in text
     line = refused(capsys, "calibrate", "--start", made, "--data", masks, "--output", tmp_path / "x.json", *QUICK)
     assert "belongs to the weights" in line
+
+
+def test_masks_alone_promise_a_contour_and_too_few_of_them_are_told_what_is_missing(
+    masks: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "few.json"
+    assert main(["calibrate", "--weights", str(tiny_weights), "--data", str(masks), "--output", str(file), *QUICK]) == 0
+    text = capsys.readouterr().out
+    assert "contour: 7 images count, enough for a coverage of 0.5, 0.8;" in text
+    assert "    segment and release need radii of 90%: 3 more images\n" in text
+    assert "  landmark: no radius, since no image has such an annotation\n" in text
+    assert "The coverage of the contour radius is promised" in text
+    line = refused(
+        capsys, "segment", masks / "images", "--weights", tiny_weights, "--calibration", file, "--output", "x"
+    )
+    assert "takes at least 9 annotated images, and the calibration has 7" in line
+
+
+@pytest.mark.parametrize(("images", "known"), [(1, 0), (5, 0), (11, 0), (13, 0), (14, 0), (6, 4), (5, 5)])
+def test_so_many_more_images_as_are_told_are_enough_and_one_less_is_not(images: int, known: int) -> None:
+    """Of `images` `known` are of a dataset whose trained images are for the expected error."""
+
+    def that_count(more: int) -> int:
+        return images + more - -(-(images - known + more) // 3) if images > known else images + more
+
+    more = fit.further_images(images, that_count(0), 0.9)
+    assert that_count(more) >= 9
+    if not known:
+        assert more == 0 or that_count(more - 1) < 9
 
 
 def test_images_that_the_weights_were_trained_on_are_refused_or_left_out(

@@ -370,4 +370,8 @@ def test_several_records_and_words_for_numbers_are_refused_by_what_is_wanted(rec
             cu.trusted_landmarks(record | {"landmarks_radius": [1.0] * 120}, **words)
     with pytest.raises(ValueError, match="below must be a number, not NaN"):
         cu.trusted_landmarks(record, below=float("nan"))
+    for words in ({"below": -0.5}, {"within": -1}, {"within": float("-inf")}):
+        with pytest.raises(ValueError, match=f"{next(iter(words))} must be a number of pixels, 0 or more, not -"):
+            cu.trusted_landmarks(record | {"landmarks_radius": [1.0] * 120}, **words)
+    assert not cu.trusted_landmarks(record | {"landmarks_radius": [1.0] * 120}, within=0).any()
     assert cu.trusted_landmarks(record, below=np.float32(1000)).all()
