@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chexmask_u.anatomy import LANDMARKS
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.statistics import LEAST_IMAGES
 from chexmask_u.experiments.study import Study, Weights, places
 from chexmask_u.images.corruptions import Image, corners_around, cover, generator, is_covered
@@ -133,15 +133,15 @@ def _summary(by_size: dict[int, Covered], seed: int) -> dict[str, Any]:
 
 def _finding(weights: Weights, summary: dict[str, Any], count: int, several: bool) -> Finding:
     low, high = summary["growth_ratio_interval"]
-    verdict = judged((low, high), least=1.0, matters=_MATTERS)
+    verdict = judged((low, high), count, least=1.0, matters=_MATTERS)
     ours = (
         f"covered nodes {summary['std_before']:.2f} -> {summary['std_inside']:.2f} px, visible ones"
         f" {summary['std_outside_before']:.2f} -> {summary['std_outside']:.2f} px: under the cover"
         f" {summary['growth_ratio']:.2f} [{low:.2f}, {high:.2f}] times the growth elsewhere, p ="
-        f" {summary['p_growth_inside_above_outside']:.1g}; {count} images"
+        f" {summary['p_growth_inside_above_outside']:.2g}; {count} images"
     )
-    cause = ""
-    if verdict != "holds":
+    cause = too_few(count)
+    if not cause and verdict is not Verdict.HOLDS:
         cause = (
             "without skip connections nothing is looked up at a node, and sigma is of the image as a whole"
             if weights.network.variant == "noskip"

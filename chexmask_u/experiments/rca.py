@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, records, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.records import Records
 from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
 from chexmask_u.experiments.study import Study
@@ -78,13 +78,14 @@ def run(study: Study) -> Outcome:
 
 def _finding(name: str, of: dict[str, Any]) -> Finding:
     rho = Estimate(of["uncertainty"]["rho"], *of["uncertainty"]["rho_interval"])
-    verdict = judged((-rho.high, -rho.low), matters=_MATTERS)
+    verdict = judged((-rho.high, -rho.low), of["records"], matters=_MATTERS)
     return Finding(
         f"The larger the uncertainty, the lower Dice RCA ({name})",
         "figure 3c",
         f"rho {rho.text()}, r {of['uncertainty']['r']:.2f}; {of['records']:,} records",
         verdict,
-        "" if verdict is Verdict.HOLDS else "the score is of the published mask, and of the overlap, not of landmarks",
+        too_few(of["records"], "records")
+        or ("" if verdict is Verdict.HOLDS else "the score is of the published mask, and of overlap, not of landmarks"),
     )
 
 

@@ -12,7 +12,7 @@ from tests.support import experiments
 
 def test_the_page_tells_what_holds_what_does_not_and_what_was_not_run(tmp_path: Path) -> None:
     blind = experiments.blind_weights(tmp_path / "blind.safetensors")
-    given = ("--drawings", 3, "--weights", blind)
+    given = ("--drawings", 8, "--weights", blind)
     output = tmp_path / "all"
     # Run apart, with other settings, and taken as it is.
     experiments.run("samples", output / "samples", *given, "--count", 3, "--count", 6)
