@@ -14,6 +14,7 @@ from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, j
 from chexmask_u.experiments.records import Records
 from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
 from chexmask_u.experiments.study import Study
+from chexmask_u.settings import RECORDS_NEEDED
 
 # A rank correlation nearer to nothing would tell nobody anything.
 _MATTERS = 0.1
@@ -27,7 +28,7 @@ _POINTS = 3_000
 def check(study: Study) -> None:
     """Scores come with records."""
     if not study.settings.has_records:
-        raise InputError("rca takes records with Dice RCA scores: give --release, --run or --published")
+        raise InputError(RECORDS_NEEDED)
     assert study.records_facts is not None
     statistics.enough(study.records_facts["n"], "rca")
 

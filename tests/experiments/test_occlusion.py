@@ -84,3 +84,24 @@ def test_what_cannot_be_is_one_line(
     assert cli.main(["experiment", "occlusion", "--output", str(output), *arguments]) == cli.BAD_INPUT
     assert told in capsys.readouterr().err
     assert not (output / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "takers"),
+    [
+        ("occlusion", ("--release", "RELEASE"), "error, ood, rca, all"),
+        ("samples", ("--labels", "labels.csv"), "ood, all"),
+        ("noise", ("--timed", "4"), "samples, pixel, all"),
+        ("rca", ("--size", "100"), "occlusion, all"),
+    ],
+)
+def test_what_another_experiment_takes_is_refused_and_not_in_help(
+    name: str, given: tuple[str, str], takers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["experiment", name, "--drawings", "3", *given, "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == cli.BAD_INPUT
+    assert capsys.readouterr().err == f"chexmask-u: {given[0]}: {name} does not take it, but {takers} do\n"
+    with pytest.raises(SystemExit):
+        cli.main(["experiment", name, "--help"])
+    assert given[0] not in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
