@@ -18,7 +18,7 @@ from chexmask_u.experiments.statistics import LEAST_IMAGES
 from chexmask_u.experiments.study import Study, Weights, places
 from chexmask_u.images.corruptions import Image, corners_around, cover, generator, is_covered
 from chexmask_u.model.predict import Prediction
-from chexmask_u.pictures.scale import pixel_scale
+from chexmask_u.pictures.scale import LIMITS, pixel_scale, ticks_between
 
 SIZES = (100, 200, 300)
 
@@ -212,7 +212,9 @@ def _draw_overlays(shown: Any, study: Study, side: int) -> None:
             one.scatter(*points.T, s=7, c=std, cmap=scale.cmap, norm=scale.norm, linewidths=0)
             one.set_xlim(0, pixels.shape[1])
             one.set_ylim(pixels.shape[0], 0)
-    shown.colorbar(scale, ax=list(axes), label="node std (px of the 1024 frame)", shrink=0.9, format="%g")
+    bar = shown.colorbar(scale, ax=list(axes), label="node std (px of the 1024 frame)", shrink=0.9, format="%g")
+    bar.set_ticks(ticks_between(LIMITS))
+    bar.minorticks_off()
 
 
 EXPERIMENT = Experiment("Occlusion", check, run)

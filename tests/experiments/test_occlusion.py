@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chexmask_u import cli
+from chexmask_u.experiments import figures
 from tests.support import experiments
 
 FEW = ("--drawings", 4, "--samples", 10, "--size", 300)
@@ -105,3 +106,13 @@ def test_what_another_experiment_takes_is_refused_and_not_in_help(
         cli.main(["experiment", name, "--help"])
     assert given[0] not in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_sizes_can_be_read_where_values_span_little() -> None:
+    for low, high in ((5.5, 9.5), (22, 45), (2.2, 2.7), (0.3, 40)):
+        axes = figures.new(4, 3).subplots()
+        axes.plot([0, 1], [low, high])
+        figures.log_y(axes)
+        bottom, top = axes.get_ylim()
+        ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+        assert len(ticks) >= 3, (low, high, ticks)
