@@ -17,7 +17,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NoReturn, TextIO
 
 from chexmask_u import settings as of
@@ -97,9 +97,17 @@ class Verb:
 
     def options(self) -> Iterator[Option]:
         """Its options, other than those that its words say, in the settings' order."""
+        return self._options(taken=True)
+
+    def refused(self) -> Iterator[Option]:
+        """Options of other verbs with the same settings, which these refuse with a word about who takes them."""
+        return self._options(taken=False)
+
+    def _options(self, *, taken: bool) -> Iterator[Option]:
         hints = typing.get_type_hints(self.settings)
         for one in fields(self.settings):
-            if one.name in self.fixed:
+            only = one.metadata["only"]
+            if one.name in self.fixed or taken != (not only or not set(only).isdisjoint(self.fixed.values())):
                 continue
             said, hint = one.metadata, hints[one.name]
             type_ = _scalar(hint)
@@ -357,8 +365,8 @@ class _PrintCompletion(argparse.Action):
         shtab = importlib.import_module("shtab")
         completes = dict.fromkeys(_FILES, shtab.FILE) | dict.fromkeys(_FOLDERS, shtab.DIRECTORY)
         for action in _actions(parser):
-            # What help leaves out, shtab would leave out, too.
-            action.help = None if action.help == argparse.SUPPRESS else action.help
+            # Help leaves the verbs out, since it lists them by door, and shtab would leave them out, too.
+            action.help = None if isinstance(action, argparse._SubParsersAction) else action.help
             if action.metavar in completes:
                 action.complete = completes[action.metavar]  # type: ignore[attr-defined]
         print(shtab.complete(parser, shell))
@@ -441,6 +449,8 @@ def _add(verbs: Any, name: str, verb: Verb) -> None:
         group = parser.add_argument_group(title)
         for option in options:
             _add_option(group, option)
+    for option in verb.refused():
+        _add_option(parser, replace(option, help=argparse.SUPPRESS))
     group.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="end stdout with a line of JSON")
     group.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.set_defaults(verb=verb, parser=parser, **verb.fixed)

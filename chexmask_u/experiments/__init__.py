@@ -22,14 +22,11 @@ from chexmask_u.folder import Folder, as_csv
 from chexmask_u.result import Result
 from chexmask_u.runs.identity import library_versions
 from chexmask_u.runs.job import check_places
-from chexmask_u.settings import EXPERIMENTS, ExperimentSettings, flag
+from chexmask_u.settings import ALL_EXPERIMENTS, EXPERIMENTS, ExperimentSettings, flag
 from chexmask_u.weight_files import say_if_demonstration
 
 # What an experiment was begun with, and what it found.
 BEGUN, RESULTS = "experiment.json", "results.json"
-
-# The experiment that is all of them.
-ALL_NAME = "all"
 
 
 def get(name: str) -> Experiment:
@@ -100,6 +97,8 @@ def command(name: str, settings: ExperimentSettings) -> str:
         value = getattr(settings, one.name)
         if one.name in ("experiment", "output") or value == one.default:
             continue
+        if one.metadata["only"] and name not in one.metadata["only"]:
+            continue
         for each in value if isinstance(value, tuple) else (value,):
             words += [flag(one.name), str(each)]
     return storage.redact(shlex.join([*words, "--output", settings.output]))
@@ -118,7 +117,7 @@ def check_begun(folder: Folder, name: str, settings: ExperimentSettings, facts: 
         InputError: naming the first difference.
     """
     # Experiments that were run apart, of which `all` makes one page.
-    beside = tuple(EXPERIMENTS) if name == ALL_NAME else ()
+    beside = tuple(EXPERIMENTS) if name == ALL_EXPERIMENTS else ()
     folder.check_own("experiment", [BEGUN], ignored=("problems.csv", PREDICTIONS, *beside))
     before = folder.read_json(BEGUN)
     now: dict[str, Any] = {flag(one): value for one, value in settings.numbers().items()} | {"experiment": name}

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.experiments import ALL_NAME, RESULTS, carry_out, figures, get
+from chexmask_u.experiments import RESULTS, carry_out, figures, get
 from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict
 from chexmask_u.experiments.study import Study
 from chexmask_u.folder import Folder
-from chexmask_u.settings import EXPERIMENTS
+from chexmask_u.settings import ALL_EXPERIMENTS, EXPERIMENTS
 
 PAGE = "findings.html"
 
@@ -39,7 +39,7 @@ def run(study: Study) -> Outcome:
     found: dict[str, dict[str, Any]] = {}
     lacking: dict[str, str] = {}
     for name in EXPERIMENTS:
-        if name == ALL_NAME:
+        if name == ALL_EXPERIMENTS:
             continue
         own = Folder(folder.path(name))
         before = own.read_json(RESULTS)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from chexmask_u.experiments.study import Study
 
 
+# Of 3 images a resampling is one in every ninth time the same image thrice: such intervals are too narrow by far.
+IMAGES_TO_JUDGE = 8
+
+
 class Verdict(StrEnum):
     """Whether a finding of the paper holds here."""
 
@@ -78,15 +82,25 @@ class Experiment:
     takes_masks: bool = False
 
 
-def judged(interval: Sequence[float], *, least: float = 0.0, matters: float = 0.0) -> Verdict:
+def judged(interval: Sequence[float], images: int, *, least: float = 0.0, matters: float = 0.0) -> Verdict:
     """The verdict on a claim that an effect is above `least`.
 
     Args:
         interval: of the effect: low and high end.
+        images: that it is of; nothing can be told of fewer than `IMAGES_TO_JUDGE`.
         least: what the effect must be above.
         matters: an effect that is surely below least + matters is too small to count.
     """
     low, high = interval
+    if images < IMAGES_TO_JUDGE:
+        return Verdict.UNKNOWN
     if high <= least + matters:
         return Verdict.FAILS
     return Verdict.HOLDS if low > least else Verdict.UNKNOWN
+
+
+def too_few(images: int, what: str = "images") -> str:
+    """Why nothing can be told of so few images; "" where there are enough."""
+    if images >= IMAGES_TO_JUDGE:
+        return ""
+    return f"{images} {what} are too few for an interval over images; give at least {IMAGES_TO_JUDGE}"

@@ -20,7 +20,7 @@ from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.calibration.worth import contour_errors, landmark_errors
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, records, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
 from chexmask_u.experiments.study import Study
 from chexmask_u.record import RADIUS_COVERAGE
@@ -302,7 +302,8 @@ def _findings(one: Measured, summary: dict[str, Any]) -> list[Finding]:
             continue
         r = Estimate(worth["r"], *worth["r_interval"])
         tenths = Estimate(worth["top_over_bottom"], *worth["top_over_bottom_interval"])
-        verdict = judged(r.interval, matters=_MATTERS)
+        count = summary[of]["images"]
+        verdict = judged(r.interval, count, matters=_MATTERS)
         told, known = ("std" if name == "std" else "calibrated radius"), ""
         if name != "std" and (both := {image.partition("/")[0] for image in one.names}.intersection(one.calibrated_on)):
             known = f"; its calibration was made of images of {', '.join(sorted(both))}, perhaps of these"
@@ -313,9 +314,9 @@ def _findings(one: Measured, summary: dict[str, Any]) -> list[Finding]:
                 PAPER,
                 f"r {r.text()}, rho {worth['rho']:.2f} with the distance to the {of}, mean {summary[of]['error']:.1f}"
                 f" px; the most uncertain tenth errs {tenths.text(1)} times as much as the least; ECE"
-                f" {worth['ece']:.1f} px; {summary[of]['images']} images{apart}{known}",
+                f" {worth['ece']:.1f} px; {count} images{apart}{known}",
                 verdict,
-                "" if verdict is Verdict.HOLDS else _WHY,
+                too_few(count) or ("" if verdict is Verdict.HOLDS else _WHY),
             )
         )
     return found

@@ -10,13 +10,19 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
+
+from chexmask_u.pictures.scale import ticks_between
 
 # Okabe and Ito's, without yellow and black, which are hard to see on white or mean something else.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#6b6b6b"
 MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+# A logarithmic axis with fewer ticks cannot be told from another, and sizes on it cannot be read.
+_LEAST_TICKS = 3
 
 
 def new(width: float, height: float) -> Figure:
@@ -40,9 +46,27 @@ def log_y(axes: Axes) -> None:
     plain_ticks(axes.yaxis)
 
 
+class _FewTicks(LogLocator):
+    """Ticks at 1, 2 and 5 of every decade, and at equal distances where fewer than three of these would be seen."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        ticks = ticks_between((vmin, vmax))
+        if len(ticks) < _LEAST_TICKS:
+            ticks = [
+                tick
+                for tick in MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=_LEAST_TICKS).tick_values(vmin, vmax)
+                if tick > 0
+            ]
+        return ticks
+
+    def __call__(self) -> list[float]:
+        assert self.axis is not None
+        return self.tick_values(*sorted(self.axis.get_view_interval()))
+
+
 def plain_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2 and 5 of every decade of a logarithmic axis, written as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Ticks of a logarithmic axis by which sizes can be read, written as plain numbers."""
+    axis.set_major_locator(_FewTicks())
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_locator(NullLocator())
 

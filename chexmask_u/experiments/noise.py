@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.errors import InputError, did_you_mean
 from chexmask_u.experiments import figures, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
 from chexmask_u.experiments.study import Study, Weights
 from chexmask_u.images.corruptions import CORRUPTIONS, Image, blend
@@ -196,15 +196,15 @@ def judge(label: str, variant: str, of: dict[str, Curve], seed: int) -> list[Fin
     found = []
     for measure, curve in of.items():
         growth, trend = curve.growth(seed), curve.trend(seed)
-        verdict = judged(growth.interval, least=1.0, matters=_MATTERS)
+        verdict = judged(growth.interval, count, least=1.0, matters=_MATTERS)
         found.append(
             Finding(
                 f"{MEASURES[measure].capitalize()} grows with noise ({label})",
                 "figure 3a",
                 f"over all levels {growth.text()} times that of the clean image; rho within an image"
-                f" {trend['rho']:.2f}, Page's p = {trend['p_trend']:.1g}; {count} images",
+                f" {trend['rho']:.2f}, Page's p = {trend['p_trend']:.2g}; {count} images",
                 verdict,
-                "" if verdict is Verdict.HOLDS else _why_flat(measure, variant),
+                too_few(count) or ("" if verdict is Verdict.HOLDS else _why_flat(measure, variant)),
             )
         )
     curve = of["std"]
@@ -214,7 +214,7 @@ def judge(label: str, variant: str, of: dict[str, Curve], seed: int) -> list[Fin
         Finding(
             f"Mean node std saturates under strong noise ({label})",
             "figure 3a",
-            "there is no rise that could saturate"
+            "no rise is sure enough to ask where it saturates"
             if not grows
             else f"95% of its rise is reached at a noise of {curve.levels[plateau]:g} of 255 grey levels"
             if plateau is not None
@@ -225,7 +225,7 @@ def judge(label: str, variant: str, of: dict[str, Curve], seed: int) -> list[Fin
     )
     if variant == "skip" and grows:
         decline = curve.decline(seed)
-        verdict = judged(decline.interval, least=1.0, matters=_MATTERS)
+        verdict = judged(decline.interval, count, least=1.0, matters=_MATTERS)
         found.append(
             Finding(
                 f"With skip connections mean node std declines at the end ({label})",

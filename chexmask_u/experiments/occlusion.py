@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from chexmask_u.anatomy import LANDMARKS
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.statistics import LEAST_IMAGES
 from chexmask_u.experiments.study import Study, Weights, places
 from chexmask_u.images.corruptions import Image, corners_around, cover, generator, is_covered
 from chexmask_u.model.predict import Prediction
-from chexmask_u.pictures.scale import pixel_scale
+from chexmask_u.pictures.scale import LIMITS, pixel_scale, ticks_between
 
 SIZES = (100, 200, 300)
 
@@ -133,15 +133,15 @@ def _summary(by_size: dict[int, Covered], seed: int) -> dict[str, Any]:
 
 def _finding(weights: Weights, summary: dict[str, Any], count: int, several: bool) -> Finding:
     low, high = summary["growth_ratio_interval"]
-    verdict = judged((low, high), least=1.0, matters=_MATTERS)
+    verdict = judged((low, high), count, least=1.0, matters=_MATTERS)
     ours = (
         f"covered nodes {summary['std_before']:.2f} -> {summary['std_inside']:.2f} px, visible ones"
         f" {summary['std_outside_before']:.2f} -> {summary['std_outside']:.2f} px: under the cover"
         f" {summary['growth_ratio']:.2f} [{low:.2f}, {high:.2f}] times the growth elsewhere, p ="
-        f" {summary['p_growth_inside_above_outside']:.1g}; {count} images"
+        f" {summary['p_growth_inside_above_outside']:.2g}; {count} images"
     )
-    cause = ""
-    if verdict != "holds":
+    cause = too_few(count)
+    if not cause and verdict is not Verdict.HOLDS:
         cause = (
             "without skip connections nothing is looked up at a node, and sigma is of the image as a whole"
             if weights.network.variant == "noskip"
@@ -212,7 +212,9 @@ def _draw_overlays(shown: Any, study: Study, side: int) -> None:
             one.scatter(*points.T, s=7, c=std, cmap=scale.cmap, norm=scale.norm, linewidths=0)
             one.set_xlim(0, pixels.shape[1])
             one.set_ylim(pixels.shape[0], 0)
-    shown.colorbar(scale, ax=list(axes), label="node std (px of the 1024 frame)", shrink=0.9, format="%g")
+    bar = shown.colorbar(scale, ax=list(axes), label="node std (px of the 1024 frame)", shrink=0.9, format="%g")
+    bar.set_ticks(ticks_between(LIMITS))
+    bar.minorticks_off()
 
 
 EXPERIMENT = Experiment("Occlusion", check, run)

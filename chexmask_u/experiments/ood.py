@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, records, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.records import Records
 from chexmask_u.experiments.statistics import RESAMPLINGS, Estimate
 from chexmask_u.experiments.study import Study, Weights
@@ -358,13 +358,17 @@ def auc(usual: NDArray[np.float64], odd: NDArray[np.float64], of: NDArray[np.str
     return statistics.estimate(area(usual, odd), again)
 
 
+_WHY = "nothing in training tells the network of such images, and it draws a chest with the usual spread"
+
+
 def _finding(one: Scored, score: str, of: dict[str, tuple[Estimate, int]], test_in: int) -> Finding:
-    whole, _ = of["all"] if "all" in of else next(iter(of.values()))
+    whole, test_out = of["all"] if "all" in of else next(iter(of.values()))
     kinds = "; ".join(f"{kind} {auc_of.text()} ({count})" for kind, (auc_of, count) in of.items())
-    verdict = judged(whole.interval, least=0.5, matters=_MATTERS)
+    judged_of = min(test_in, test_out)
+    verdict = judged(whole.interval, judged_of, least=0.5, matters=_MATTERS)
     cause = ""
     if verdict is not Verdict.HOLDS:
-        cause = "nothing in training tells the network of such images, and it draws a chest with the usual spread"
+        cause = too_few(judged_of, "test images of either class") or _WHY
     elif score == "ood_score":
         cause = "its calibration may know some of the images that are in, which flatters it"
     return Finding(

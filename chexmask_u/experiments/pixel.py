@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.errors import InputError, did_you_mean
 from chexmask_u.experiments import figures, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.statistics import LEAST_IMAGES
 from chexmask_u.experiments.study import AnyWeights, Study
 from chexmask_u.images.corruptions import Image
@@ -256,14 +256,14 @@ def _compared(everything: Sequence[Measured], of_kinds: dict[str, int | None], s
 def _gap(one: Measured, other: Measured, kind: str, index: int | None, seed: int) -> Finding:
     (r, rs), (s, ss) = (statistics.pearson(*each.pair(index, None), seed) for each in (one, other))
     gap = statistics.estimate(r - s, rs - ss)
-    verdict = judged(gap.interval)
+    verdict = judged(gap.interval, len(one.lost))
     return Finding(
         f"The variational entropy goes with 1 - Dice better than that of {other.weights.network.family}"
         f" ({one.weights.label} against {other.weights.label}; {kind})",
         "figure 6",
         f"r {r:.2f} against {s:.2f}, {gap.text()} apart; {len(one.lost)} images",
         verdict,
-        _WHY.get(verdict, ""),
+        too_few(len(one.lost)) or _WHY.get(verdict, ""),
     )
 
 

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, records, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged
+from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.records import Records
 from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
 from chexmask_u.experiments.study import Study
+from chexmask_u.settings import RECORDS_NEEDED
 
 # A rank correlation nearer to nothing would tell nobody anything.
 _MATTERS = 0.1
@@ -27,7 +28,7 @@ _POINTS = 3_000
 def check(study: Study) -> None:
     """Scores come with records."""
     if not study.settings.has_records:
-        raise InputError("rca takes records with Dice RCA scores: give --release, --run or --published")
+        raise InputError(RECORDS_NEEDED)
     assert study.records_facts is not None
     statistics.enough(study.records_facts["n"], "rca")
 
@@ -78,13 +79,14 @@ def run(study: Study) -> Outcome:
 
 def _finding(name: str, of: dict[str, Any]) -> Finding:
     rho = Estimate(of["uncertainty"]["rho"], *of["uncertainty"]["rho_interval"])
-    verdict = judged((-rho.high, -rho.low), matters=_MATTERS)
+    verdict = judged((-rho.high, -rho.low), of["records"], matters=_MATTERS)
     return Finding(
         f"The larger the uncertainty, the lower Dice RCA ({name})",
         "figure 3c",
         f"rho {rho.text()}, r {of['uncertainty']['r']:.2f}; {of['records']:,} records",
         verdict,
-        "" if verdict is Verdict.HOLDS else "the score is of the published mask, and of the overlap, not of landmarks",
+        too_few(of["records"], "records")
+        or ("" if verdict is Verdict.HOLDS else "the score is of the published mask, and of overlap, not of landmarks"),
     )
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from chexmask_u.experiments import figures, statistics
-from chexmask_u.experiments.base import Experiment, Finding, Outcome, Verdict, judged
+from chexmask_u.experiments.base import IMAGES_TO_JUDGE, Experiment, Finding, Outcome, Verdict, judged, too_few
 from chexmask_u.experiments.statistics import LEAST_IMAGES, Estimate
 from chexmask_u.experiments.study import Study, Weights, distances
 from chexmask_u.model.predict import predict
@@ -153,15 +153,17 @@ def _stable(one: Drawn, counts: Sequence[int], seed: int) -> Finding:
         why = "it takes annotated images, 50 draws and more"
         return Finding(claim, "table 1", "not measured", Verdict.UNKNOWN, why)
     inside, outside = max(abs(change.low), abs(change.high)) <= _STABLE, change.low > _STABLE or change.high < -_STABLE
+    images = one.std.shape[1]
     verdict = Verdict.HOLDS if inside else Verdict.FAILS if outside else Verdict.UNKNOWN
+    verdict = verdict if images >= IMAGES_TO_JUDGE else Verdict.UNKNOWN
     index = list(counts).index(ENOUGH)
     assert one.errors is not None
     ranks = [statistics.spearman(one.std[at], one.errors[at], seed)[0] for at in (index, -1)]
     ours = (
         f"r changes by {change.text(3)} from {ENOUGH} to {counts[-1]} draws, rho from {ranks[0]:.2f} to {ranks[1]:.2f};"
-        f" {one.std.shape[1]} images"
+        f" {images} images"
     )
-    return Finding(claim, "table 1", ours, verdict, "" if inside else _WHY_UNSTABLE)
+    return Finding(claim, "table 1", ours, verdict, too_few(images) or ("" if inside else _WHY_UNSTABLE))
 
 
 def _compared(one: Drawn, dropout: Drawn, counts: Sequence[int], seed: int) -> list[Finding]:
@@ -184,7 +186,7 @@ def _compared(one: Drawn, dropout: Drawn, counts: Sequence[int], seed: int) -> l
     if one.errors is None or dropout.errors is None:
         return found
     gap, values = _gap((one.std[at], one.errors[at]), (dropout.std[at], dropout.errors[at]), seed)
-    verdict = judged(gap.interval, least=-_STABLE)
+    verdict = judged(gap.interval, one.std.shape[1], least=-_STABLE)
     found.append(
         Finding(
             f"Variational std says as much of a node's error as MC dropout's {pair}",
@@ -192,9 +194,12 @@ def _compared(one: Drawn, dropout: Drawn, counts: Sequence[int], seed: int) -> l
             f"r {values[0]:.2f} against {values[1]:.2f}, {gap.text()} apart; N = {counts[at]},"
             f" {one.std.shape[1]} images",
             verdict,
-            ""
-            if verdict is Verdict.HOLDS
-            else "squared errors teach no spread, while dropout disturbs the encoder, of which the error comes",
+            too_few(one.std.shape[1])
+            or (
+                ""
+                if verdict is Verdict.HOLDS
+                else "squared errors teach no spread, while dropout disturbs the encoder, of which the error comes"
+            ),
         )
     )
     return found

@@ -24,7 +24,7 @@ from chexmask_u.settings.dataset import (
     ValidateSettings,
     VerifySettings,
 )
-from chexmask_u.settings.experiments import EXPERIMENTS, ExperimentSettings
+from chexmask_u.settings.experiments import ALL_EXPERIMENTS, EXPERIMENTS, RECORDS_NEEDED, ExperimentSettings
 from chexmask_u.settings.images import (
     ALL,
     UNSURE,
@@ -42,6 +42,7 @@ from chexmask_u.settings.training import AnnotatedSettings, CalibrateSettings, E
 
 __all__ = [
     "ALL",
+    "ALL_EXPERIMENTS",
     "AUGMENTATION",
     "EXPERIMENTS",
     "EXPORT_FORMATS",
@@ -54,6 +55,7 @@ __all__ = [
     "OPTIMISER",
     "OTHER",
     "OUTPUT",
+    "RECORDS_NEEDED",
     "UNSURE",
     "UNSURE_RADIUS",
     "WEIGHTS_HELP",

@@ -28,6 +28,7 @@ def setting(
     most: float | None = None,
     kind: str = "",
     group: str = "",
+    only: tuple[str, ...] = (),
 ) -> Any:
     """A setting, which a verb's command line and its Python class take and refuse alike.
 
@@ -42,6 +43,7 @@ def setting(
         kind: what its value is, in one word for users, such as FILE ("" for N of whole numbers, X of others, and else
             the setting's own name).
         group: what it stands under in `--help`, one of `GROUPS` ("" for what follows from the rest; see `group_of`).
+        only: words of those verbs of a family with the same settings that take it; () for all of them.
     """
     return field(
         default=default,
@@ -55,6 +57,7 @@ def setting(
             "most": most,
             "kind": kind,
             "group": group,
+            "only": only,
         },
     )
 

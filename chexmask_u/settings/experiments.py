@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.errors import InputError
 from chexmask_u.settings import common
-from chexmask_u.settings.base import INPUT, setting
+from chexmask_u.settings.base import INPUT, MACHINES, flag, setting
 from chexmask_u.settings.common import NO_CALIBRATION, WEIGHTS_HELP
 from chexmask_u.settings.training import AnnotatedSettings
 
@@ -26,6 +27,16 @@ def _experiments() -> dict[str, str]:
 
 
 EXPERIMENTS = _experiments()
+
+ALL_EXPERIMENTS = "all"
+"""The experiment that is all of them."""
+
+RECORDS_NEEDED = "rca takes records with Dice RCA scores: give --release, --run or --published"
+
+
+def _only(experiments: str, default: Any, help: str, **said: Any) -> Any:
+    """A setting of some experiments alone, and of the one that is all of them."""
+    return setting(default, f"{experiments}: {help}", only=(*experiments.split(", "), ALL_EXPERIMENTS), **said)
 
 
 @dataclass(frozen=True)
@@ -58,58 +69,101 @@ class ExperimentSettings(AnnotatedSettings):
         kind="FILE",
         group=INPUT,
     )
-    size: tuple[int, ...] = setting(
+    size: tuple[int, ...] = _only(
+        "occlusion",
         (),
-        "occlusion: side of the squares in pixels of the 1024 frame; may be repeated (default: 100, 200 and 300)",
+        "side of the squares in pixels of the 1024 frame; may be repeated (default: 100, 200 and 300)",
         numbers=True,
     )
-    node: tuple[int, ...] = setting(
+    node: tuple[int, ...] = _only(
+        "occlusion",
         (),
-        "occlusion: landmark, 0 to 119, around which a square is laid; may be repeated (default: of each image one of"
+        "landmark, 0 to 119, around which a square is laid; may be repeated (default: of each image one of"
         " each organ, chosen by the image's name)",
         numbers=True,
     )
-    corruption: tuple[str, ...] = setting(
+    corruption: tuple[str, ...] = _only(
+        "noise",
         (),
-        "noise: noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
+        "noise, blur, contrast, gamma, rotation, cropping or blending; may be repeated (default: noise, blur,"
         " contrast and blending)",
         numbers=True,
     )
-    kind: tuple[str, ...] = setting(
+    kind: tuple[str, ...] = _only(
+        "pixel",
         (),
-        "pixel: clean, squares, noise, rotation or gamma, which images are made; may be repeated (default: all)",
+        "clean, squares, noise, rotation or gamma, which images are made; may be repeated (default: all)",
         numbers=True,
     )
-    count: tuple[int, ...] = setting(
-        (), "samples: draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
+    count: tuple[int, ...] = _only(
+        "samples", (), "draws N; may be repeated (default: 10, 25, 50, 100 and 200)", numbers=True
     )
-    timed: int = setting(2, "samples and pixel: how many of the images are predicted once more to time it", least=1)
-    run: str | None = setting(None, "error, ood, rca: take the records of this run of `generate` (local path or URL)")
-    release: str | None = setting(None, "error, ood, rca: take the records of one version (local path or URL)")
-    published: tuple[str, ...] = setting(
-        (), "error, rca: take the rows of published CSVs with Landmarks (Std) (local paths or URLs); may be repeated"
+    timed: int = _only(
+        "samples, pixel",
+        2,
+        "how many of the images are predicted once more to time it",
+        least=1,
+        group=MACHINES,
     )
-    annotator: tuple[str, ...] = setting(
+    run: str | None = _only(
+        "error, ood, rca",
+        None,
+        "take the records of this run of generate (local path or URL)",
+        group=INPUT,
+    )
+    release: str | None = _only(
+        "error, ood, rca",
+        None,
+        "take the records of one version (local path or URL)",
+        group=INPUT,
+    )
+    published: tuple[str, ...] = _only(
+        "error, rca",
         (),
-        "error: another person's landmarks: DATASET=PATH for --data, as --landmarks takes them; for records one or two"
+        "take the rows of published CSVs with Landmarks (Std) (local paths or URLs); may be repeated",
+        group=INPUT,
+    )
+    annotator: tuple[str, ...] = _only(
+        "error",
+        (),
+        "another person's landmarks: DATASET=PATH for --data, as --landmarks takes them; for records one or two"
         " sets of CSVs with an id and Landmarks, of the 1024 frame: NAME=CSV, a name a person; may be repeated",
+        group=INPUT,
     )
-    out_of: tuple[str, ...] = setting(
+    out_of: tuple[str, ...] = _only(
+        "ood",
         (),
-        "ood: images that are no frontal chest radiographs, files or folders, or with --run and --release a run or"
+        "images that are no frontal chest radiographs, files or folders, or with --run and --release a run or"
         " release of such; may be repeated (default: of images, altered copies and drawings; of records, those with a"
         " Dice RCA (Mean) below --dice)",
+        group=INPUT,
     )
-    labels: str | None = setting(
-        None, "ood: CSV with columns name and label (in or out) that says which of the images are which"
+    labels: str | None = _only(
+        "ood",
+        None,
+        "CSV with columns name and label (in or out) that says which of the images are which",
+        group=INPUT,
     )
-    dice: float = setting(0.7, "ood: Dice RCA (Mean) below which a record is out", numbers=True, least=0, most=1)
+    dice: float = _only(
+        "ood",
+        0.7,
+        "Dice RCA (Mean) below which a record is out",
+        numbers=True,
+        least=0,
+        most=1,
+    )
     samples: int = common.samples(least=2)
     seed: int = setting(0, "fixes draws, noise, places and resampling", numbers=True)
-    batch_size: int = setting(8, "images the network takes at once, and what a kill can undo", least=1)
+    batch_size: int = common.batch_size(8, "images the network takes at once, and what a kill can undo")
     device: str = common.device("where the network runs; auto: CUDA where there is a GPU")
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            takers = one.metadata["only"]
+            if takers and self.experiment not in takers and getattr(self, one.name) != one.default:
+                raise InputError(f"{flag(one.name)}: {self.experiment} does not take it, but {', '.join(takers)} do")
+        if self.experiment == "rca" and not self.has_records:
+            raise InputError(RECORDS_NEEDED)
         super().__post_init__()
         for side in self.size:
             if not 16 <= side <= 512:

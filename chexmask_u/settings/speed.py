@@ -32,7 +32,9 @@ class BenchSettings(Settings):
 class PlanSettings(Settings):
     """Forecast a run from a short probe on your own images and hardware, or from a bench result of a GPU's machine."""
 
-    manifest: str | None = setting(None, "manifest Parquet file (local path or URL) to sample", kind="FILE")
+    manifest: str | None = setting(
+        None, "manifest Parquet file (local path or URL) to sample", kind="FILE", group=INPUT
+    )
     bench: str | None = setting(
         None,
         "JSON file of chexmask-u bench, of a machine with GPUs (local path or URL): what is forecast of these is taken"

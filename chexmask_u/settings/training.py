@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from chexmask_u.errors import InputError
 from chexmask_u.settings import common
-from chexmask_u.settings.base import AUGMENTATION, INPUT, MACHINES, NETWORK, OPTIMISER, OUTPUT, Settings, setting
+from chexmask_u.settings.base import (
+    AUGMENTATION,
+    INPUT,
+    MACHINES,
+    NETWORK,
+    NUMBERS,
+    OPTIMISER,
+    OUTPUT,
+    Settings,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -293,6 +303,7 @@ class EvaluateSettings(AnnotatedSettings):
         False,
         "judge the uncertainty also on the images with black squares, noise, a rotation by 10 to 25 degrees and another"
         " gamma; takes three times as long",
+        group=NUMBERS,
     )
     leave_out: tuple[str, ...] = setting(
         (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support import experiments
 
 def test_the_page_tells_what_holds_what_does_not_and_what_was_not_run(tmp_path: Path) -> None:
     blind = experiments.blind_weights(tmp_path / "blind.safetensors")
-    given = ("--drawings", 3, "--weights", blind)
+    given = ("--drawings", 8, "--weights", blind)
     output = tmp_path / "all"
     # Run apart, with other settings, and taken as it is.
     experiments.run("samples", output / "samples", *given, "--count", 3, "--count", 6)
@@ -24,6 +25,9 @@ def test_the_page_tells_what_holds_what_does_not_and_what_was_not_run(tmp_path: 
     assert page.count("data:image/png;base64,") == len(results["experiments"])
     assert "does not hold" in page
     assert "--count 3 --count 6" in page
+    command = json.loads((output / "noise" / "results.json").read_text())["command"]
+    assert "--corruption noise" in command
+    assert "--size" not in command
     assert "nan" not in (output / "table.csv").read_text().lower()
     for name in results["experiments"]:
         assert (output / name / "figure.svg").exists()

@@ -74,7 +74,7 @@ def test_two_annotators_count_alike_and_must_have_the_same_images(
 def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     folder = tmp_path_factory.mktemp("released") / "releases" / "v1.0.0"
     folder.parent.mkdir()
-    records = [draw(f"{index}.png", 900, 700, index) for index in range(6)]
+    records = [draw(f"{index}.png", 900, 700, index) for index in range(8)]
     return write_release(folder, {"mine": records}), records
 
 
@@ -108,7 +108,7 @@ def test_annotations_that_do_not_fit_are_refused(
     folder, records = release
     whole = {one.image_id: one.letterbox.to_frame(one.mean) for one in records}
     first = write_annotator(tmp_path / "first.csv", whole)
-    fewer = write_annotator(tmp_path / "fewer.csv", dict(list(whole.items())[:5]))
+    fewer = write_annotator(tmp_path / "fewer.csv", dict(list(whole.items())[:7]))
     short = write_annotator(tmp_path / "short.csv", {name: of[:94] for name, of in whole.items()})
     given = ("--release", folder, "--output", tmp_path / "out", "--annotator")
     assert "were not annotated by the others" in refused(capsys, *given, f"a={first}", "--annotator", f"b={fewer}")

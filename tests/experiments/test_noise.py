@@ -14,13 +14,15 @@ from chexmask_u.training import examples
 from tests.support import experiments
 
 
-def test_two_weights_stand_side_by_side_and_the_one_that_sees_nothing_does_not_hold(tmp_path: Path) -> None:
+def test_two_weights_stand_side_by_side_and_of_three_images_nothing_can_be_told(tmp_path: Path) -> None:
     blind = experiments.blind_weights(tmp_path / "blind.safetensors")
     given = ("--drawings", 3, "--samples", 5, "--corruption", "noise", "--weights", "demo", "--weights", blind)
     results = experiments.run("noise", tmp_path / "out", *given)
-    verdicts = {finding["claim"]: finding["verdict"] for finding in results["findings"]}
-    assert verdicts["Mean node std grows with noise (blind)"] == "does not hold"
-    assert verdicts["Latent sigma grows with noise (blind)"] == "does not hold"
+    findings = {finding["claim"]: finding for finding in results["findings"]}
+    for label in ("demo", "blind"):
+        finding = findings[f"Mean node std grows with noise ({label})"]
+        assert finding["verdict"] == "cannot be told"
+        assert finding["cause"] == "3 images are too few for an interval over images; give at least 8"
     assert results["by_weights"]["blind"]["noise"]["std"]["growth_interval"] == [1, 1]
     rows = experiments.table(tmp_path / "out")
     assert {row["weights"] for row in rows} == {"demo", "blind"}

@@ -66,7 +66,7 @@ def test_folders_and_labels_say_the_same(tmp_path: Path, tiny_weights: Path) -> 
 def test_records_are_out_by_their_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "releases").mkdir()
     rows = []
-    for index in range(30):
+    for index in range(48):
         one = draw(f"{index}.png", 900, 800, index, dice_rca_mean=0.5 if index % 3 == 0 else 0.9)
         one.std[:] *= 4 if index % 3 == 0 else 1
         rows.append(one)
@@ -75,7 +75,7 @@ def test_records_are_out_by_their_score(tmp_path: Path, capsys: pytest.CaptureFi
     assert results["by_weights"]["release"]["scores"]["predictive"]["Dice RCA below 0.7"]["auc"] == 1
     assert experiments.verdicts(results) == ["holds"]
     told = refused(capsys, "--release", release, "--dice", "0.2", "--output", tmp_path / "none")
-    assert "takes both classes, and all 30 images are in" in told
+    assert "takes both classes, and all 48 images are in" in told
 
 
 def test_what_cannot_be_judged_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,3 +54,5 @@ def test_records_without_scores_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "none of the 4 records has a Dice RCA score" in capsys.readouterr().err
     assert cli.main([*arguments, "--drawings", "3"]) == cli.BAD_INPUT
     assert "rca takes records" in capsys.readouterr().err
+    assert cli.main(arguments) == cli.BAD_INPUT
+    assert "give --release, --run or --published" in capsys.readouterr().err

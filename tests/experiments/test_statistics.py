@@ -8,6 +8,7 @@ from scipy import stats
 
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import statistics
+from chexmask_u.experiments.base import judged, too_few
 
 
 def test_correlations_are_scipys_and_their_intervals_those_of_resampled_images() -> None:
@@ -50,3 +51,12 @@ def test_what_cannot_be_told_is_refused(values: list[float], told: str) -> None:
         statistics.correlated(array, np.arange(len(array), dtype=float), "the std")
     with pytest.raises(InputError, match="not finite"):
         statistics.rounded({"a": [1.0, float("nan")]})
+
+
+def test_a_verdict_takes_eight_images_and_an_interval_on_one_side() -> None:
+    assert judged((1.2, 1.4), 8, least=1.0) == "holds"
+    assert judged((0.9, 1.0), 8, least=1.0) == "does not hold"
+    assert judged((0.9, 1.4), 8, least=1.0) == "cannot be told"
+    assert judged((1.2, 1.4), 7, least=1.0) == judged((0.9, 1.0), 7, least=1.0) == "cannot be told"
+    assert "7 images are too few" in too_few(7)
+    assert not too_few(8)
