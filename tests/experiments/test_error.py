@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import chexmask_u as cu
 from chexmask_u import cli
 from chexmask_u.experiments.error import reliability, sparsification
-from tests.support import experiments
+from tests.support import experiments, invented_calibrations
 from tests.support.annotated import save_landmarks, write_folder
 from tests.support.chosen_releases import Record, draw, write_release
 
@@ -133,3 +135,21 @@ def test_a_curve_falls_where_the_uncertainty_knows_and_tenths_say_how_far() -> N
     tenths = reliability(2 * errors[:, None], errors[:, None])
     assert len(tenths) == 10
     assert all(tenth["expected"] == pytest.approx(2 * tenth["found"]) for tenth in tenths)
+
+
+def test_a_radius_of_too_few_images_is_left_out_and_said(
+    people: tuple[Path, np.ndarray], tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "few" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(tiny_weights.read_bytes())
+    content = json.loads(invented_calibrations.calibration(hashlib.sha256(weights.read_bytes()).hexdigest(), 21).text)
+    content["landmark"]["scores"]["images"] = 8
+    weights.with_name("calibration.json").write_text(json.dumps(content))
+    results = experiments.run("error", tmp_path / "out", "--data", people[0], "--samples", 3, "--weights", weights)
+    (found,) = results["by_weights"].values()
+    assert "expected contour" in found["contour"]
+    assert "expected landmark" not in found["landmark"]
+    said = capsys.readouterr().err
+    assert "the landmark radius of its calibration is not used: a coverage of 0.9 takes at least 9" in said
+    assert "the contour radius of its calibration" not in said
