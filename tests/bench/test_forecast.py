@@ -93,6 +93,7 @@ def draw_folder(folder: Path, count: int, side: int) -> str:
     return manifest
 
 
+@pytest.mark.slow
 def test_a_probe_goes_through_the_real_steps_and_forecasts_its_own_run(local_ray, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     manifest = draw_folder(tmp_path, 80, side=128)

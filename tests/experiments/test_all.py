@@ -11,6 +11,7 @@ from chexmask_u import cli
 from tests.support import experiments
 
 
+@pytest.mark.slow
 def test_the_page_tells_what_holds_what_does_not_and_what_was_not_run(tmp_path: Path) -> None:
     blind = experiments.blind_weights(tmp_path / "blind.safetensors")
     given = ("--drawings", 8, "--weights", blind)

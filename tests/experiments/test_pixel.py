@@ -36,6 +36,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_both_kinds_of_network_are_measured_alike_and_compared(tmp_path: Path, unet: Path, tiny_weights: Path) -> None:
     given = ("--drawings", 4, "--samples", 5, "--timed", 1, "--kind", "clean", "--kind", "noise")
     output = tmp_path / "out"

@@ -183,6 +183,7 @@ def test_job_with_bad_input_fails_with_one_line_and_code_2(s3: S3Server, cluster
     assert not s3.filesystem().exists(f"{s3.bucket}/never")
 
 
+@pytest.mark.slow
 def test_job_with_a_relative_output_is_refused_before_ray_keeps_it_in_its_own_folder(
     cluster: RayCluster, project: Path, manifest: str
 ) -> None:

@@ -113,6 +113,7 @@ def test_an_older_run_of_mimic_goes_on_without_jpeg_alone(runs, tmp_path):
     assert "not through the published JPEG" in released["preparation"][MIMIC]
 
 
+@pytest.mark.slow
 def test_an_older_run_of_other_sources_goes_on_as_it_was(tmp_path, tiny_weights, local_ray):
     settings = GenerateSettings(
         manifest=str(list_images(tmp_path, "chexpert", "padchest")),

@@ -207,6 +207,7 @@ def test_run_of_other_settings_or_data_is_refused(
     assert "choose another --output" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_can_go_on_from_weights_on_other_images(
     trained: Path, people: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

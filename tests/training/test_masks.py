@@ -85,7 +85,7 @@ def test_loss_of_lungs_ignores_what_the_network_says_of_the_heart(variant: str) 
         assert head.weight.grad[0].abs().max() > 0
 
 
-@PIXEL
+@pytest.mark.parametrize("variant", ["unet", pytest.param("phiseg", marks=pytest.mark.slow)])
 def test_it_learns_to_draw_organs_and_resumes_to_the_same_weights(
     variant: str, mixed: Examples, tmp_path: Path
 ) -> None:
@@ -107,6 +107,7 @@ def test_it_learns_to_draw_organs_and_resumes_to_the_same_weights(
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_weights_scores_and_a_card_that_says_what_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
