@@ -83,4 +83,6 @@ def bar(totals: Callable[[], Totals], total: int, done: int, verb: str, unit: st
         update()
     finally:
         stop.set()
+        # Ray's core crashes a process that leaves it while a thread is still asking.
+        thread.join()
         line.close()
