@@ -15,7 +15,7 @@ from typing import Any
 from chexmask_u import storage
 from chexmask_u.app import space
 from chexmask_u.errors import InputError
-from chexmask_u.images import bounds, memory
+from chexmask_u.images import bounds
 from chexmask_u.result import Result
 from chexmask_u.settings import AppSettings
 
@@ -42,16 +42,10 @@ def serve(settings: AppSettings) -> str:
     if util.find_spec("gradio") is None:
         raise InputError('the page needs gradio: pip install -e ".[app]" in the project\'s folder')
     _check_address(settings.host, settings.port)
-    from chexmask_u.calibration.calibration import chosen
-    from chexmask_u.model.device import choose
-    from chexmask_u.weight_files import DEMO, load_model, say_if_demonstration
+    from chexmask_u.use.segment import load
+    from chexmask_u.weight_files import DEMO
 
-    device = choose(settings.device)
-    model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
-    if device == "cpu":
-        memory.keep_freed()
-    calibration = chosen(settings.calibration, settings.weights, model.sha256 or "")
-    say_if_demonstration(settings.weights)
+    model, calibration = load(settings)
     with tempfile.TemporaryDirectory(prefix="chexmask-u-app-") as folder:
         os.environ |= _QUIET | {"GRADIO_TEMP_DIR": folder}
         from starlette.middleware import Middleware

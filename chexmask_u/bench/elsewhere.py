@@ -6,7 +6,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,7 @@ def run(settings: PlanSettings) -> dict[str, Any]:
     fleet = settings.cpus or probe.cores, settings.gpus or probe.gpus
     expected = forecast(probe, rows, *fleet, settings.price_per_hour)
     return {
-        "probe": asdict(probe),
-        "efficiency": probe.efficiency,
-        "cores_per_gpu": probe.cores_per_gpu(),
-        "manifest_rows": total,
-        "forecast": asdict(expected),
+        **probing.facts(probe, expected, total),
         "bench": bench.facts() | {"core_seconds_there_over_here": speed},
     }
 

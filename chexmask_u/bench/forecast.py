@@ -248,11 +248,16 @@ def run(settings: PlanSettings, flow_seconds: float = FLOW_SECONDS) -> dict[str,
     probe = Probe(steps, cores, share.gpus, threads, runs.images_per_second, ray_seconds + runs.start_seconds)
     fleet = settings.cpus or cores, settings.gpus or share.gpus
     expected = forecast(probe, settings.rows or total, *fleet, settings.price_per_hour)
+    return facts(probe, expected, total)
+
+
+def facts(probe: Probe, expected: Forecast, manifest_rows: int | None) -> dict[str, Any]:
+    """What `run` returns of a forecast."""
     return {
         "probe": asdict(probe),
         "efficiency": probe.efficiency,
         "cores_per_gpu": probe.cores_per_gpu(),
-        "manifest_rows": total,
+        "manifest_rows": manifest_rows,
         "forecast": asdict(expected),
     }
 

@@ -50,9 +50,7 @@ class AnyWeights:
         label: what tables and figures call it: the name of its file.
         source: as it was given.
         file: where it lies.
-        sha256: its digest.
-        variant, input_size: of the network in it.
-        has_posterior: whether its latents have one.
+        network: in it.
     """
 
     label: str

@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS
 from chexmask_u.images.preparation import ReadImage
-from chexmask_u.pictures.scale import BACKGROUND, LIMITS, OUTLINES, colours
+from chexmask_u.pictures.scale import BACKGROUND, BRIGHTNESS, LIMITS, OUTLINES, colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Bone and diaphragm are near white: dimmed, every colour stands out from them.
-_DIMMED = 0.28
 
 _BAND = 0.3
 
@@ -45,7 +42,8 @@ def show_image(axes: Axes, image: ReadImage | NDArray[Any] | None, height: int, 
     elif image is not None:
         axes.imshow(image, "gray", extent=(0, width, height, 0))
     if image is not None:
-        axes.add_patch(Rectangle((0, 0), width, height, facecolor="black", edgecolor="none", alpha=_DIMMED, zorder=0.5))
+        dimmed = Rectangle((0, 0), width, height, facecolor="black", edgecolor="none", alpha=1 - BRIGHTNESS, zorder=0.5)
+        axes.add_patch(dimmed)
     axes.set(xlim=(0, width), ylim=(height, 0))
 
 

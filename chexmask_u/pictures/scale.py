@@ -22,6 +22,9 @@ OUTLINES = {"right_lung": "#56b4e9", "left_lung": "#e69f00", "heart": "#ff8ac4"}
 BACKGROUND = "#101214"
 """Of what is drawn without an image, so that every colour stands out."""
 
+# Bone and diaphragm are near white: so much of an image's brightness is left that every colour stands out from them.
+BRIGHTNESS = 0.72
+
 Shown = Literal["radius", "std", "movement"]
 """What the pixels of a landmark are."""
 

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from chexmask_u.calibration.calibration import Calibration
-from chexmask_u.calibration.columns import of_record
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.pictures import segmented
-from chexmask_u.pictures.scale import Shown
 from chexmask_u.runs import sample
+from chexmask_u.runs.page import to_picture
 from chexmask_u.runs.run import Run
 from chexmask_u.runs.summary import chosen_rows
 
@@ -43,17 +42,14 @@ def draw(run: Run, report: dict[str, Any] | None, released: set[str], calibratio
     if not rows:
         return None
     (row,) = rows
-    letterbox = Letterbox.from_row(row["letterbox"])
-    told = of_record(row, calibration) if calibration and row["landmarks_xy"] is not None else {}
-    shown: Shown = "radius" if "landmarks_radius" in told else "std"
-    spread = told.get("landmarks_radius", np.asarray(row["landmarks_std"]).mean(axis=1))
+    picture = to_picture(row, pixels, "median", calibration)
     drawn = segmented.draw(
-        ReadImage(pixels, row["height"], row["width"], letterbox),
+        ReadImage(pixels, row["height"], row["width"], Letterbox.from_row(row["letterbox"])),
         np.asarray(row["landmarks_mean"]),
-        letterbox.spread_to_frame(spread),
-        shown,
+        picture.pixels,
+        picture.shown,
         title=row["record_id"],
         note=f"uncertainty {row['uncertainty']:.1f} px",
         warning="",
     )
-    return Sample({**chosen, "shown": shown}, segmented.encode(drawn, ".jpg"))
+    return Sample({**chosen, "shown": picture.shown}, segmented.encode(drawn, ".jpg"))

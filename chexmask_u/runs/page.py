@@ -22,15 +22,13 @@ from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.calibration.columns import of_record as calibrated
 from chexmask_u.images.letterbox import Letterbox
-from chexmask_u.pictures.scale import OUTLINES, UNIT, WORDS, Shown, gradient, hexes, tick_labels
+from chexmask_u.pictures.scale import BRIGHTNESS, OUTLINES, UNIT, WORDS, Shown, gradient, hexes, tick_labels
 from chexmask_u.record import ODD_SCORE
 from chexmask_u.runs.figures import Palette, draw_histograms
 from chexmask_u.runs.summary import Rank
 
 _NOTHING = "\N{EN DASH}"
 _PICTURE_SIDE = 640
-# Bone and diaphragm are near white: dimmed, every colour stands out from them.
-_DIMMED = 0.72
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def render_html(summary: Mapping[str, Any], run: Mapping[str, Any], pictures: Se
 def _draw(picture: Picture) -> dict[str, Any]:
     """What the template needs of a picture; coordinates in the 1024 frame."""
     small = cv2.resize(picture.image, (_PICTURE_SIDE, _PICTURE_SIDE), interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", cv2.convertScaleAbs(small, alpha=_DIMMED), [cv2.IMWRITE_JPEG_QUALITY, 82])
+    _, jpeg = cv2.imencode(".jpg", cv2.convertScaleAbs(small, alpha=BRIGHTNESS), [cv2.IMWRITE_JPEG_QUALITY, 82])
     colours = hexes(picture.pixels)
     nodes = [
         {"x": f"{x:.1f}", "y": f"{y:.1f}", "pixels": float(pixels), "colour": colour}

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 BAR_SECONDS = 0.5
@@ -76,13 +76,11 @@ def bar(totals: Callable[[], Totals], total: int, done: int, verb: str, unit: st
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    try:
-        yield
-        stop.set()
-        thread.join()
+    with closing(line):
+        try:
+            yield
+        finally:
+            stop.set()
+            # Ray's core crashes a process that leaves it while a thread is still asking.
+            thread.join()
         update()
-    finally:
-        stop.set()
-        # Ray's core crashes a process that leaves it while a thread is still asking.
-        thread.join()
-        line.close()

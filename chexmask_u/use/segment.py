@@ -16,21 +16,24 @@ from chexmask_u import record, storage
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.calibration import columns
 from chexmask_u.calibration.calibration import Calibration, chosen
+from chexmask_u.images import memory
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.images.spacing import Spacing
+from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import Prediction
 from chexmask_u.pictures import segmented
 from chexmask_u.pictures.scale import Shown
 from chexmask_u.record import ReadError
+from chexmask_u.settings import AppSettings, SegmentSettings
 from chexmask_u.steps.mask import organ_mask
 from chexmask_u.steps.predict import implausible, predict_in_memory
 from chexmask_u.steps.read import read
 from chexmask_u.use import doubts
 from chexmask_u.use.analysis import by_region, landmark_radius, landmark_uncertainty
 from chexmask_u.use.measurements import Measurement, measure
-from chexmask_u.weight_files import DEMO, load_model
+from chexmask_u.weight_files import DEMO, load_model, say_if_demonstration
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -191,6 +194,22 @@ def _calibration(model: Network, weights: str, calibration: str | Calibration | 
         calibration.check_weights(sha256, "calibration")
         return calibration
     return chosen(calibration, weights, sha256)
+
+
+def load(settings: SegmentSettings | AppSettings) -> tuple[Network, Calibration | None]:
+    """The network that a verb's settings name, and the calibration that is used with it.
+
+    Raises:
+        InputError: if there is no such device, or the calibration is none or of other weights.
+        CheckpointError: if the weights cannot be loaded.
+    """
+    device = choose(settings.device)
+    model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
+    if device == "cpu":
+        memory.keep_freed()
+    calibration = chosen(settings.calibration, settings.weights, model.sha256 or "")
+    say_if_demonstration(settings.weights)
+    return model, calibration
 
 
 def manifest_row(uri: str, source: str, image_id: str) -> dict[str, str]:

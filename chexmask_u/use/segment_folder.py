@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from chexmask_u import storage
 from chexmask_u.anatomy import ORGANS
-from chexmask_u.calibration.calibration import Calibration, chosen
+from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.folder import Folder, as_csv
-from chexmask_u.images import memory
 from chexmask_u.manifests.check import check_source_name
-from chexmask_u.model.device import choose
 from chexmask_u.model.network import Network
 from chexmask_u.pictures import segmented
 from chexmask_u.record import FAILED, OK, RADIUS_COVERAGE, ReadError
@@ -28,8 +26,7 @@ from chexmask_u.use import page
 from chexmask_u.use.analysis import by_region, landmark_radius
 from chexmask_u.use.inputs import Input, find
 from chexmask_u.use.measurements import INTERVAL, NAMES
-from chexmask_u.use.segment import Segmentation, manifest_row, segment_rows
-from chexmask_u.weight_files import load_model, say_if_demonstration
+from chexmask_u.use.segment import Segmentation, load, manifest_row, segment_rows
 
 TABLE, DETAILS, PAGE = "measurements.csv", "measurements.json", "preview.html"
 
@@ -60,12 +57,7 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     for path, why in found.lost.items():
         print(storage.redact(f"{path}: {why}; not followed"), file=sys.stderr)
     inputs = found.images
-    device = choose(settings.device)
-    model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
-    if device == "cpu":
-        memory.keep_freed()
-    calibration = chosen(settings.calibration, settings.weights, model.sha256 or "")
-    say_if_demonstration(settings.weights)
+    model, calibration = load(settings)
     rows: list[dict[str, Any]] = []
     # Before any work, since it tells whether the folder can be written.
     _write_tables(output, rows, settings, model, calibration)
