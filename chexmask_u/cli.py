@@ -7,6 +7,7 @@ nothing was done.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import json
 import os
@@ -297,6 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], own.flags)}")
     # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
     signal.signal(signal.SIGTERM, _interrupt)
+    # Python puts handlers back to the default in its last moments, which would end a run that is done with -15.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     try:
         try:
             result = verb.run(verb.settings.from_mapping(options))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from chexmask_u.manifests.folder import list_folder
+from chexmask_u.result import BAD_INPUT
 from chexmask_u.settings import ManifestFolderSettings
 from tests.support import apart
 
@@ -33,6 +34,17 @@ import sys
 from chexmask_u import cli
 print("begun", flush=True)
 sys.exit(cli.main(sys.argv[1:]))
+"""
+
+# Sends itself SIGTERM where Python has put its handlers back already.
+TOLD_LAST = """
+import os, signal, sys
+from chexmask_u import cli
+class Late:
+    def __del__(self, kill=os.kill, own=os.getpid(), number=signal.SIGTERM):
+        kill(own, number)
+late = Late()
+sys.exit(cli.main(["info", "--weights", "nowhere"]))
 """
 
 
@@ -122,6 +134,10 @@ def test_a_driver_that_is_told_to_stop_says_so_in_one_line(
     driver.wait_for(moment)
     code, stderr = driver.stop()
     assert is_told(code, stderr), (code, stderr)
+
+
+def test_a_verb_that_is_told_in_its_last_moments_ends_as_it_would_have() -> None:
+    assert subprocess.run([sys.executable, "-c", TOLD_LAST], check=False).returncode == BAD_INPUT
 
 
 @pytest.mark.slow
