@@ -13,7 +13,7 @@ import pyarrow as pa
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Of the columns: a larger second number adds some that rows of before have null, a larger first one changes others."""
 
 OK = "ok"
@@ -121,6 +121,8 @@ PREDICTED = pa.schema(
         pa.field("landmarks_mean", LANDMARK_ARRAY),
         pa.field("landmarks_std", LANDMARK_ARRAY),
         pa.field("landmarks_xy", NODE_ARRAY),
+        pa.field("landmarks_across", NODE_ARRAY),
+        pa.field("landmarks_along", NODE_ARRAY),
         pa.field("uncertainty", pa.float32()),
         pa.field("latent_mean", LATENT_ARRAY),
         pa.field("latent_std", LATENT_ARRAY),
@@ -151,6 +153,8 @@ LANDMARK_RELEASE = pa.schema(
             "landmarks_mean",
             "landmarks_std",
             "landmarks_xy",
+            "landmarks_across",
+            "landmarks_along",
             "uncertainty",
             "latent_mean",
             "latent_std",
@@ -177,7 +181,7 @@ RELEASED: dict[str, pa.Schema] = {
 }
 """Schema of each kind of config that a release has."""
 
-_SINCE = {"landmarks_xy": "1.1"}
+_SINCE = {"landmarks_xy": "1.1", "landmarks_across": "1.2", "landmarks_along": "1.2"}
 
 CALIBRATED = pa.schema(
     [
@@ -243,11 +247,18 @@ COLUMNS: dict[str, Column] = {
         (N_LANDMARKS, 2),
     ),
     "landmarks_xy": Column(
-        "covariance of x and y of the draws (ddof = 0), from which the spread across the contour follows; null in"
-        " records of runs that were begun before schema 1.1",
+        "covariance of x and y of the draws (ddof = 0); null in records of runs that were begun before schema 1.1",
         "pixels² of the original image",
         (N_LANDMARKS,),
     ),
+    "landmarks_across": Column(
+        "standard deviation of the draws across the mean contour, which a mask feels; a draw farther from the others"
+        " than 3 median distances counts as if it lay so far; null in records of runs that were begun before schema"
+        " 1.2",
+        _ORIGINAL,
+        (N_LANDMARKS,),
+    ),
+    "landmarks_along": Column("likewise along the contour", _ORIGINAL, (N_LANDMARKS,)),
     "uncertainty": Column("mean over landmarks and axes of the standard deviation: compare images by this one", _FRAME),
     "latent_mean": Column("mean of the latent posterior", "latent units", (LATENT_SIZE,)),
     "latent_std": Column("sigma of the latent posterior", "latent units", (LATENT_SIZE,)),
@@ -270,7 +281,7 @@ COLUMNS: dict[str, Column] = {
     },
     "landmarks_radius": Column(
         f"distance within which the annotated landmark lies for {RADIUS_COVERAGE:.0%} of the landmarks, on images as"
-        " those of the calibration; null where there is no landmarks_xy",
+        " those of the calibration; null where there is no landmarks_across",
         _ORIGINAL,
         (N_LANDMARKS,),
     ),
@@ -281,7 +292,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "ood_score": Column(
         f"percentile among known frontal chest radiographs, by posterior and spread: beyond {ODD_SCORE:.0f} the image"
-        " is unlike nearly all of them; null where there is no landmarks_xy",
+        " is unlike nearly all of them; null where there is no landmarks_across",
         "0 to 100",
     ),
     "reason": Column("why the image gave no record"),

@@ -49,8 +49,9 @@ def test_an_earlier_run_goes_on_to_the_same_records(
     rows = pq.read_table(Path(release["folder"]) / "synthetic" / "landmarks-00000-of-00001.parquet")
     kept_ids = set(pq.read_table(KEPT / "run" / "records", columns=["record_id"])["record_id"].to_pylist())
     for row in rows.to_pylist():
-        assert (row["landmarks_xy"] is None) == (row["record_id"] in kept_ids)
-    assert facts(capsys, "validate", release["folder"])["schema_version"] == "1.1"
+        for name in ("landmarks_xy", "landmarks_across", "landmarks_along"):
+            assert (row[name] is None) == (row["record_id"] in kept_ids)
+    assert facts(capsys, "validate", release["folder"])["schema_version"] == "1.2"
 
 
 def test_an_earlier_release_is_a_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ NAME = "calibration.json"
 Of = Literal["landmark", "contour"]
 
 # Of the file; another first number would be read otherwise.
-_FORMAT = 1
+_FORMAT = 2
 
 # Digits that are kept of a number.
 _DIGITS = 6
@@ -195,7 +195,10 @@ class Calibration:
         try:
             content = json.loads(text)
             if content["format"] != _FORMAT:
-                raise InputError(f"{where}: is of format {content['format']}, and this version reads {_FORMAT}")
+                raise InputError(
+                    f"{where}: is of format {content['format']}, and this version reads {_FORMAT};"
+                    " make it again with `chexmask-u calibrate`"
+                )
             known = None if content["known"] is None else Known.from_json(content["known"])
             landmark, contour = (
                 None if content[of] is None else Radius.from_json(content[of]) for of in ("landmark", "contour")

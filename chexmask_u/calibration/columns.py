@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from chexmask_u import record
 from chexmask_u.calibration.calibration import Calibration, Of
 from chexmask_u.calibration.known import Known
-from chexmask_u.calibration.seen import Seen
+from chexmask_u.calibration.seen import COLUMNS, Seen
 from chexmask_u.columns import node_array, to_landmarks
 
 # Of what a radius is made.
-NEEDED = ("landmarks_mean", "landmarks_std", "landmarks_xy", "latent_mean", "latent_std", "letterbox")
+NEEDED = (*COLUMNS, "letterbox")
 
 # Rows at once: their spreads in float64 are some 10 MB.
 _ROWS = 1_000
@@ -26,7 +26,7 @@ _RADII: dict[str, Of] = {"landmarks_radius": "landmark", "contour_radius": "cont
 
 
 def columns(table: pa.Table, calibration: Calibration) -> dict[str, Any]:
-    """The columns of `record.CALIBRATED` for rows that hold `NEEDED`; null where a row has no ``landmarks_xy``."""
+    """The columns of `record.CALIBRATED` for rows that hold `NEEDED`; null where a row has no ``landmarks_across``."""
     radii: dict[str, list[Any]] = {name: [None] * len(table) for name in _RADII}
     scores: list[float | None] = [None] * len(table)
     for rows, seen, scale in _seen(table):
@@ -58,7 +58,7 @@ def of_record(made: Mapping[str, Any], calibration: Calibration) -> dict[str, An
 
 
 def ood_scores(table: pa.Table, known: Known) -> NDArray[np.float64]:
-    """Scores alone of rows that hold `NEEDED`, float64 [rows]; NaN where a row has no ``landmarks_xy``."""
+    """Scores alone of rows that hold `NEEDED`, float64 [rows]; NaN where a row has no ``landmarks_across``."""
     scores = np.full(len(table), np.nan)
     for rows, seen, _ in _seen(table):
         scores[rows] = known.score(seen.image_features())
@@ -66,18 +66,22 @@ def ood_scores(table: pa.Table, known: Known) -> NDArray[np.float64]:
 
 
 def _seen(table: pa.Table) -> Iterator[tuple[NDArray[Any], Seen, NDArray[np.float64]]]:
-    """Places of rows that have ``landmarks_xy``, what a calibration looks at of them, and their letterboxes' scales."""
+    """Places of rows with ``landmarks_across``, what a calibration looks at of them, and their letterboxes' scales."""
     for start in range(0, len(table), _ROWS):
         part = table.slice(start, _ROWS).combine_chunks()
-        rows = np.flatnonzero(part["landmarks_xy"].is_valid().to_numpy())
+        rows = np.flatnonzero(part["landmarks_across"].is_valid().to_numpy())
         if not len(rows):
             continue
         scale = np.asarray(pc.struct_field(part["letterbox"], "scale").to_numpy()[rows], np.float64)
-        mean, std = (_stacked(list(to_landmarks(part[name])), rows) for name in ("landmarks_mean", "landmarks_std"))
-        covariance, *latents = (_vectors(part[name], rows) for name in ("landmarks_xy", "latent_mean", "latent_std"))
-        # A shift moves neither a contour's direction nor a spread.
+        mean, std = (_stacked(list(to_landmarks(part[name])), rows) for name in COLUMNS[:2])
+        across, along, *latents = (_vectors(part[name], rows) for name in COLUMNS[2:])
+        # A shift moves neither a contour's shape nor a spread.
         seen = Seen.from_arrays(
-            mean * scale[:, None, None], std * scale[:, None, None], covariance * scale[:, None] ** 2, *latents
+            mean * scale[:, None, None],
+            std * scale[:, None, None],
+            across * scale[:, None],
+            along * scale[:, None],
+            *latents,
         )
         yield start + rows, seen, scale
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, N_LANDMARKS
-from chexmask_u.calibration.spread import tangents
+from chexmask_u.model.spread import tangents
 
 # How far along the contour's normal an edge is looked for, to either side, and how far apart grey values are taken.
 _REACH = 40

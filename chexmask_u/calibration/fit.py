@@ -142,8 +142,8 @@ def trial(
 
     Returns:
         ``images``, and ``made_of`` how many scores such a radius is made; by kind, for each coverage that so many
-        suffice for, what `worth.covered` says, and what `worth.trust` says of the radius and, as ``std`` and
-        ``across``, of the spread; and the coverage of clean images of each dataset alone.
+        suffice for, what `worth.covered` says, and what `worth.trust` says of the radius and, as ``std``,
+        ``spread`` and ``across``, of the spread; and the coverage of clean images of each dataset alone.
     """
     rows = measured.annotated(of)
     fold = np.arange(len(rows)) % _FOLDS
@@ -170,7 +170,7 @@ def trial(
         found["kinds"][kind] = {
             "coverages": by_coverage,
             **trust(expected, errors),
-            **{name: trust(getattr(seen, name)[rows], errors) for name in ("std", "across")},
+            **{name: trust(getattr(seen, name)[rows], errors) for name in ("std", "spread", "across")},
         }
     return found
 

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from chexmask_u.anatomy import FRAME, LANDMARKS, LATENT_SIZE, REGIONS
 from chexmask_u.calibration import row
 from chexmask_u.calibration.edges import edge_features
-from chexmask_u.calibration.spread import across_and_along
+
+COLUMNS = ("landmarks_mean", "landmarks_std", "landmarks_across", "landmarks_along", "latent_mean", "latent_std")
+"""What is looked at: fields of a `Prediction` and columns of a record."""
 
 # Smaller spreads, in pixels of the 1024 frame, and sigmas say more of rounding than of the network.
 _FLOOR = 0.05
@@ -25,7 +27,8 @@ class Seen:
 
     Attributes:
         landmarks: mean of the draws [B, 120, 2].
-        across, along: standard deviation of each landmark's draws across and along the mean contour [B, 120].
+        across, along: standard deviation of each landmark's draws across and along the mean contour [B, 120], in which
+            rare draws count less, see `Prediction`.
         std: standard deviation of each landmark's draws, the mean of its two axes [B, 120].
         latent_mean, latent_std: of the posterior [B, 64].
         further: features of each landmark beside its spread [B, 120, F], `edge_features` if there were images; or None.
@@ -48,17 +51,17 @@ class Seen:
             images: that it is of, uint8 [B, 1024, 1024], or [1024, 1024] of a record.
 
         Raises:
-            ValueError: if the record lacks a column, as those of releases before schema 1.1 lack ``landmarks_xy``, or
-                the images are others.
+            ValueError: if the record lacks a column, as those of releases before schema 1.2 lack ``landmarks_across``,
+                or the images are others.
         """
         if is_prediction(x):
-            seen = cls.from_arrays(x.landmarks_mean, x.landmarks_std, x.landmarks_xy, x.latent_mean, x.latent_std)
+            seen = cls.from_arrays(*(getattr(x, name) for name in COLUMNS))
         else:
             letterbox = row.letterbox(x)
             seen = cls.from_arrays(
                 letterbox.to_frame(row.points(x, "landmarks_mean"))[None],
                 letterbox.spread_to_frame(row.points(x, "landmarks_std"))[None],
-                letterbox.covariance_to_frame(row.nodes(x, "landmarks_xy"))[None],
+                *(letterbox.spread_to_frame(row.nodes(x, f"landmarks_{way}"))[None] for way in ("across", "along")),
                 *(np.asarray(row.column(x, name), np.float64)[None] for name in ("latent_mean", "latent_std")),
             )
         return seen if images is None else seen.with_images(images)
@@ -81,18 +84,23 @@ class Seen:
 
     @classmethod
     def from_arrays(
-        cls, mean: ArrayLike, std: ArrayLike, covariance: ArrayLike, latent_mean: ArrayLike, latent_std: ArrayLike
+        cls,
+        mean: ArrayLike,
+        std: ArrayLike,
+        across: ArrayLike,
+        along: ArrayLike,
+        latent_mean: ArrayLike,
+        latent_std: ArrayLike,
     ) -> Self:
-        """Of the arrays that a `Prediction` has.
+        """Of the arrays that a `Prediction` has, as `COLUMNS` names them.
 
         Raises:
             ValueError: if a number is not finite.
         """
-        across, along = across_and_along(mean, std, covariance)
         found = cls(
             np.asarray(mean, np.float64),
-            across,
-            along,
+            np.asarray(across, np.float64),
+            np.asarray(along, np.float64),
             np.asarray(std, np.float64).mean(axis=-1),
             np.asarray(latent_mean, np.float64),
             np.asarray(latent_std, np.float64),
@@ -122,9 +130,14 @@ class Seen:
             further=None if self.further is None else self.further[index],
         )
 
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """As `std`, but that rare draws count less: root of the mean of both ways' variances [B, 120]."""
+        return np.sqrt((self.across**2 + self.along**2) / 2)
+
     def spread_features(self) -> NDArray[np.float64]:
         """Logarithms of a landmark's spread across, along, and of its image's mean: float64 [B, 120, 3]."""
-        image = np.broadcast_to(self.std.mean(axis=1, keepdims=True), self.std.shape)
+        image = np.broadcast_to(self.spread.mean(axis=1, keepdims=True), self.across.shape)
         return np.log(np.maximum(np.stack([self.across, self.along, image], axis=-1), _FLOOR))
 
     def error_features(self) -> NDArray[np.float64]:
@@ -173,6 +186,6 @@ def is_prediction(x: Any) -> bool:
     return (
         not isinstance(x, Mapping)
         and hasattr(x, "latent_mean")
-        and hasattr(x, "landmarks_xy")
+        and hasattr(x, "landmarks_across")
         and not hasattr(x, "iloc")
     )

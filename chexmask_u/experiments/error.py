@@ -16,7 +16,6 @@ from chexmask_u.anatomy import FRAME
 from chexmask_u.calibration.calibration import Of
 from chexmask_u.calibration.conformal import images_needed
 from chexmask_u.calibration.seen import Seen
-from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.calibration.worth import contour_errors, landmark_errors
 from chexmask_u.errors import InputError
 from chexmask_u.experiments import figures, records, statistics
@@ -142,8 +141,8 @@ def _of_records(study: Study) -> Measured:
     statistics.enough(len(made), "error, of records that were annotated,")
     truth = [np.stack([of[name] for name in made.ids]) for of in people.values()]
     uncertainties = {"std": made.std.mean(axis=-1)}
-    if np.isfinite(made.covariance).all():
-        uncertainties["across"] = across_and_along(made.landmarks, made.std, made.covariance)[0]
+    if np.isfinite(made.across).all():
+        uncertainties["across"] = made.across
     predicted = np.sqrt(np.square(made.std).sum(axis=-1))
     assert study.records_facts is not None
     label = study.records_facts["kind"]

@@ -40,7 +40,8 @@ class Records:
         dice: Dice RCA (Mean) [n]; NaN where there is none.
         latent_std: sigma [n, 64], or empty [n, 0] unless asked for.
         landmarks, std: [n, 120, 2], or empty [n, 0, 2] unless asked for.
-        covariance: [n, 120] likewise; NaN where it is not known.
+        across: spread of the draws across the contour, in which rare ones count less, [n, 120] likewise; NaN where
+            it is not known.
         ood_score: [n]; NaN where a release was made without a calibration.
     """
 
@@ -52,7 +53,7 @@ class Records:
     latent_std: NDArray[np.float64]
     landmarks: NDArray[np.float64]
     std: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    across: NDArray[np.float64]
     ood_score: NDArray[np.float64]
 
     def __len__(self) -> int:
@@ -142,7 +143,7 @@ def _of_release(release: Release) -> Iterator[pa.Table]:
         yield from release.rows(source, "landmarks")
 
 
-_POINTS = ("landmarks_mean", "landmarks_std", "landmarks_xy", "letterbox")
+_POINTS = ("landmarks_mean", "landmarks_std", "landmarks_across", "letterbox")
 
 
 def _published(url: str, wanted: set[str] | None) -> Iterator[pa.Table]:
@@ -166,7 +167,7 @@ def _published(url: str, wanted: set[str] | None) -> Iterator[pa.Table]:
                 "dice_rca_mean": pa.array([row["dice_rca_mean"] for row in rows], pa.float64()),
                 "landmarks_mean": pa.array([row["landmarks_mean"] for row in rows], record.LANDMARK_ARRAY),
                 "landmarks_std": pa.array([row["landmarks_std"] for row in rows], record.LANDMARK_ARRAY),
-                "landmarks_xy": pa.nulls(len(rows), record.NODE_ARRAY),
+                "landmarks_across": pa.nulls(len(rows), record.NODE_ARRAY),
                 "letterbox": pa.array([box.to_row() for box in boxes], record.LETTERBOX),
             }
         )
@@ -228,17 +229,18 @@ def _floats(table: pa.Table, column: str) -> NDArray[np.float64]:
 
 
 def _in_frame(table: pa.Table) -> NDArray[np.float64]:
-    """Mean, std and covariance of each landmark, [n, 120, 5], in the 1024 frame."""
+    """Mean, std and spread across the contour of each landmark, [n, 120, 5], in the 1024 frame."""
     found = np.full((len(table), N_LANDMARKS, 5), np.nan)
     means, spreads = to_landmarks(table["landmarks_mean"]), to_landmarks(table["landmarks_std"])
-    covariances = to_nodes(table["landmarks_xy"]) if "landmarks_xy" in table.column_names else [None] * len(table)
+    known = "landmarks_across" in table.column_names
+    across = to_nodes(table["landmarks_across"]) if known else [None] * len(table)
     boxes = map(Letterbox.from_row, table["letterbox"].to_pylist())
-    for row, (mean, std, xy, box) in enumerate(zip(means, spreads, covariances, boxes, strict=True)):
+    for row, (mean, std, spread, box) in enumerate(zip(means, spreads, across, boxes, strict=True)):
         if mean is None or std is None:
             continue
         found[row, :, 0:2], found[row, :, 2:4] = box.to_frame(mean), box.spread_to_frame(std)
-        if xy is not None:
-            found[row, :, 4] = box.covariance_to_frame(xy)
+        if spread is not None:
+            found[row, :, 4] = box.spread_to_frame(spread)
     return found
 
 

@@ -50,20 +50,16 @@ class Letterbox:
         return np.asarray(points, np.float64) / self.scale - self._shift()
 
     def spread_to_original(self, spread: NDArray[Any]) -> NDArray[np.float64]:
-        """Standard deviations [..., 2] in frame pixels -> original pixels: they scale and do not shift."""
+        """Standard deviations in frame pixels -> original pixels: they scale and do not shift."""
         return np.asarray(spread, np.float64) / self.scale
 
     def spread_to_frame(self, spread: NDArray[Any]) -> NDArray[np.float64]:
-        """Standard deviations [..., 2] in original pixels -> frame pixels."""
+        """Standard deviations in original pixels -> frame pixels."""
         return np.asarray(spread, np.float64) * self.scale
 
     def covariance_to_original(self, covariance: NDArray[Any]) -> NDArray[np.float64]:
         """Covariances of x and y in pixels² of the frame -> original pixels²."""
         return np.asarray(covariance, np.float64) / self.scale**2
-
-    def covariance_to_frame(self, covariance: NDArray[Any]) -> NDArray[np.float64]:
-        """Covariances of x and y in original pixels² -> pixels² of the frame."""
-        return np.asarray(covariance, np.float64) * self.scale**2
 
     def _shift(self) -> NDArray[np.float64]:
         return np.array([self.pad_left - self.crop_left, self.pad_top - self.crop_top], np.float64)

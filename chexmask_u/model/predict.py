@@ -17,14 +17,20 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.model.network import Network
+from chexmask_u.model.spread import across_and_along
 
 Staged = NDArray[np.uint8] | torch.Tensor
 """Images uint8 [B, 1024, 1024] where the network takes them from, see `stage`."""
 
 _DTYPES: dict[type, torch.dtype] = {np.uint8: torch.uint8, np.float32: torch.float32}
 
-# Numbers of an image's mean, std and covariance of landmarks, mean and sigma of latents.
-_RESULT_SIZES = (2 * N_LANDMARKS, 2 * N_LANDMARKS, N_LANDMARKS, LATENT_SIZE, LATENT_SIZE)
+# Numbers of an image's mean, std and covariance of landmarks, std and covariance without rare draws, mean and sigma of
+# latents.
+_SPREAD = (2 * N_LANDMARKS, N_LANDMARKS)
+_RESULT_SIZES = (2 * N_LANDMARKS, *_SPREAD, *_SPREAD, LATENT_SIZE, LATENT_SIZE)
+
+RARE = 3.0
+"""Median distances of a landmark's draws from their middle: a rare draw lies farther, of a round Gaussian 1 in 500."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,14 +39,30 @@ class Prediction:
 
     `landmarks_std` is the predictive uncertainty: the standard deviation over the draws (ddof = 0). It is how far the
     draws lie apart, which may be less than how far they lie from the truth. `landmarks_xy` float32
-    [B, 120] is the covariance of x and y over the same draws, in pixels². `latent_std` is the posterior's sigma.
+    [B, 120] is the covariance of x and y over the same draws, in pixels².
+
+    `landmarks_across` and `landmarks_along` float32 [B, 120] are the standard deviations of the draws across and along
+    the mean contour, in which a rare draw, one that lies farther than `RARE` median distances from the draws' middle,
+    counts as if it lay so far (winsorised: Dixon and Tukey, Technometrics 10 (1968), 83-98). One such draw of fifty
+    can double the std of all landmarks of an image. `latent_std` is the posterior's sigma.
     """
 
     landmarks_mean: NDArray[np.float32]
     landmarks_std: NDArray[np.float32]
     landmarks_xy: NDArray[np.float32]
+    landmarks_across: NDArray[np.float32]
+    landmarks_along: NDArray[np.float32]
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
+
+    @classmethod
+    def of_nothing(cls, images: int) -> Prediction:
+        """NaN in place of a prediction of so many images."""
+        points, nodes, latents = (
+            np.full((images, *shape), np.nan, np.float32)
+            for shape in ((N_LANDMARKS, 2), (N_LANDMARKS,), (LATENT_SIZE,))
+        )
+        return cls(points, points, nodes, nodes, nodes, latents, latents)
 
     @classmethod
     def join(cls, parts: Sequence[Prediction]) -> Prediction:
@@ -174,9 +196,7 @@ def predict_staged(
 ) -> tuple[Prediction, NDArray[np.float32]]:
     """What `predict_draws` gives, of images that `stage` brought to the same network; draws only if asked for."""
     if not record_ids:
-        landmarks, latents = np.zeros((0, N_LANDMARKS, 2), np.float32), np.zeros((0, LATENT_SIZE), np.float32)
-        empty = Prediction(landmarks, landmarks, landmarks[..., 0], latents, latents)
-        return empty, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
+        return Prediction.of_nothing(0), np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
     def flat_of(images: Staged, names: Sequence[str]) -> NDArray[np.float32]:
         def noise() -> NDArray[np.float32]:
@@ -196,11 +216,15 @@ def predict_staged(
             )
         )
     parts = np.split(flat, np.cumsum(_RESULT_SIZES), axis=1)
-    centre, std, covariance, mean, sigma, draws = parts
+    centre, std, covariance, usual_std, usual_covariance, mean, sigma, draws = parts
+    centre, std, usual_std = (points.reshape(-1, N_LANDMARKS, 2) for points in (centre, std, usual_std))
+    across, along = across_and_along(centre, usual_std, usual_covariance)
     prediction = Prediction(
-        landmarks_mean=centre.reshape(-1, N_LANDMARKS, 2),
-        landmarks_std=std.reshape(-1, N_LANDMARKS, 2),
+        landmarks_mean=centre,
+        landmarks_std=std,
         landmarks_xy=covariance,
+        landmarks_across=across.astype(np.float32),
+        landmarks_along=along.astype(np.float32),
         latent_mean=mean,
         latent_std=sigma,
     )
@@ -266,7 +290,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 def _reduce(
     model: Network, images: Staged, noise: Callable[[], NDArray[np.float32]], with_draws: bool
 ) -> NDArray[np.float32]:
-    """Mean, std and covariance of landmarks, mean and sigma of latents, side by side: float32 [B, `_RESULT_SIZES`].
+    """What `_RESULT_SIZES` names, side by side: float32 [B, their sum].
 
     The draws come behind, N * 120 * 2 more, where they are asked for.
 
@@ -276,14 +300,32 @@ def _reduce(
         grey = model.grey(images if isinstance(images, torch.Tensor) else _on_device(images, model.device))
         drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
         drawn = drawn * FRAME
-        std, centre = torch.std_mean(drawn, dim=1, correction=0)
-        offset = drawn - centre.unsqueeze(1)
-        covariance = (offset[..., 0] * offset[..., 1]).mean(dim=1)
+        centre, *spread = _moments(drawn)
+        _, *usual_spread = _moments(_without_rare(drawn))
         # One copy from the device for all results.
-        results = [centre.flatten(1), std.flatten(1), covariance, mean, sigma]
-        results += [drawn.flatten(1)] if with_draws else []
-        flat: NDArray[np.float32] = torch.cat(results, dim=1).cpu().numpy()
+        results = [centre, *spread, *usual_spread, mean, sigma, *([drawn] if with_draws else [])]
+        flat: NDArray[np.float32] = torch.cat([one.flatten(1) for one in results], dim=1).cpu().numpy()
     return flat
+
+
+def _moments(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and std [B, 120, 2] and covariance of x and y [B, 120] of draws [B, N, 120, 2]; ddof = 0."""
+    std, centre = torch.std_mean(drawn, dim=1, correction=0)
+    offset = drawn - centre.unsqueeze(1)
+    return centre, std, (offset[..., 0] * offset[..., 1]).mean(dim=1)
+
+
+def _without_rare(drawn: torch.Tensor) -> torch.Tensor:
+    """Draws [B, N, 120, 2] as offsets from their middle, none of which is longer than `RARE` of their median lengths.
+
+    The middle is each coordinate's median; of an even number of draws the lower one.
+    """
+    half = (drawn.shape[1] - 1) // 2
+    offset = drawn - drawn.sort(dim=1).values[:, half : half + 1]
+    length = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
+    limit = RARE * length.sort(dim=1).values[:, half : half + 1]
+    # Where most draws are one, the others count as that one.
+    return offset * (limit / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
 
 
 def _on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:

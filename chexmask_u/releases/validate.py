@@ -14,7 +14,10 @@ from chexmask_u.result import Result
 from chexmask_u.settings import ValidateSettings
 
 # A run that was begun before there were such columns has none in its earlier parts.
-_MAY_BE_NULL = ("landmarks_xy", "landmarks_radius", "contour_radius", "ood_score")
+_MAY_BE_NULL = (
+    *("landmarks_xy", "landmarks_across", "landmarks_along"),
+    *("landmarks_radius", "contour_radius", "ood_score"),
+)
 
 _REMEDY = "make it again from its run, with another --output"
 

@@ -69,7 +69,7 @@ def to_picture(
         calibration: of the weights: radii are shown then, if the record has what they are made of.
     """
     letterbox = Letterbox.from_row(row["letterbox"])
-    told = calibrated(row, calibration) if calibration and row["landmarks_xy"] is not None else {}
+    told = calibrated(row, calibration) if calibration and row["landmarks_across"] is not None else {}
     pixels = letterbox.spread_to_frame(np.asarray(row["landmarks_std"])).mean(axis=1)
     if "landmarks_radius" in told:
         pixels = letterbox.spread_to_frame(told["landmarks_radius"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -19,7 +20,9 @@ FARTHEST = 2**20
 
 
 # What the step adds to a row or may change.
-_LANDMARK_COLUMNS = ("landmarks_mean", "landmarks_std", "landmarks_xy")
+_POINT_COLUMNS = ("landmarks_mean", "landmarks_std")
+_NODE_COLUMNS = ("landmarks_xy", "landmarks_across", "landmarks_along")
+_LANDMARK_COLUMNS = (*_POINT_COLUMNS, *_NODE_COLUMNS)
 _MASK_COLUMNS = ("status", "reason", "error", *_LANDMARK_COLUMNS, *anatomy.ORGANS, "mask_seconds")
 
 
@@ -96,28 +99,30 @@ def mask(batch: pa.Table) -> pa.Table:
 
     Landmarks are rounded only here, after they were mapped, and only for the masks.
     """
+    arrays = zip(
+        *(to_landmarks(batch[name]) for name in _POINT_COLUMNS),
+        *(to_nodes(batch[name]) for name in _NODE_COLUMNS),
+        strict=True,
+    )
     rows = zip(
-        to_landmarks(batch["landmarks_mean"]),
-        to_landmarks(batch["landmarks_std"]),
-        to_nodes(batch["landmarks_xy"]),
+        arrays,
         batch.select(["status", "reason", "error", "letterbox", "height", "width"]).to_pylist(),
         strict=True,
     )
     masked = [_mask_row(*row) for row in rows]
     columns = {name: [row[name] for row in masked] for name in _MASK_COLUMNS}
-    columns |= {name: landmark_array(columns[name]) for name in ("landmarks_mean", "landmarks_std")}
-    columns["landmarks_xy"] = node_array(columns["landmarks_xy"])
+    columns |= {name: landmark_array(columns[name]) for name in _POINT_COLUMNS}
+    columns |= {name: node_array(columns[name]) for name in _NODE_COLUMNS}
     return replace(batch, record.RECORD, **columns)
 
 
-def _mask_row(
-    mean: NDArray[Any] | None, std: NDArray[Any] | None, covariance: NDArray[Any] | None, row: dict[str, Any]
-) -> dict[str, Any]:
-    """The columns that the step adds or changes, of one row."""
+def _mask_row(arrays: Sequence[Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The columns that the step adds or changes, of one row and its `_LANDMARK_COLUMNS`."""
     start = time.perf_counter()
     result = {name: row[name] for name in ("status", "reason", "error")}
     result |= dict.fromkeys((*_LANDMARK_COLUMNS, *anatomy.ORGANS))
-    if mean is not None and std is not None and covariance is not None:
+    mean, std, covariance, across, along = arrays
+    if mean is not None:
         try:
             letterbox = Letterbox.from_row(row["letterbox"])
             # As they are stored: of what was rounded to float32 afterwards, others would draw another border.
@@ -127,6 +132,8 @@ def _mask_row(
                 "landmarks_mean": original,
                 "landmarks_std": letterbox.spread_to_original(std),
                 "landmarks_xy": letterbox.covariance_to_original(covariance),
+                "landmarks_across": letterbox.spread_to_original(across),
+                "landmarks_along": letterbox.spread_to_original(along),
             }
         except Exception as error:
             result |= {"status": record.FAILED, "reason": "internal", "error": storage.explain(error)}

@@ -149,7 +149,7 @@ class Predictor:
             error=error,
             landmarks_mean=landmark_array(results["landmarks_mean"]),
             landmarks_std=landmark_array(results["landmarks_std"]),
-            landmarks_xy=node_array(results["landmarks_xy"]),
+            **{name: node_array(results[name]) for name in ("landmarks_xy", "landmarks_across", "landmarks_along")},
             uncertainty=uncertainty,
             latent_mean=latent_array(results["latent_mean"]),
             latent_std=latent_array(results["latent_std"]),
@@ -257,10 +257,8 @@ def predict_in_memory(
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     if len(images) == 1:
-        points = np.full((1, N_LANDMARKS, 2), np.nan, np.float32)
-        latents = np.full((1, LATENT_SIZE), np.nan, np.float32)
         draws = np.full((int(with_draws), n_samples, N_LANDMARKS, 2), np.nan, np.float32)
-        return Outcome(Prediction(points, points, points[..., 0], latents, latents), draws, {0: problem}, 0.0)
+        return Outcome(Prediction.of_nothing(1), draws, {0: problem}, 0.0)
     half = len(images) // 2
     first, second = (
         predict_in_memory(model, images[part], record_ids[part], n_samples, seed, with_draws=with_draws, turn=turn)

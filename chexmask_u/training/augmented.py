@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, N_LANDMARKS
-from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.images import corruptions
 from chexmask_u.model.network import Network
 from chexmask_u.model.predict import predict
+from chexmask_u.model.spread import across_and_along
 from chexmask_u.training.examples import Examples
 
 # As little as an image may differ between two exposures of one person.

@@ -335,7 +335,7 @@ def table(calibration: Calibration) -> str:
         if more := fit.further_images(about["trials"][of]["images"], images, RADIUS_COVERAGE):
             lines.append(f"    {_NEEDED}: {more} more image{'s' if more > 1 else ''}")
         by_dataset = len(about["images"]) > 1
-        lines += _trial_lines(about["trials"].get(of, {}), by_dataset, ("std", "across"))
+        lines += _trial_lines(about["trials"].get(of, {}), by_dataset, ("std", "spread", "across"))
         looking = _trial_lines(about["trials_with_images"].get(of, {}), by_dataset)
         lines += ["    with the image:", *("  " + line for line in looking)] if looking else []
         if tried := about.get("augmentations"):

@@ -243,7 +243,7 @@ def _trust(measured: Measured, judged: Calibration | None, kinds: Sequence[str])
             continue
         errors = np.concatenate([by_kind[kind][rows] for kind in kinds])
         seen = Seen.join([measured.seen[kind].take(rows) for kind in kinds])
-        found[of] = {name: trust(getattr(seen, name), errors, len(kinds)) for name in ("std", "across")}
+        found[of] = {name: trust(getattr(seen, name), errors, len(kinds)) for name in ("std", "spread", "across")}
         radius = None if judged is None else (judged.landmark if of == "landmark" else judged.contour)
         if judged is None or radius is None:
             continue

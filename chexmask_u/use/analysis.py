@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from chexmask_u.anatomy import LANDMARKS, ORGANS, REGIONS
 from chexmask_u.calibration import row
 from chexmask_u.calibration.calibration import Calibration, Of
-from chexmask_u.calibration.spread import across_and_along
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.pictures.contours import show_band, show_ellipses, show_image, show_nodes, show_outlines
 from chexmask_u.pictures.scale import LIMITS, OUTLINES, UNIT, WORDS, Shown, pixel_scale, ticks_between
@@ -61,17 +60,18 @@ def contour_spread(record: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDAr
 
     A mask or a measurement feels what lies across; along the contour, where annotators differ most, neither does. The
     contour's direction at a landmark is that from the landmark before it to the one behind it; see
-    `calibration.spread.across_and_along` for the formula.
+    `model.spread.across_and_along` for the formula. A draw that lies far from all others counts as if it lay nearer,
+    see `Prediction`: so these say more of the error than ``landmarks_std``.
 
     Returns:
         Across and along, float64 [120] each.
 
     Raises:
-        ValueError: if the record has no ``landmarks_xy``, as those of releases before schema 1.1.
+        ValueError: if the record has no ``landmarks_across``, as those of releases before schema 1.2.
     """
     letterbox = row.letterbox(record)
-    mean, std = frame_landmarks(record)
-    return across_and_along(mean, std, letterbox.covariance_to_frame(row.nodes(record, "landmarks_xy")))
+    across, along = (row.nodes(record, name) for name in ("landmarks_across", "landmarks_along"))
+    return letterbox.spread_to_frame(across), letterbox.spread_to_frame(along)
 
 
 def landmark_radius(

@@ -349,6 +349,8 @@ def _record(
         "landmarks_mean": letterbox.to_original(prediction.landmarks_mean[index]).astype(np.float32),
         "landmarks_std": letterbox.spread_to_original(prediction.landmarks_std[index]).astype(np.float32),
         "landmarks_xy": letterbox.covariance_to_original(prediction.landmarks_xy[index]).astype(np.float32),
+        "landmarks_across": letterbox.spread_to_original(prediction.landmarks_across[index]).astype(np.float32),
+        "landmarks_along": letterbox.spread_to_original(prediction.landmarks_along[index]).astype(np.float32),
         "uncertainty": float(prediction.landmarks_std[index].mean()),
         "latent_mean": prediction.latent_mean[index],
         "latent_std": prediction.latent_std[index],

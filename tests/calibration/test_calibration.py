@@ -34,7 +34,8 @@ def record_of(prediction: cu.Prediction, index: int, scale: float) -> dict[str, 
     return {
         "landmarks_mean": (prediction.landmarks_mean[index] / scale - 7).tolist(),
         "landmarks_std": (prediction.landmarks_std[index] / scale).tolist(),
-        "landmarks_xy": (prediction.landmarks_xy[index] / scale**2).tolist(),
+        "landmarks_across": (prediction.landmarks_across[index] / scale).tolist(),
+        "landmarks_along": (prediction.landmarks_along[index] / scale).tolist(),
         "latent_mean": prediction.latent_mean[index].tolist(),
         "latent_std": prediction.latent_std[index].tolist(),
         "letterbox": {
@@ -185,10 +186,10 @@ def test_a_coverage_that_is_none_is_refused(calibration: Calibration, coverage: 
 def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibration, tmp_path: Path) -> None:
     prediction = invented_calibrations.predictions(np.random.default_rng(5), 1)
     record = record_of(prediction, 0, 1.0)
-    with pytest.raises(ValueError, match="no landmarks_xy"):
-        calibration.radius({name: value for name, value in record.items() if name != "landmarks_xy"})
-    with pytest.raises(ValueError, match=r"landmarks_xy of the record must be .* null"):
-        calibration.radius(record | {"landmarks_xy": None})
+    with pytest.raises(ValueError, match="no landmarks_across"):
+        calibration.radius({name: value for name, value in record.items() if name != "landmarks_across"})
+    with pytest.raises(ValueError, match=r"landmarks_across of the record must be .* null"):
+        calibration.radius(record | {"landmarks_across": None})
     with pytest.raises(ValueError, match="NaN"):
         calibration.radius(record | {"landmarks_std": [[float("nan"), 1.0]] * 120})
     with pytest.raises(TypeError, match=r"coverage must be a number between 0 and 1, not '0\.9'"):

@@ -9,7 +9,7 @@ import pytest
 from chexmask_u.anatomy import LANDMARKS
 from chexmask_u.calibration.edges import edge_features
 from chexmask_u.calibration.seen import Seen
-from tests.calibration.test_spread import circles
+from tests.model.test_spread import circles
 from tests.support import invented_calibrations
 
 

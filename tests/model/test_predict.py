@@ -14,7 +14,8 @@ import chexmask_u as cu
 from chexmask_u import record
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.model.hybridgnet import HybridGNet
-from chexmask_u.model.predict import latent_noise
+from chexmask_u.model.predict import _without_rare, latent_noise
+from chexmask_u.model.spread import tangents
 from chexmask_u.steps.predict import Predictor
 
 # Pixels of the 1024 frame; what float32 kernels of different batch sizes may differ by.
@@ -37,7 +38,8 @@ IDS = ["a/radiograph", "a/black", "a/noise", "a/white", "a/transposed"]
 
 def assert_same(first: cu.Prediction, second: cu.Prediction, atol: float = TOLERANCE) -> None:
     np.testing.assert_allclose(first.landmarks_mean, second.landmarks_mean, atol=atol, rtol=0)
-    np.testing.assert_allclose(first.landmarks_std, second.landmarks_std, atol=atol, rtol=0)
+    for name in ("landmarks_std", "landmarks_across", "landmarks_along"):
+        np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=atol, rtol=0)
     np.testing.assert_allclose(first.latent_mean, second.latent_mean, atol=1e-3, rtol=0)
     np.testing.assert_allclose(first.latent_std, second.latent_std, atol=1e-3, rtol=0)
 
@@ -108,6 +110,29 @@ def test_mean_and_std_are_those_of_the_draws(model, radiograph):
     covariance = [np.cov(*node.T, ddof=0)[0, 1] for node in draws.transpose(1, 0, 2)]
     np.testing.assert_allclose(predicted.landmarks_xy[0], covariance, rtol=1e-3, atol=TOLERANCE)
     np.testing.assert_allclose(predicted.latent_std[0], np.exp(log_var[0].numpy() / 2), rtol=1e-4)
+
+    offset = draws - np.sort(draws, axis=0)[3]
+    length = np.linalg.norm(offset, axis=2)
+    offset *= np.minimum(1, 3 * np.sort(length, axis=0)[3] / length.clip(1e-9))[..., None]
+    normal = tangents(predicted.landmarks_mean[0])[:, ::-1] * [-1, 1]
+    np.testing.assert_allclose(predicted.landmarks_across[0], (offset * normal).sum(2).std(0), rtol=1e-3)
+    around = np.square(predicted.landmarks_across[0]) + np.square(predicted.landmarks_along[0])
+    np.testing.assert_allclose(around, offset.var(0).sum(1), rtol=1e-3)
+
+
+def test_a_rare_draw_hardly_moves_the_spread_and_of_round_ones_it_is_the_std():
+    draws = torch.from_numpy(np.random.default_rng(0).normal(0, 5, (1, 2000, 120, 2)).astype(np.float32))
+    std = draws.std(dim=1, correction=0)
+    torch.testing.assert_close(_without_rare(draws).std(dim=1, correction=0), std, rtol=0.01, atol=0)
+    few, spread = draws[:, :50].clone(), _without_rare(draws[:, :50]).std(dim=1, correction=0)
+    few[:, 0] += 1000
+    assert few.std(dim=1, correction=0).min() > 25 * 5
+    assert (_without_rare(few).std(dim=1, correction=0) / spread).max() < 1.3
+
+
+def test_draws_that_are_all_alike_have_no_spread():
+    assert not _without_rare(torch.ones(1, 50, 120, 2)).any()
+    assert not _without_rare(torch.ones(1, 1, 120, 2)).any()
 
 
 def test_the_default_weights_put_landmarks_on_the_organs_of_a_radiograph(shared, model):
@@ -243,5 +268,6 @@ def test_a_prediction_shows_itself_in_one_line(tiny_weights, radiograph):
     prediction = cu.predict(cu.load_model(str(tiny_weights)), radiograph[None], ["a"], n_samples=2)
     assert repr(prediction) == (
         "Prediction(landmarks_mean float32 [1, 120, 2], landmarks_std float32 [1, 120, 2],"
-        " landmarks_xy float32 [1, 120], latent_mean float32 [1, 64], latent_std float32 [1, 64])"
+        " landmarks_xy float32 [1, 120], landmarks_across float32 [1, 120], landmarks_along float32 [1, 120],"
+        " latent_mean float32 [1, 64], latent_std float32 [1, 64])"
     )

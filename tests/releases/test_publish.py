@@ -541,8 +541,8 @@ def test_every_published_source_has_terms_and_unknown_ones_are_withheld():
 
 # All that a release may say of an image, and how: numbers, ids, sizes and run lengths.
 ALLOWED = {
-    "landmarks": "record_id source image_id height width landmarks_mean landmarks_std landmarks_xy uncertainty"
-    " latent_mean latent_std latent_uncertainty dice_rca_mean dice_rca_max letterbox",
+    "landmarks": "record_id source image_id height width landmarks_mean landmarks_std landmarks_xy landmarks_across"
+    " landmarks_along uncertainty latent_mean latent_std latent_uncertainty dice_rca_mean dice_rca_max letterbox",
     "masks": "record_id height width right_lung left_lung heart",
     "failures": "record_id source image_id reason",
 }

@@ -150,7 +150,8 @@ def seen(name: str, source: str, prediction: Prediction, index: int, away: float
     return ok(name, source, float(std.mean())) | {
         "landmarks_mean": LETTERBOX.to_original(prediction.landmarks_mean[index]).tolist(),
         "landmarks_std": LETTERBOX.spread_to_original(std).tolist(),
-        "landmarks_xy": LETTERBOX.covariance_to_original(prediction.landmarks_xy[index]).tolist(),
+        "landmarks_across": LETTERBOX.spread_to_original(prediction.landmarks_across[index]).tolist(),
+        "landmarks_along": LETTERBOX.spread_to_original(prediction.landmarks_along[index]).tolist(),
         "latent_mean": (prediction.latent_mean[index] + away).tolist(),
         "latent_std": prediction.latent_std[index].tolist(),
     }

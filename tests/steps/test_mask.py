@@ -217,6 +217,8 @@ def ok_row(frame: NDArray[Any], letterbox: dict[str, Any], height: int, width: i
         "landmarks_mean": frame.tolist(),
         "landmarks_std": (np.abs(frame) / 64).tolist(),
         "landmarks_xy": (frame.prod(axis=1) / 64**2).tolist(),
+        "landmarks_across": (np.abs(frame[:, 0]) / 64).tolist(),
+        "landmarks_along": (np.abs(frame[:, 1]) / 64).tolist(),
         "letterbox": letterbox,
         "height": height,
         "width": width,
@@ -236,6 +238,8 @@ def test_landmarks_are_mapped_to_original_pixels_before_they_are_rounded() -> No
     assert np.abs(np.array(row["landmarks_mean"]) - original).max() < 1e-3
     assert np.allclose(np.array(row["landmarks_std"]), np.abs(frame) / 64 / scale, rtol=1e-5)
     assert np.allclose(np.array(row["landmarks_xy"]), frame.prod(axis=1) / 64**2 / scale**2, rtol=1e-5)
+    for axis, name in enumerate(("landmarks_across", "landmarks_along")):
+        assert np.allclose(row[name], np.abs(frame[:, axis]) / 64 / scale, rtol=1e-5)
     # Rounding in the frame first would move the edges: a pixel of the frame is two of the original.
     expected = np.zeros((1000, 2048), np.uint8)
     expected[50:701, 100:901] = 1

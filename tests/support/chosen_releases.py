@@ -73,7 +73,7 @@ def _row(source: str, one: Record) -> dict[str, Any]:
         "letterbox": one.letterbox.to_row(),
         "landmarks_mean": mean,
         "landmarks_std": one.std,
-        "landmarks_xy": np.zeros(anatomy.N_LANDMARKS),
+        **dict.fromkeys(("landmarks_xy", "landmarks_across", "landmarks_along"), np.zeros(anatomy.N_LANDMARKS)),
         "uncertainty": float(one.letterbox.spread_to_frame(one.std).mean()),
         "latent_mean": latent,
         "latent_std": latent,

@@ -21,6 +21,7 @@ from chexmask_u.anatomy import FRAME, LANDMARKS, LATENT_SIZE, N_LANDMARKS
 from chexmask_u.images.letterbox import Letterbox
 from chexmask_u.images.preparation import ReadImage
 from chexmask_u.model.predict import Prediction
+from chexmask_u.model.spread import across_and_along
 from chexmask_u.record import ReadError
 
 SIDE = 8
@@ -133,13 +134,10 @@ def draw(
     )
     frame = (-1, N_LANDMARKS, 2)
     landmarks_std = np.exp(1.2 + 0.4 * spread + 0.3 * std).reshape(frame)
-    prediction = Prediction(
-        landmarks_mean=(MEAN + ways @ WAYS + 0.5 * mean).reshape(frame).astype(np.float32),
-        landmarks_std=landmarks_std.astype(np.float32),
-        landmarks_xy=(0.5 * landmarks_std.prod(axis=2)).astype(np.float32),
-        latent_mean=latent.astype(np.float32),
-        latent_std=np.exp(0.2 * sigma - 1).astype(np.float32),
-    )
+    landmarks_mean = (MEAN + ways @ WAYS + 0.5 * mean).reshape(frame)
+    covariance = 0.5 * landmarks_std.prod(axis=2)
+    parts = (landmarks_mean, landmarks_std, covariance, *across_and_along(landmarks_mean, landmarks_std, covariance))
+    prediction = Prediction(*(part.astype(np.float32) for part in (*parts, latent, np.exp(0.2 * sigma - 1))))
     return prediction, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
 

@@ -15,6 +15,7 @@ from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.calibration.fit import CLEAN, Measured
 from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen
+from chexmask_u.model.spread import across_and_along
 
 
 def predictions(rng: np.random.Generator, count: int) -> cu.Prediction:
@@ -25,13 +26,11 @@ def predictions(rng: np.random.Generator, count: int) -> cu.Prediction:
         mean[:, nodes] = 500 + 150 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     spread = 4 * np.exp(rng.normal(0, 0.4, (count, 1, 1)) + rng.normal(0, 0.3, (count, 120, 1)))
     std = spread * np.exp(rng.normal(0, 0.1, (count, 120, 2)))
-    return cu.Prediction(
-        (mean + rng.normal(0, 3, mean.shape)).astype(np.float32),
-        std.astype(np.float32),
-        (rng.uniform(-0.7, 0.7, (count, 120)) * std.prod(axis=2)).astype(np.float32),
-        rng.normal(0, 1, (count, 64)).astype(np.float32),
-        np.exp(rng.normal(-1, 0.1, (count, 64))).astype(np.float32),
-    )
+    mean = mean + rng.normal(0, 3, mean.shape)
+    covariance = rng.uniform(-0.7, 0.7, (count, 120)) * std.prod(axis=2)
+    across, along = across_and_along(mean, std, covariance)
+    latents = rng.normal(0, 1, (count, 64)), np.exp(rng.normal(-1, 0.1, (count, 64)))
+    return cu.Prediction(*(part.astype(np.float32) for part in (mean, std, covariance, across, along, *latents)))
 
 
 def errors(rng: np.random.Generator, prediction: cu.Prediction) -> NDArray[np.float64]:

@@ -142,6 +142,8 @@ def _row(source: str, number: int, kind: Records, seed: int) -> dict[str, Any]:
         "landmarks_mean": original,
         "landmarks_std": (std / scale).astype(np.float32),
         "landmarks_xy": (0.5 * std.prod(axis=1) / scale**2).astype(np.float32),
+        "landmarks_across": (std[:, 0] / scale).astype(np.float32),
+        "landmarks_along": (std[:, 1] / scale).astype(np.float32),
         "uncertainty": std.mean(),
         "latent_mean": latent[0].astype(np.float32),
         "latent_std": np.abs(latent[1]).astype(np.float32),

@@ -218,7 +218,10 @@ def _records(source: str, rows: Sequence[Row], failed: Sequence[str]) -> pa.Tabl
         "letterbox": where_fine([row.letterbox.to_row() for row in rows]),
         "landmarks_mean": landmark_array(where_fine([row.mean for row in rows])),
         "landmarks_std": landmark_array(where_fine([row.std for row in rows])),
-        "landmarks_xy": node_array(where_fine([np.zeros(anatomy.N_LANDMARKS)] * len(rows))),
+        **{
+            name: node_array(where_fine([np.zeros(anatomy.N_LANDMARKS)] * len(rows)))
+            for name in ("landmarks_xy", "landmarks_across", "landmarks_along")
+        },
         "uncertainty": where_fine([float(row.std.mean()) for row in rows]),
         "latent_mean": latent_array(zeros),
         "latent_std": latent_array(zeros),

@@ -95,14 +95,14 @@ def test_evaluate_sets_spread_and_radius_against_both_errors(
     found = summary["trust"]
     assert set(found) == {"landmark", "contour"}
     for measures in found.values():
-        assert set(measures) == {"std", "across", "radius", "radius_with_images"}
+        assert set(measures) == {"std", "spread", "across", "radius", "radius_with_images"}
         for one in measures.values():
             assert one["r_interval"][0] <= one["r"] <= one["r_interval"][1]
             assert one["ause"] >= 0
         shares = [one["coverage"] for one in measures["radius"]["coverages"].values()]
         assert shares == sorted(shares)
     plain = told(capsys, "evaluate", *words)
-    assert set(plain["trust"]["landmark"]) == {"std", "across"}
+    assert set(plain["trust"]["landmark"]) == {"std", "spread", "across"}
     assert "shifts" not in plain
     # What a radius is worth on the images as they are does not depend on what else is asked.
     assert plain["trust"]["landmark"]["std"] == found["landmark"]["std"]

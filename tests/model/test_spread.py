@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from chexmask_u.anatomy import LANDMARKS
-from chexmask_u.calibration.spread import across_and_along, tangents
+from chexmask_u.model.spread import across_and_along, tangents
 
 
 def circles() -> np.ndarray:
