@@ -257,16 +257,7 @@ def _terms() -> Iterator[str]:
 def _calibration() -> Iterator[str]:
     """What the trials of the bundled weights' calibration found, by coverage and by kind of image."""
     about = _about_calibration()
-    titles = (
-        "radius",
-        "images",
-        "asked for",
-        "covered",
-        "mean radius",
-        "r with the error",
-        "of the spread",
-        "of the std",
-    )
+    titles = ("radius", "images", "asked for", "covered", "mean radius", *_RANKED)
     looking_titles = ("mean radius with the image", "r with the image")
     yield from (f"| {' | '.join((*titles, *looking_titles))} |", f"|{' --- |' * 10}")
     for of, trial in about["trials"].items():
@@ -275,12 +266,14 @@ def _calibration() -> Iterator[str]:
             for asked, checked in found["coverages"].items():
                 if kind == "clean" or asked == "0.9":
                     covered = f"{_share(checked['coverage'])} [{', '.join(map(_share, checked['interval']))}]"
-                    ranks = [
-                        _ranks(one) if asked == "0.9" else "" for one in (found, found["spread"], found["std"], looking)
-                    ]
+                    told = (found, found["spread"], found["std"], looking)
+                    ranks = [_ranks(one) if asked == "0.9" else "" for one in told]
                     words = f"{of} | {kind} | {_share(float(asked))} | {covered} | {checked['mean_radius']:.0f} px"
                     pixels = f"{looking['coverages'][asked]['mean_radius']:.0f} px"
                     yield f"| {words} | {' | '.join(ranks[:3])} | {pixels} | {ranks[3]} |"
+
+
+_RANKED = ("r with the error", "of the spread", "of the std")
 
 
 def _ranks(found: dict[str, Any]) -> str:

@@ -283,9 +283,8 @@ class Chaos:
         self._driver.terminate()
         code = self._driver.wait(STOP_SECONDS)
         # While it still imports, it has nothing to end in order.
-        assert code in (0, 1) or (code == -signal.SIGTERM and not self._output()), (
-            f"it ended with {code}: {self._output()[-2000:]}"
-        )
+        said = self._output()
+        assert code in (0, 1) or (code == -signal.SIGTERM and not said), f"it ended with {code}: {said[-2000:]}"
         return hit
 
     def _kill_node(self) -> bool:
