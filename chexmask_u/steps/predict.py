@@ -137,14 +137,13 @@ class Predictor:
         uncertainty: list[float | None] = [None] * len(status)
         latent_uncertainty: list[float | None] = [None] * len(status)
         spread, latent_spread = (_row_means(of) for of in (prediction.landmarks_std, prediction.latent_std))
-        plausible = _all_plausible(prediction)
+        faults = implausible(prediction)
         for index, row in enumerate(rows):
             if index in outcome.too_big:
                 status[row], reason[row], error[row] = record.FAILED, "out_of_memory", outcome.too_big[index]
                 continue
-            problem = None if plausible else implausible(prediction, index)
-            if problem:
-                status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", problem
+            if index in faults:
+                status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", faults[index]
                 continue
             for name, values in results.items():
                 values[row] = getattr(prediction, name)[index]
@@ -302,18 +301,17 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def implausible(prediction: Prediction, index: int) -> str | None:
-    """Why a record's numbers cannot be kept, or None."""
-    mean = prediction.landmarks_mean[index]
-    if not all(np.isfinite(getattr(prediction, field.name)[index]).all() for field in fields(Prediction)):
-        return "a landmark or latent is not a finite number"
-    if mean.min() < -FAR_OUTSIDE or mean.max() > FRAME + FAR_OUTSIDE:
-        return f"landmarks span {mean.min():.0f} to {mean.max():.0f} px of the {FRAME} frame"
-    return None
-
-
-def _all_plausible(prediction: Prediction) -> bool:
-    """Whether all records of a batch can be kept, by the rules of `implausible`, at the cost of one of them."""
-    mean = prediction.landmarks_mean
-    finite = all(np.isfinite(getattr(prediction, field.name)).all() for field in fields(Prediction))
-    return finite and (not len(mean) or bool(mean.min() >= -FAR_OUTSIDE and mean.max() <= FRAME + FAR_OUTSIDE))
+def implausible(prediction: Prediction) -> dict[int, str]:
+    """Why the numbers of some records cannot be kept, by their index."""
+    finite = np.ones(len(prediction.landmarks_mean), bool)
+    for field in fields(Prediction):
+        values = getattr(prediction, field.name)
+        finite &= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    least, most = (end(prediction.landmarks_mean, axis=(1, 2)) for end in (np.min, np.max))
+    near = (least >= -FAR_OUTSIDE) & (most <= FRAME + FAR_OUTSIDE)
+    return {
+        index: f"landmarks span {least[index]:.0f} to {most[index]:.0f} px of the {FRAME} frame"
+        if finite[index]
+        else "a landmark or latent is not a finite number"
+        for index in np.flatnonzero(~(finite & near)).tolist()
+    }

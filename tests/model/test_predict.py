@@ -18,7 +18,7 @@ from chexmask_u.model.dropout import DropoutNet
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import latent_noise
 from chexmask_u.steps.noise import draw_noise
-from chexmask_u.steps.predict import Predictor
+from chexmask_u.steps.predict import Predictor, implausible
 
 # Pixels of the 1024 frame; what float32 kernels of different batch sizes may differ by.
 TOLERANCE = 0.01
@@ -240,6 +240,15 @@ def test_a_diverged_network_fails_the_row_and_not_the_job(radiograph, tmp_path):
     assert out["status"].to_pylist() == ["failed", "failed"]
     assert out["reason"].to_pylist() == ["invalid_prediction", "missing"]
     assert out["landmarks_mean"].null_count == 2
+
+
+def test_numbers_that_cannot_be_kept_fail_their_own_record_alone():
+    parts = [np.ones((4, *shape), np.float32) for shape in ((120, 2), (120, 2), (120,), (64,), (64,))]
+    parts[0][1, 7, 0], parts[0][2, 7, 1], parts[4][2, 9] = 9300, -8200, np.inf
+    faults = implausible(cu.Prediction(*parts))
+    assert faults[1] == "landmarks span 1 to 9300 px of the 1024 frame"
+    assert "finite" in faults[2]
+    assert sorted(faults) == [1, 2]
 
 
 def test_what_is_no_array_or_no_list_of_names_is_told(tiny_weights, radiograph):
