@@ -80,7 +80,7 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
 class Decoder:
     """In place of the child process that decodes."""
 
-    def read(self, data: bytes, *, source: str, max_side: int) -> ReadImage:
+    def read(self, data: bytes, *, source: str, **_: Any) -> ReadImage:
         record_id = _record_id(data.decode())
         reason = fate(record_id)
         if reason in ("damaged", "timeout"):
