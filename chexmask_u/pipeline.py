@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from chexmask_u import storage
@@ -31,12 +32,14 @@ from chexmask_u.runs.cluster import (
     progress,
     set_up_data,
     stopped_in_one_line,
+    without_extras,
 )
 from chexmask_u.runs.job import check_places
 from chexmask_u.runs.replica import CountingPredictor
 from chexmask_u.runs.run import COMPRESSION, Run
 from chexmask_u.settings import GenerateSettings, ReleaseSettings
 from chexmask_u.steps.mask import mask
+from chexmask_u.steps.noise import draw_noise
 from chexmask_u.steps.read import read
 
 # Rows per block, at least: a block of prepared images is 32 MiB, and a kill redoes the blocks in flight.
@@ -75,7 +78,8 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
     block = rows_per_block(share.batch)
     # A cluster that is to grow has fewer cores now than it will have.
     cores = max(share.cores, CORES_PER_REPLICA * share.replicas)
-    store_bytes = BLOCKS_IN_STORE_PER_CORE * cores * block * FRAME**2
+    image_bytes = FRAME**2 + settings.samples * attempt.noise_size * np.dtype(np.float32).itemsize
+    store_bytes = BLOCKS_IN_STORE_PER_CORE * cores * block * image_bytes
     set_up_data(run.checkpoint, store_bytes)
     manifest_fs, manifest_path = storage.arrow_filesystem(attempt.manifest.uri)
     records_fs, records_path = storage.arrow_filesystem(run.records)
@@ -91,7 +95,12 @@ def _run_graph(attempt: Attempt, before: Before) -> dict[str, float | None]:
         # Straight after the read, or Ray fuses it with its neighbours and one task decodes the whole manifest.
         blocks = bounded(rows.repartition(target_num_rows_per_block=block))
         images = blocks.map_batches(
-            partial(_complete_and_read, max_side=settings.max_side, preparation=settings.preparation),
+            partial(
+                _complete_and_read,
+                noise={"samples": settings.samples, "seed": settings.seed, "size": attempt.noise_size},
+                max_side=settings.max_side,
+                preparation=settings.preparation,
+            ),
             batch_format="pyarrow",
             max_retries=MAX_RESTARTS,
         )
@@ -135,7 +144,7 @@ def predicted(images: Any, replica: type, settings: dict[str, Any], share: Layou
     """A dataset of prepared images, through replicas of the network.
 
     Args:
-        images: blocks of `rows_per_block(share.batch)` rows of `record.READ`.
+        images: blocks of `rows_per_block(share.batch)` rows of `record.READY`.
         replica: class of the step.
         settings: of its constructor.
         share: what the run gets of the cluster.
@@ -176,15 +185,14 @@ def through_replica(
     import ray
 
     # A run's checkpoint and limits are nothing to it.
-    context = ray.data.DataContext(enable_progress_bars=False)
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(without_extras(ray.data.DataContext())):
         stored: list[Any] = [ray.put(block) for block in blocks]
         images = ray.data.from_arrow_refs([stored[index % len(stored)] for index in range(count)])
         yield from predicted(images, replica, settings, share).iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _complete_and_read(batch: pa.Table, **settings: Any) -> pa.Table:
-    return read(parquet.complete(batch), **settings)
+def _complete_and_read(batch: pa.Table, noise: dict[str, int], **settings: Any) -> pa.Table:
+    return draw_noise(read(parquet.complete(batch), **settings), **noise)
 
 
 def make_release(settings: ReleaseSettings) -> dict[str, Any]:

@@ -114,6 +114,9 @@ READ = pa.schema(
     ]
 )
 
+# float32 [N, noise_size] row-major, of the network that predicts; bytes for the same reason.
+READY = pa.schema([*READ, pa.field("noise", pa.large_binary())])
+
 PREDICTED = pa.schema(
     [
         *(field for field in READ if field.name not in ("image", "spacing")),

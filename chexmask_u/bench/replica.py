@@ -19,8 +19,10 @@ from chexmask_u.model.network import Draws, Network, TrainingDraws
 from chexmask_u.runs import cluster
 from chexmask_u.runs.cluster import Layout
 from chexmask_u.runs.replica import CountingPredictor
+from chexmask_u.steps.noise import draw_noise
 
 # What an H100 takes for an image in batches of 64, at 1024 and N = 50 in float32.
+SAMPLES = 50
 DEVICE_SECONDS = 1.1e-3
 
 # Blocks in the object store that the replica is given again and again, so that no reader takes a core from it.
@@ -120,7 +122,13 @@ def measure(flow_seconds: float, repeats: int) -> list[Row]:
 def _run(blocks: list[pa.Table], count: int, share: Layout) -> tuple[float, float]:
     """Seconds of the wall clock and of the replica's process that an image takes in a run that flows."""
     with cluster.progress(count * len(blocks[0]), 0, "bench") as tally:
-        settings = {"tally": tally, "device_seconds": DEVICE_SECONDS, "device": "cpu", "threads": share.threads}
+        settings = {
+            "tally": tally,
+            "device_seconds": DEVICE_SECONDS,
+            "device": "cpu",
+            "samples": SAMPLES,
+            "threads": share.threads,
+        }
         found = pipeline.through_replica(blocks, count, WaitingReplica, settings, share)
         clocks = np.concatenate([np.stack([table["wall"], table["processor"]], axis=1) for table in found])
     clocks = clocks[clocks[:, 0].argsort()]
@@ -131,10 +139,11 @@ def _run(blocks: list[pa.Table], count: int, share: Layout) -> tuple[float, floa
 
 
 def _prepared(rows: int, seed: int) -> pa.Table:
-    """A block of `record.READ` whose images are noise."""
+    """A block of `record.READY` whose images are noise, too."""
     images = np.random.default_rng(seed).integers(0, 256, (rows, FRAME * FRAME), np.uint8)
     ids = [f"noise/{seed}-{row}" for row in range(rows)]
     columns: dict[str, list[Any]] = {name: [None] * rows for name in record.READ.names}
     columns |= {"record_id": ids, "uri": ids, "source": ["noise"] * rows, "image_id": ids, "status": [record.OK] * rows}
     columns["image"] = [image.tobytes() for image in images]
-    return pa.table([pa.array(columns[field.name], field.type) for field in record.READ], schema=record.READ)
+    read = pa.table([pa.array(columns[field.name], field.type) for field in record.READ], schema=record.READ)
+    return draw_noise(read, samples=SAMPLES, seed=seed, size=Waiting.noise_size)

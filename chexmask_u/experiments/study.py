@@ -342,7 +342,7 @@ class Study:
 
     def _key(self, examples: Examples, rows: Sequence[int], condition: str) -> str:
         words = [condition, str(self.settings.seed)]
-        words += [f"{examples.names[row]} {_digest_of(examples, row)}" for row in rows]
+        words += [f"{examples.names[row]} {examples.digests[row]}" for row in rows]
         return _digest("\n".join(words))[:32]
 
     def kept(self, name: str) -> dict[str, NDArray[Any]] | None:
@@ -391,12 +391,6 @@ def _image_facts(examples: Examples) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _digest_of(examples: Examples, row: int) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(examples.images[row]).data)
-    digest.update(np.ascontiguousarray(examples.landmarks[row]).data)
-    return digest.hexdigest()
 
 
 def places(examples: Examples, prediction: Prediction) -> NDArray[np.float32]:

@@ -192,29 +192,34 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 
 
 def predict_staged(
-    model: Network, staged: Staged, record_ids: Sequence[str], n_samples: int, seed: int, *, with_draws: bool = False
+    model: Network,
+    staged: Staged,
+    record_ids: Sequence[str],
+    n_samples: int,
+    seed: int,
+    *,
+    with_draws: bool = False,
+    noise: NDArray[np.float32] | None = None,
 ) -> tuple[Prediction, NDArray[np.float32]]:
-    """What `predict_draws` gives, of images that `stage` brought to the same network; draws only if asked for."""
+    """What `predict_draws` gives, of images that `stage` brought to the same network; draws only if asked for.
+
+    Noise float32 [B, N, noise_size] is each record's `latent_noise`, which is made here where it is not given.
+    """
     if not record_ids:
         return Prediction.of_nothing(0), np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
-    def flat_of(images: Staged, names: Sequence[str]) -> NDArray[np.float32]:
-        def noise() -> NDArray[np.float32]:
-            return np.stack([latent_noise(name, n_samples, seed, model.noise_size) for name in names])
+    def noise_of(row: int) -> NDArray[np.float32]:
+        return latent_noise(record_ids[row], n_samples, seed, model.noise_size) if noise is None else noise[row]
 
-        return _reduce(model, images, noise, with_draws)
+    def flat_of(images: Staged, rows: Sequence[int]) -> NDArray[np.float32]:
+        return _reduce(model, images, lambda: np.stack([noise_of(row) for row in rows]), with_draws)
 
+    rows = range(len(record_ids))
     if model.computes_batches:
-        names = [*record_ids, *record_ids] if len(record_ids) == 1 else record_ids
-        flat = flat_of(staged, names)[: len(record_ids)]
+        flat = flat_of(staged, [0, 0] if len(rows) == 1 else rows)[: len(rows)]
     else:
         # One by one where a GPU takes all at once: beyond an image, more of them only take more memory.
-        flat = np.concatenate(
-            _side_by_side(
-                lambda row: flat_of(staged[row : row + 1], record_ids[row : row + 1]),
-                range(len(record_ids)),
-            )
-        )
+        flat = np.concatenate(_side_by_side(lambda row: flat_of(staged[row : row + 1], [row]), rows))
     parts = np.split(flat, np.cumsum(_RESULT_SIZES), axis=1)
     centre, std, covariance, usual_std, usual_covariance, mean, sigma, draws = parts
     centre, std, usual_std = (points.reshape(-1, N_LANDMARKS, 2) for points in (centre, std, usual_std))

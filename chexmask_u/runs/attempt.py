@@ -45,6 +45,7 @@ class Attempt:
         manifest: what is to be done.
         weights: that every replica loads.
         about_weights: what run.json says of them.
+        noise_size: of their network.
     """
 
     settings: GenerateSettings
@@ -52,6 +53,7 @@ class Attempt:
     manifest: ManifestFacts
     weights: WeightFile
     about_weights: dict[str, Any]
+    noise_size: int
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ def check(settings: GenerateSettings) -> Attempt:
         "variant": model.variant,
         "input_size": model.input_size,
     }
+    noise_size = model.noise_size
     del model
     facts = inspect(uri)
     check_same(run, settings, about_weights, facts.sha256)
-    return Attempt(settings, run, facts, weights, about_weights)
+    return Attempt(settings, run, facts, weights, about_weights, noise_size)
 
 
 def finished(attempt: Attempt) -> dict[str, Any] | None:

@@ -418,6 +418,14 @@ def progress(total: int, done: int, verb: str = "generate", unit: str = "image",
         yield tally
 
 
+def without_extras(context: Any) -> Any:
+    """A `DataContext` without what nobody looks at."""
+    context.enable_progress_bars = False
+    # A thread that watches memory would begin and end with every batch.
+    context.memory_usage_poll_interval_s = None
+    return context
+
+
 def set_up_data(checkpoint: str, store_bytes: int) -> None:
     """Tell Ray Data how a run works.
 
@@ -428,8 +436,7 @@ def set_up_data(checkpoint: str, store_bytes: int) -> None:
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context = without_extras(ray.data.DataContext.get_current())
     # Ray's newer reader starts 32 actors for each Parquet source, the manifest and a resume's checkpoint. They take a
     # small machine minutes, and Ray does not start them again should their machine be taken away.
     context.use_datasource_v2 = False

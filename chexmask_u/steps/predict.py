@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,9 +56,13 @@ _OUT_OF_MEMORY = (
 
 _NO_TURN = nullcontext()
 
+_Number = TypeVar("_Number", np.uint8, np.float32)
+
 
 class Predictor:
-    """Step: `record.READ` -> `record.PREDICTED`; a class because the weights need a lifetime.
+    """Step: `record.READ` or `record.READY` -> `record.PREDICTED`; a class because the weights need a lifetime.
+
+    Noise that is not there yet is drawn here: the same, in the time of the process that holds the network.
 
     Threads may call it side by side. One of them computes at a time, while others bring their images to the device or
     turn results into columns.
@@ -119,22 +123,27 @@ class Predictor:
         status, reason, error = (batch[name].to_pylist() for name in ("status", "reason", "error"))
         record_ids = batch["record_id"].to_pylist()
         rows = [row for row, value in enumerate(status) if value == record.OK]
-        images, names = _images(batch["image"]), [record_ids[row] for row in rows]
-        outcome = predict_in_memory(self.model, images, names, self.samples, self.seed, turn=self._computing)
+        names = [record_ids[row] for row in rows]
+        images = _stacked(batch["image"], np.uint8, (FRAME, FRAME))
+        noise = None
+        if "noise" in batch.column_names:
+            noise = _stacked(batch["noise"], np.float32, (self.samples, self.model.noise_size))
+        outcome = predict_in_memory(
+            self.model, images, names, self.samples, self.seed, turn=self._computing, noise=noise
+        )
         prediction = outcome.prediction
 
         results: dict[str, list[Any]] = {field.name: [None] * len(status) for field in fields(Prediction)}
         uncertainty: list[float | None] = [None] * len(status)
         latent_uncertainty: list[float | None] = [None] * len(status)
         spread, latent_spread = (_row_means(of) for of in (prediction.landmarks_std, prediction.latent_std))
-        plausible = _all_plausible(prediction)
+        faults = implausible(prediction)
         for index, row in enumerate(rows):
             if index in outcome.too_big:
                 status[row], reason[row], error[row] = record.FAILED, "out_of_memory", outcome.too_big[index]
                 continue
-            problem = None if plausible else implausible(prediction, index)
-            if problem:
-                status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", problem
+            if index in faults:
+                status[row], reason[row], error[row] = record.FAILED, "invalid_prediction", faults[index]
                 continue
             for name, values in results.items():
                 values[row] = getattr(prediction, name)[index]
@@ -159,17 +168,17 @@ class Predictor:
         )
 
 
-def _images(column: pa.ChunkedArray) -> NDArray[np.uint8]:
-    """Images uint8 [n, 1024, 1024] of those rows that have one, read where they lie in a block's buffer."""
+def _stacked(column: pa.ChunkedArray, dtype: type[_Number], shape: tuple[int, ...]) -> NDArray[_Number]:
+    """Arrays [n, *shape] of those rows that have one, read where they lie in a block's buffer."""
     found = []
     for chunk in column.chunks:
         _, offsets, values = chunk.buffers()
-        # A row without an image takes no bytes, so that the others lie side by side.
+        # A row without one takes no bytes, so that the others lie side by side.
         first, last = np.frombuffer(offsets, np.int64)[[chunk.offset, chunk.offset + len(chunk)]]
         if last > first:
-            found.append(np.frombuffer(values, np.uint8)[first:last].reshape(-1, FRAME, FRAME))
+            found.append(np.frombuffer(values, np.uint8)[first:last].view(dtype).reshape(-1, *shape))
     if not found:
-        return np.zeros((0, FRAME, FRAME), np.uint8)
+        return np.zeros((0, *shape), dtype)
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
@@ -235,6 +244,7 @@ def predict_in_memory(
     *,
     with_draws: bool = False,
     turn: AbstractContextManager[Any] = _NO_TURN,
+    noise: NDArray[np.float32] | None = None,
 ) -> Outcome:
     """`predict`, in halves where memory does not suffice, and so on down to one image.
 
@@ -242,12 +252,15 @@ def predict_in_memory(
         model, images, record_ids, n_samples, seed: as `predict` takes them.
         with_draws: whether its draws are wanted too.
         turn: entered while the network computes, but not while images are brought to it.
+        noise: as `predict_staged` takes it.
     """
     try:
         staged = stage(model, images)
         with turn:
             start = time.perf_counter()
-            prediction, draws = predict_staged(model, staged, record_ids, n_samples, seed, with_draws=with_draws)
+            prediction, draws = predict_staged(
+                model, staged, record_ids, n_samples, seed, with_draws=with_draws, noise=noise
+            )
             return Outcome(prediction, draws, {}, time.perf_counter() - start)
     except (RuntimeError, MemoryError) as error:
         problem = storage.explain(error)
@@ -261,7 +274,16 @@ def predict_in_memory(
         return Outcome(Prediction.of_nothing(1), draws, {0: problem}, 0.0)
     half = len(images) // 2
     first, second = (
-        predict_in_memory(model, images[part], record_ids[part], n_samples, seed, with_draws=with_draws, turn=turn)
+        predict_in_memory(
+            model,
+            images[part],
+            record_ids[part],
+            n_samples,
+            seed,
+            with_draws=with_draws,
+            turn=turn,
+            noise=None if noise is None else noise[part],
+        )
         for part in (slice(half), slice(half, None))
     )
     return Outcome(
@@ -277,18 +299,17 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
-def implausible(prediction: Prediction, index: int) -> str | None:
-    """Why a record's numbers cannot be kept, or None."""
-    mean = prediction.landmarks_mean[index]
-    if not all(np.isfinite(getattr(prediction, field.name)[index]).all() for field in fields(Prediction)):
-        return "a landmark or latent is not a finite number"
-    if mean.min() < -FAR_OUTSIDE or mean.max() > FRAME + FAR_OUTSIDE:
-        return f"landmarks span {mean.min():.0f} to {mean.max():.0f} px of the {FRAME} frame"
-    return None
-
-
-def _all_plausible(prediction: Prediction) -> bool:
-    """Whether all records of a batch can be kept, by the rules of `implausible`, at the cost of one of them."""
-    mean = prediction.landmarks_mean
-    finite = all(np.isfinite(getattr(prediction, field.name)).all() for field in fields(Prediction))
-    return finite and (not len(mean) or bool(mean.min() >= -FAR_OUTSIDE and mean.max() <= FRAME + FAR_OUTSIDE))
+def implausible(prediction: Prediction) -> dict[int, str]:
+    """Why the numbers of some records cannot be kept, by their index."""
+    finite = np.ones(len(prediction.landmarks_mean), bool)
+    for field in fields(Prediction):
+        values = getattr(prediction, field.name)
+        finite &= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    least, most = (end(prediction.landmarks_mean, axis=(1, 2)) for end in (np.min, np.max))
+    near = (least >= -FAR_OUTSIDE) & (most <= FRAME + FAR_OUTSIDE)
+    return {
+        index: f"landmarks span {least[index]:.0f} to {most[index]:.0f} px of the {FRAME} frame"
+        if finite[index]
+        else "a landmark or latent is not a finite number"
+        for index in np.flatnonzero(~(finite & near)).tolist()
+    }

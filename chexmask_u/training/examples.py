@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -107,6 +108,16 @@ class Examples:
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.landmarks).data)
         return digest.hexdigest()
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """sha256 of each image and its landmarks."""
+        found = []
+        for image, landmarks in zip(self.images, self.landmarks, strict=True):
+            digest = hashlib.sha256(np.ascontiguousarray(image).data)
+            digest.update(np.ascontiguousarray(landmarks).data)
+            found.append(digest.hexdigest())
+        return found
 
 
 def join(parts: Sequence[Examples]) -> Examples:

@@ -288,6 +288,7 @@ def segment_images(
         seed,
         with_draws=True,
     )
+    faults = implausible(outcome.prediction)
     places = {index: place for place, index in enumerate(there)}
     for index, (row, image) in enumerate(zip(rows, images, strict=True)):
         if isinstance(image, ReadError):
@@ -296,8 +297,8 @@ def segment_images(
         place = places[index]
         if place in outcome.too_big:
             yield ReadError("out_of_memory", outcome.too_big[place])
-        elif problem := implausible(outcome.prediction, place):
-            yield ReadError("invalid_prediction", problem)
+        elif place in faults:
+            yield ReadError("invalid_prediction", faults[place])
         else:
             try:
                 yield _segmentation(row, image, outcome.prediction, outcome.draws[place], place, calibration, unsure)

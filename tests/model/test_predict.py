@@ -13,10 +13,13 @@ from scipy import stats
 import chexmask_u as cu
 from chexmask_u import record
 from chexmask_u.images.letterbox import prepare
+from chexmask_u.model.checkpoint import save_model
+from chexmask_u.model.dropout import DropoutNet
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.model.predict import _without_rare, latent_noise
 from chexmask_u.model.spread import tangents
-from chexmask_u.steps.predict import Predictor
+from chexmask_u.steps.noise import draw_noise
+from chexmask_u.steps.predict import Predictor, implausible
 
 # Pixels of the 1024 frame; what float32 kernels of different batch sizes may differ by.
 TOLERANCE = 0.01
@@ -233,10 +236,27 @@ def test_images_of_a_slice_of_a_block_are_its_own(tiny_weights, images):
     np.testing.assert_allclose(step(cut)["landmarks_mean"].to_pylist()[1:], whole[3:], atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(("kind", "samples"), [(HybridGNet, 3), (AtOnce, 200), (DropoutNet, 3)])
+def test_noise_that_readers_drew_changes_no_bit(tmp_path, images, kind, samples):
+    torch.manual_seed(0)
+    model = kind(input_size=64) if kind is DropoutNet else kind(input_size=64, variant="skip")
+    save_model(model, tmp_path / "w.safetensors")
+    step = Predictor(str(tmp_path / "w.safetensors"), samples=samples, seed=5)
+    step.model.__class__ = kind
+    plain = batch({"x": None, "a": images[0], "y": None, "b": images[2], "c": images[4]})
+    ready = draw_noise(plain, samples=samples, seed=5, size=model.noise_size)
+    for cut in (
+        lambda rows: rows,
+        lambda rows: rows.slice(1, 1),
+        lambda rows: pa.concat_tables([rows.slice(2, 2), rows.slice(4, 1)]),
+    ):
+        found, expected = (step(cut(rows)).drop_columns(["predict_seconds"]) for rows in (ready, plain))
+        assert found.equals(expected)
+        assert "ok" in found["status"].to_pylist()
+
+
 def test_a_diverged_network_fails_the_row_and_not_the_job(radiograph, tmp_path):
     """Weights that pass the checks of a file can still blow up on an image."""
-    from chexmask_u.model.checkpoint import save_model
-
     torch.manual_seed(0)
     diverged = HybridGNet(input_size=64, variant="noskip")
     torch.nn.init.constant_(diverged.encoder.fc_logvar.bias, 1e4)
@@ -245,6 +265,15 @@ def test_a_diverged_network_fails_the_row_and_not_the_job(radiograph, tmp_path):
     assert out["status"].to_pylist() == ["failed", "failed"]
     assert out["reason"].to_pylist() == ["invalid_prediction", "missing"]
     assert out["landmarks_mean"].null_count == 2
+
+
+def test_numbers_that_cannot_be_kept_fail_their_own_record_alone():
+    parts = [np.ones((4, *shape), np.float32) for shape in ((120, 2), (120, 2), (120,), (64,), (64,))]
+    parts[0][1, 7, 0], parts[0][2, 7, 1], parts[4][2, 9] = 9300, -8200, np.inf
+    faults = implausible(cu.Prediction(*parts))
+    assert faults[1] == "landmarks span 1 to 9300 px of the 1024 frame"
+    assert "finite" in faults[2]
+    assert sorted(faults) == [1, 2]
 
 
 def test_what_is_no_array_or_no_list_of_names_is_told(tiny_weights, radiograph):

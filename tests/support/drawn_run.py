@@ -81,7 +81,7 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
 class Decoder:
     """In place of the child process that decodes."""
 
-    def read(self, data: bytes, *, source: str, max_side: int) -> ReadImage:
+    def read(self, data: bytes, *, source: str, **_: Any) -> ReadImage:
         record_id = _record_id(data.decode())
         reason = fate(record_id)
         if reason in ("damaged", "timeout"):
@@ -120,7 +120,7 @@ MEAN, WAYS = _shapes()
 
 
 def draw(
-    model: Any, images: Any, record_ids: Sequence[str], n_samples: int, seed: int, *, with_draws: bool = False
+    model: Any, images: Any, record_ids: Sequence[str], n_samples: int, seed: int, **_: Any
 ) -> tuple[Prediction, NDArray[np.float32]]:
     """In place of `predict_staged`: contours of the size and roughness of real ones, of no draws."""
     points = N_LANDMARKS * 2
@@ -141,7 +141,7 @@ def draw(
     return prediction, np.zeros((0, n_samples, N_LANDMARKS, 2), np.float32)
 
 
-def read(batch: pa.Table, max_side: int) -> pa.Table:
+def read(batch: pa.Table, **settings: Any) -> pa.Table:
     """The product's own step, over drawn objects."""
     import importlib
 
@@ -150,7 +150,7 @@ def read(batch: pa.Table, max_side: int) -> pa.Table:
 
     reading = importlib.import_module("chexmask_u.steps.read")
     reading.fetch, reading.sandbox.shared = fetch, Decoder()
-    return _complete_and_read(batch, max_side=max_side)
+    return _complete_and_read(batch, **settings)
 
 
 class Predictor:
