@@ -221,7 +221,7 @@ def read_split(file: str) -> dict[str, str]:
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
         given = [(name_of(row["name"].rpartition("/")[2]), row["part"]) for row in rows]
     except FileNotFoundError as error:
-        raise InputError(f"--split {file}: no such file") from error
+        raise InputError(f"--split {file}: no such file{storage.nearest(file)}") from error
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--split {file}: is no CSV with columns name and part ({storage.explain(error)})") from error
     parts = dict(given)
