@@ -41,9 +41,6 @@ from chexmask_u.training.measure import check_regions, measure
 from chexmask_u.version import __version__
 from chexmask_u.weight_files import WeightFile
 
-# Which images weights were trained on, as `train` leaves it beside them.
-_SPLIT = "split.csv"
-
 # Of the images that weights were trained on so many are enough to say which landmarks err more than others.
 _TRAINED_IMAGES = 60
 
@@ -80,7 +77,7 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
     start = None
     if settings.start is not None:
         start = calibration_of(settings.start, model.sha256, "--start")
-    parts = _read(settings, weights)
+    parts = _read(settings)
     if not len(parts.held_out):
         raise InputError("there is no annotated image that the weights were not trained on; see --data and --split")
     measured = _measure(model, parts.held_out, settings)
@@ -114,28 +111,22 @@ def _place(output: str) -> tuple[str, str]:
     return place, name
 
 
-def _read(settings: CalibrateSettings, weights: WeightFile) -> _Parts:
+def _read(settings: CalibrateSettings) -> _Parts:
     found, problems = annotated.read_examples(settings, FRAME)
     annotated.refuse(problems, settings.on_bad)
     found = annotated.join([found, annotated.held_out(settings.drawings, settings.seed, FRAME)])
-    beside = weights.beside(_SPLIT) if weights.repo is None else None
+    trained = np.zeros(len(found), bool)
     if settings.split is not None:
-        given, told = annotated.read_split(settings.split), f"--split {PurePosixPath(settings.split).name}"
-    elif beside is not None:
-        given, told = annotated.read_split(str(beside)), f"{_SPLIT} beside the weights"
+        trained = np.array(annotated.trained_on(found.names, settings.split), bool)
+        told = f"--split {PurePosixPath(settings.split).name}"
+    elif annotated.refuse_trained(found.names, settings.weights):
+        told = f"{annotated.SPLIT} beside the weights"
     else:
-        given, told = {}, "nothing"
+        told = "nothing"
         print(
             "No --split, and none beside the weights: nothing tells which images they were trained on; of such images"
             " every radius is too small",
             file=sys.stderr,
-        )
-    trained = np.array([given.get(name.partition("/")[2]) == "train" for name in found.names], bool)
-    if trained.any() and settings.split is None:
-        first = found.names[int(trained.argmax())]
-        raise InputError(
-            f"{int(trained.sum())} of {len(found)} images, such as {first}, are among those that the weights were"
-            f" trained on ({told}); give --split {beside} to measure only the others"
         )
     order = sorted(np.flatnonzero(trained).tolist(), key=lambda row: hashlib.sha256(found.names[row].encode()).digest())
     return _Parts(found.take(np.flatnonzero(~trained)), found.take(order[:_TRAINED_IMAGES]), told)
