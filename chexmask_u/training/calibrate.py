@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME
@@ -37,7 +38,7 @@ from chexmask_u.training import odd
 from chexmask_u.training.annotations import files_below, name_of
 from chexmask_u.training.augmented import augmented_features
 from chexmask_u.training.examples import Examples
-from chexmask_u.training.measure import check_regions, measure
+from chexmask_u.training.measure import KINDS, check_regions, measure
 from chexmask_u.version import __version__
 from chexmask_u.weight_files import WeightFile
 
@@ -133,14 +134,16 @@ def _read(settings: CalibrateSettings) -> _Parts:
 
 
 def _measure(model: Network, examples: Examples, settings: CalibrateSettings) -> Measured:
-    return measure(
-        model,
-        examples,
-        samples=settings.samples,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        leave_out=settings.leave_out,
-    )
+    with tqdm(total=len(examples) * len(KINDS), desc="measure", unit="image", disable=None) as bar:
+        return measure(
+            model,
+            examples,
+            samples=settings.samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            leave_out=settings.leave_out,
+            count=bar.update,
+        )
 
 
 def _known(
