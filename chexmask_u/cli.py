@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NoReturn, TextIO
 
+from chexmask_u import entry, sources, storage
 from chexmask_u import settings as of
-from chexmask_u import sources, storage
 from chexmask_u.errors import InputError, StoppedError, did_you_mean
 from chexmask_u.result import BAD_INPUT, DONE, INCOMPLETE, Result
 from chexmask_u.settings import GROUPS, OTHER, Settings, flag, group_of
@@ -296,11 +296,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json, verb, own = options.pop("json", False), options.pop("verb"), options.pop("parser")
     if unknown:
         own.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], own.flags)}")
-    # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
-    signal.signal(signal.SIGTERM, _interrupt)
     # Python puts handlers back to the default in its last moments, which would end a run that is done with -15.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     try:
+        # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
+        signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGINT) is entry.end:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             result = verb.run(verb.settings.from_mapping(options))
         except InputError as error:
@@ -311,8 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _wait)
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, _wait)
-        problem = "interrupted; the same command goes on where it stopped"
-        result = Result({"error": "interrupted"}, "", INCOMPLETE, problem)
+        result = Result({"error": "interrupted"}, "", INCOMPLETE, entry.INTERRUPTED)
     if result.problem:
         _say(f"chexmask-u: {result.problem}", file=sys.stderr)
     if result.text:

@@ -20,5 +20,6 @@ class CheckpointError(InputError):
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of a sentence that refuses a name: "; did you mean 'chexpert'?", or nothing where no name is near."""
-    near = difflib.get_close_matches(given.lower(), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""

@@ -236,10 +236,13 @@ def find(source: str) -> WeightFile:
             return _find_in_folder(source, path)
         if path.suffix in WEIGHT_SUFFIXES:
             if not path.is_file():
-                raise CheckpointError(f"{source}: no such weight file; use 'demo' for the bundled weights")
+                raise CheckpointError(
+                    f"{source}: no such weight file; use 'demo' for the bundled weights{storage.nearest(source)}"
+                )
             return _on_disk(source, path)
     raise CheckpointError(
         f"{storage.redact(source)}: weights must be 'demo', hf://ORG/REPO/FOLDER, or a {_ANY_SUFFIX} file or its folder"
+        f"{storage.nearest(source) if source else ''}"
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from chexmask_u.cli import main
+from chexmask_u.entry import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", *sys.argv[1:]]))

@@ -27,7 +27,9 @@ ORDER = (
     "pipeline demo",
     "training verify app",
     "bench experiments",
+    "entry",
     "cli",
+    "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 

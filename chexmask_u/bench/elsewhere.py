@@ -97,7 +97,7 @@ class BenchResult:
             fs, path = storage.resolve(name)
             content = json.loads(fs.cat_file(path))
         except FileNotFoundError as error:
-            raise InputError(f"--bench {name}: no such file") from error
+            raise InputError(f"--bench {name}: no such file{storage.nearest(name)}") from error
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--bench {name}: is no JSON file of chexmask-u bench ({storage.explain(error)})"

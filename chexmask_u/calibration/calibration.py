@@ -264,7 +264,7 @@ def load_calibration(source: str = weight_files.DEMO) -> Calibration:
         folder, _, name = storage.normalise(source).rpartition("/")
         data = Folder(folder).read(name)
         if data is None:
-            raise InputError(f"{source}: no such file; `chexmask-u calibrate` makes one")
+            raise InputError(f"{source}: no such file; `chexmask-u calibrate` makes one{storage.nearest(source)}")
         return Calibration.from_text(data.decode("utf-8", "replace"), source)
     try:
         weights = weight_files.find(source)

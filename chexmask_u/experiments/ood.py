@@ -259,7 +259,9 @@ def _of_records(study: Study) -> Scored:
     for url in settings.out_of:
         outside = records.read_at(url, latents=True)
         if outside is None:
-            raise InputError(f"--out-of {url}: holds no run or release, as it must beside --run or --release")
+            raise InputError(
+                f"--out-of {url}: holds no run or release, as it must beside --run or --release{storage.nearest(url)}"
+            )
         kinds = [f"of {source}" for source in outside.sources]
         parts.append(_part(label, outside, list(range(len(outside))), kinds, outside.sources))
     return _joined(label, parts)

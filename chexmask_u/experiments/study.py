@@ -161,28 +161,13 @@ class Study:
         if not parts:
             raise InputError("--data is needed, a folder of annotated images, or --images, or --drawings N")
         found = annotated.join(parts)
-        self._refuse_trained(found)
+        if settings.split is None:
+            for source in settings.all_weights():
+                annotated.refuse_trained(found.names, source)
         if settings.limit is not None and len(found) > settings.limit:
             order = sorted(range(len(found)), key=lambda row: _digest(found.names[row]))
             found = found.take(sorted(order[: settings.limit]))
         return found
-
-    def _refuse_trained(self, found: Examples) -> None:
-        """Refuse images that the weights were trained on, unless the user said which part is meant."""
-        if self.settings.split is not None:
-            return
-        for source in self.settings.all_weights():
-            file = weight_files.find(source)
-            beside = file.beside("split.csv") if file.repo is None else None
-            if beside is None:
-                continue
-            given = annotated.read_split(str(beside))
-            trained = [name for name in found.names if given.get(name.partition("/")[2]) == "train"]
-            if trained:
-                raise InputError(
-                    f"{len(trained)} of {len(found)} images, such as {trained[0]}, are among those that the weights"
-                    f" {source} were trained on; give --split {beside} to take only the others"
-                )
 
     def read_folder(self, named: Sequence[str], flag: str) -> Examples:
         """Images without annotations, called "FOLDER/image".

@@ -30,7 +30,8 @@ def fetch(uri: str, *, max_bytes: int) -> bytes:
         raise ReadError("missing", "there is a folder, not an object") from error
     except Exception as error:
         if storage.is_missing(error):
-            raise ReadError("missing", "there is no such object") from error
+            what = "file" if storage.is_local(uri) else "object"
+            raise ReadError("missing", f"there is no such {what}") from error
         if storage.is_forbidden(error):
             raise ReadError("forbidden", storage.explain(error)) from error
         if storage.is_out_of_range(error):

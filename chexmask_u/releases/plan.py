@@ -243,7 +243,10 @@ def read(run: Run, dataset: pads.Dataset, columns: list[str], rows: pc.Expressio
 def _frozen(run: Run) -> dict[str, Any]:
     frozen = run.read_json("run.json")
     if frozen is None:
-        raise InputError(f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one")
+        raise InputError(
+            f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one"
+            f"{storage.nearest(run.url)}"
+        )
     return frozen
 
 

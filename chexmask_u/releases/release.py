@@ -93,6 +93,7 @@ class Release(Folder):
                 raise InputError(f"{url}: holds the versions {', '.join(found)}; name one of them")
             raise InputError(
                 f"{url}: is no release (no {MARKER}), or one that was never finished; `chexmask-u release` makes one"
+                f"{storage.nearest(url)}"
             )
         opened = cls(url, content)
         try:

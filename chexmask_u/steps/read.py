@@ -45,7 +45,7 @@ def read_image(
         data = fetch(uri, max_bytes=max_bytes(max_side))
         return read_bytes(data, source=source, max_side=max_side, preparation=preparation)
     except ReadError as error:
-        raise ReadError(error.reason, f"{storage.redact(uri)}: {error}") from error
+        raise ReadError(error.reason, f"{storage.redact(uri)}: {error}{storage.nearest(uri)}") from error
 
 
 def read(batch: pa.Table, *, max_side: int = 10_000, preparation: Preparation = "published") -> pa.Table:

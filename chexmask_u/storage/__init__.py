@@ -15,6 +15,7 @@ from chexmask_u.storage.filesystems import (
     resolve,
     s3_attempts,
 )
+from chexmask_u.storage.nearest import nearest
 from chexmask_u.storage.secrets import redact
 from chexmask_u.storage.urls import (
     as_text,
@@ -46,6 +47,7 @@ __all__ = [
     "join",
     "local_folder",
     "names_in",
+    "nearest",
     "normalise",
     "put",
     "redact",

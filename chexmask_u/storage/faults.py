@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 from chexmask_u.errors import InputError, StoppedError
+from chexmask_u.storage.nearest import nearest
 from chexmask_u.storage.secrets import redact
 
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")
@@ -38,7 +39,8 @@ def explained(url: str, done: str = "read", *, missing: str | None = None) -> It
     Args:
         url: of the file or folder that is at fault.
         done: what cannot be done with it: "read", "written", "opened", "listed".
-        missing: what to say instead where nothing is there; None where that is a fault like any other.
+        missing: what to say instead where nothing is there, in front of the nearest name that is; None where that is a
+            fault like any other.
 
     Raises:
         InputError: as said; one that is raised within passes, and so does a StoppedError.
@@ -49,7 +51,7 @@ def explained(url: str, done: str = "read", *, missing: str | None = None) -> It
         raise
     except Exception as error:
         if missing is not None and is_missing(error):
-            raise InputError(f"{url}: {missing}") from error
+            raise InputError(f"{url}: {missing}{nearest(url)}") from error
         raise InputError(f"{url}: cannot be {done} ({explain(error)})") from error
 
 

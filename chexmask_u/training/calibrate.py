@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME
@@ -37,12 +38,9 @@ from chexmask_u.training import odd
 from chexmask_u.training.annotations import files_below, name_of
 from chexmask_u.training.augmented import augmented_features
 from chexmask_u.training.examples import Examples
-from chexmask_u.training.measure import check_regions, measure
+from chexmask_u.training.measure import KINDS, check_regions, measure
 from chexmask_u.version import __version__
 from chexmask_u.weight_files import WeightFile
-
-# Which images weights were trained on, as `train` leaves it beside them.
-_SPLIT = "split.csv"
 
 # Of the images that weights were trained on so many are enough to say which landmarks err more than others.
 _TRAINED_IMAGES = 60
@@ -80,7 +78,7 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
     start = None
     if settings.start is not None:
         start = calibration_of(settings.start, model.sha256, "--start")
-    parts = _read(settings, weights)
+    parts = _read(settings)
     if not len(parts.held_out):
         raise InputError("there is no annotated image that the weights were not trained on; see --data and --split")
     measured = _measure(model, parts.held_out, settings)
@@ -114,42 +112,38 @@ def _place(output: str) -> tuple[str, str]:
     return place, name
 
 
-def _read(settings: CalibrateSettings, weights: WeightFile) -> _Parts:
+def _read(settings: CalibrateSettings) -> _Parts:
     found, problems = annotated.read_examples(settings, FRAME)
     annotated.refuse(problems, settings.on_bad)
     found = annotated.join([found, annotated.held_out(settings.drawings, settings.seed, FRAME)])
-    beside = weights.beside(_SPLIT) if weights.repo is None else None
+    trained = np.zeros(len(found), bool)
     if settings.split is not None:
-        given, told = annotated.read_split(settings.split), f"--split {PurePosixPath(settings.split).name}"
-    elif beside is not None:
-        given, told = annotated.read_split(str(beside)), f"{_SPLIT} beside the weights"
+        trained = np.array(annotated.trained_on(found.names, settings.split), bool)
+        told = f"--split {PurePosixPath(settings.split).name}"
+    elif annotated.refuse_trained(found.names, settings.weights):
+        told = f"{annotated.SPLIT} beside the weights"
     else:
-        given, told = {}, "nothing"
+        told = "nothing"
         print(
             "No --split, and none beside the weights: nothing tells which images they were trained on; of such images"
             " every radius is too small",
             file=sys.stderr,
-        )
-    trained = np.array([given.get(name.partition("/")[2]) == "train" for name in found.names], bool)
-    if trained.any() and settings.split is None:
-        first = found.names[int(trained.argmax())]
-        raise InputError(
-            f"{int(trained.sum())} of {len(found)} images, such as {first}, are among those that the weights were"
-            f" trained on ({told}); give --split {beside} to measure only the others"
         )
     order = sorted(np.flatnonzero(trained).tolist(), key=lambda row: hashlib.sha256(found.names[row].encode()).digest())
     return _Parts(found.take(np.flatnonzero(~trained)), found.take(order[:_TRAINED_IMAGES]), told)
 
 
 def _measure(model: Network, examples: Examples, settings: CalibrateSettings) -> Measured:
-    return measure(
-        model,
-        examples,
-        samples=settings.samples,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        leave_out=settings.leave_out,
-    )
+    with tqdm(total=len(examples) * len(KINDS), desc="measure", unit="image", disable=None) as bar:
+        return measure(
+            model,
+            examples,
+            samples=settings.samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            leave_out=settings.leave_out,
+            count=bar.update,
+        )
 
 
 def _known(

@@ -20,6 +20,7 @@ import torch
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError, StoppedError
+from chexmask_u.model.pixel import PixelNetwork
 from chexmask_u.model.precision import without_tf32
 from chexmask_u.model.variants import VARIANTS
 from chexmask_u.result import INCOMPLETE, Result
@@ -59,6 +60,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     run = TrainingRun(storage.normalise(settings.output))
     run.check_place()
     check_early(settings)
+    print(
+        f"{settings.variant} at {settings.input_size} x {settings.input_size} pixels: --epochs {settings.epochs} of"
+        f" --batches {settings.batches} of --batch-size {settings.batch_size}; then the held-out images' scores",
+        file=sys.stderr,
+    )
     initial = None if settings.initial_weights is None else find_initial(settings, run)
     with lock.held(run.url), cluster.connected(settings.address) as started_here:
         cluster.check_device(settings.device, "float32", started_here)
@@ -84,11 +90,15 @@ def train(settings: TrainSettings) -> dict[str, Any]:
                 "paper's; set --kl-last 1 for that",
                 file=sys.stderr,
             )
+        print("the workers start, and make their first batches", file=sys.stderr)
         outcome = _fit(settings, run, initial, train_ref, validation_ref, facts["first_drawing"], workers, use_gpu)
         if outcome["diverged"] is not None:
             run.write_json("diverged.json", outcome["diverged"])
             return outcome
-        result: dict[str, Any] = cluster.on_worker(finish, settings, run.url, outcome["best"], facts)
+        masks = issubclass(VARIANTS[settings.variant], PixelNetwork)
+        total = evaluation.predictions(facts["validation"], masks=masks, shifts=True)
+        with cluster.progress(total, 0, "score") as tally:
+            result: dict[str, Any] = cluster.on_worker(finish, settings, run.url, outcome["best"], facts, tally.add)
         return result
 
 

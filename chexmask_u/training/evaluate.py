@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, ORGANS
@@ -31,7 +32,7 @@ from chexmask_u.training import examples as annotated
 from chexmask_u.training.evaluate_masks import mask_table, score_masks
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.figures import entropy, uncertainty
-from chexmask_u.training.measure import KINDS, check_regions, measure
+from chexmask_u.training.measure import KINDS, Count, check_regions, measure, uncounted
 from chexmask_u.training.run import PROBLEMS, SCORES, SETTINGS
 from chexmask_u.training.scores import calibration, image_scores, mean_scores, posterior
 from chexmask_u.training.shifts import SHIFTS
@@ -113,16 +114,19 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         print(
             "no --split: every image is scored, also those that the weights may have been trained on", file=sys.stderr
         )
-    result = score(
-        model,
-        examples,
-        samples=settings.samples,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        judged=judged,
-        leave_out=settings.leave_out,
-        shifts=settings.shifts,
-    )
+    total = predictions(len(examples), masks=isinstance(model, PixelNetwork), shifts=settings.shifts)
+    with tqdm(total=total, desc="evaluate", unit="image", disable=None) as bar:
+        result = score(
+            model,
+            examples,
+            samples=settings.samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            judged=judged,
+            leave_out=settings.leave_out,
+            shifts=settings.shifts,
+            count=bar.update,
+        )
     head = {
         "weights": settings.weights,
         "commit": weights.commit,
@@ -138,6 +142,11 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         folder.write("uncertainty.png", picture(evaluation))
         folder.write_json(SCORES, evaluation.summary)
     return evaluation
+
+
+def predictions(images: int, *, masks: bool, shifts: bool) -> int:
+    """How many images `score` predicts, of so many: each as it is, with a part hidden and, of landmarks, shifted."""
+    return images * (2 + (len(SHIFTS) if shifts and not masks else 0))
 
 
 def _output(settings: EvaluateSettings) -> Folder | None:
@@ -161,6 +170,7 @@ def score(
     judged: Calibration | None = None,
     leave_out: Sequence[str] = (),
     shifts: bool = False,
+    count: Count = uncounted,
 ) -> Evaluation:
     """Score a model on annotated images.
 
@@ -180,17 +190,18 @@ def score(
         batch_size: images the network takes at once.
         judged: the calibration whose radii are to be judged, if any.
         leave_out: regions of the contour that are not measured on images annotated by masks.
-        shifts: whether to do so under shifts too, which takes four times as many predictions.
+        shifts: whether to do so under shifts too, which takes three times as many predictions.
+        count: is told of the images that are predicted, which are so many as `predictions` says.
     """
     hidden = examples.images.copy()
     hidden[:, COVER_ROWS, COVER_COLUMNS] = COVER_GREY
     if isinstance(model, PixelNetwork):
-        return Evaluation(*score_masks(model, examples, hidden, samples, seed))
+        return Evaluation(*score_masks(model, examples, hidden, samples, seed, count))
     assert isinstance(model, Network)
     truth = examples.landmarks * np.float32(FRAME)
-    clear = _predict(model, examples.images, examples.names, samples, seed, batch_size)
+    clear = _predict(model, examples.images, examples.names, samples, seed, batch_size, count)
     centre = _decode_mean(model, examples.images, batch_size)
-    covered = _predict(model, hidden, examples.names, samples, seed, batch_size)
+    covered = _predict(model, hidden, examples.names, samples, seed, batch_size, count)
     covered_centre = _decode_mean(model, hidden, batch_size)
 
     measured = measure(
@@ -202,6 +213,7 @@ def score(
         leave_out=leave_out,
         kinds=KINDS if shifts else [CLEAN],
         clean=clear,
+        count=count,
     )
     under_shifts: dict[str, Any] = {}
     if shifts:
@@ -342,12 +354,14 @@ def _occlusion(clear: Prediction, covered: Prediction, truth: NDArray[np.float32
 
 
 def _predict(
-    model: Network, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int
+    model: Network, images: NDArray[np.uint8], names: list[str], samples: int, seed: int, size: int, count: Count
 ) -> Prediction:
     """What `predict` gives of images uint8 [N, 1024, 1024], so many at once."""
-    return Prediction.join(
-        [predict(model, images[rows], names[rows], samples, seed) for rows in _batches(len(images), size)]
-    )
+    parts = []
+    for rows in _batches(len(images), size):
+        parts.append(predict(model, images[rows], names[rows], samples, seed))
+        count(len(images[rows]))
+    return Prediction.join(parts)
 
 
 @torch.inference_mode()

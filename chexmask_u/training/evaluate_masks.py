@@ -13,10 +13,11 @@ from chexmask_u.model.pixel import PixelNetwork, predict_masks
 from chexmask_u.training.examples import Examples
 from chexmask_u.training.goals.masks import frame_masks
 from chexmask_u.training.mask_scores import IMAGE, mask_row, mean_row, relation
+from chexmask_u.training.measure import Count
 
 
 def score_masks(
-    model: PixelNetwork, examples: Examples, hidden: NDArray[np.uint8], samples: int, seed: int
+    model: PixelNetwork, examples: Examples, hidden: NDArray[np.uint8], samples: int, seed: int, count: Count
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores over all images, and of each, of the mean masks in the 1024 frame.
 
@@ -25,6 +26,7 @@ def score_masks(
         examples: in the 1024 frame.
         hidden: uint8 [N, 1024, 1024], the same images with a part covered.
         samples, seed: as `predict_masks` takes them; the names of the examples fix the draws.
+        count: is told of the images that are predicted.
 
     Returns:
         The means of what `mask_scores.mask_row` gives; ``trust``, of `mask_scores.relation`; and ``covered``, the means
@@ -36,6 +38,7 @@ def score_masks(
         # An image's mean masks take 12 MiB, so no more than one is held.
         rows.append(mask_row(predict_masks(model, image[None], [name], samples, seed)[0], truth))
         covered.append(mask_row(predict_masks(model, under[None], [name], samples, seed)[0], truth))
+        count(2)
     summary = {
         "images": len(examples),
         "with_heart": int(examples.has_heart().sum()),

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from chexmask_u import storage
+from chexmask_u import storage, weight_files
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import as_csv
@@ -46,6 +46,9 @@ PROBLEMS: dict[str, str] = {
 
 # Added to a seed: populations of drawings from there on are held out.
 HELD_OUT_POPULATION = 2**31
+
+SPLIT = "split.csv"
+"""Which images weights were trained on, as `train` leaves it beside them."""
 
 # Threads that read and decode; OpenCV lets go of the interpreter's lock.
 _READERS = 8
@@ -232,7 +235,7 @@ def read_split(file: str) -> dict[str, str]:
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
         given = [(name_of(row["name"].rpartition("/")[2]), row["part"]) for row in rows]
     except FileNotFoundError as error:
-        raise InputError(f"--split {file}: no such file") from error
+        raise InputError(f"--split {file}: no such file{storage.nearest(file)}") from error
     except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--split {file}: is no CSV with columns name and part ({storage.explain(error)})") from error
     parts = dict(given)
@@ -243,6 +246,38 @@ def read_split(file: str) -> dict[str, str]:
     if unknown:
         raise InputError(f"--split {file}: a part is train or validation, not {unknown[0]!r}")
     return parts
+
+
+def refuse_trained(names: Sequence[str], source: str) -> bool:
+    """Refuse images "dataset/name" that weights were trained on, by the split file that lies beside them on disk.
+
+    Returns:
+        Whether there is such a file.
+
+    Raises:
+        InputError: if some were, or the file cannot be used.
+    """
+    weights = weight_files.find(source)
+    beside = weights.beside(SPLIT) if weights.repo is None else None
+    if beside is None:
+        return False
+    trained = [name for name, was in zip(names, trained_on(names, str(beside)), strict=True) if was]
+    if trained:
+        raise InputError(
+            f"{len(trained)} of {len(names)} images, such as {trained[0]}, are among those that the weights {source}"
+            f" were trained on; give --split {beside} to take only the others"
+        )
+    return True
+
+
+def trained_on(names: Sequence[str], split: str) -> list[bool]:
+    """Whether a split file says of each "dataset/name" that it is trained on; of others it may say nothing.
+
+    Raises:
+        InputError: if the file cannot be used.
+    """
+    given = read_split(split)
+    return [given.get(name.partition("/")[2]) == "train" for name in names]
 
 
 def split_csv(names: Sequence[str], parts: Sequence[str]) -> str:

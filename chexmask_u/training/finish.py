@@ -18,6 +18,7 @@ from chexmask_u.settings import TrainSettings
 from chexmask_u.training import checkpoints, figures
 from chexmask_u.training import evaluate as evaluation
 from chexmask_u.training import examples as annotated
+from chexmask_u.training.measure import Count, uncounted
 from chexmask_u.training.run import SCORES, WEIGHTS, TrainingRun, card, command
 from chexmask_u.weight_files import load_network
 
@@ -25,7 +26,9 @@ from chexmask_u.weight_files import load_network
 CARD_SAMPLES = 50
 
 
-def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) -> dict[str, Any]:
+def finish(
+    settings: TrainSettings, url: str, best: str, facts: dict[str, Any], count: Count = uncounted
+) -> dict[str, Any]:
     """Write the weights of the best checkpoint, their scores, pictures and model card; returns what scores.json holds.
 
     Args:
@@ -33,6 +36,7 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
         url: the run's folder.
         best: path of the checkpoint on the run's file system.
         facts: from `prepare`.
+        count: is told of the images that are predicted for the scores.
     """
     run = TrainingRun(url)
     filesystem, path = storage.arrow_filesystem(url)
@@ -50,7 +54,9 @@ def finish(settings: TrainSettings, url: str, best: str, facts: dict[str, Any]) 
     validation, _ = annotated.read_examples(settings, FRAME, only=lambda some: [name in names for name in some])
     if not len(validation):
         validation = annotated.held_out(len(names), settings.seed, FRAME)
-    evaluated = evaluation.score(model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1, shifts=True)
+    evaluated = evaluation.score(
+        model, validation, samples=CARD_SAMPLES, seed=0, batch_size=1, shifts=True, count=count
+    )
     content = {
         "weights": WEIGHTS,
         "sha256": digest,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,13 @@ from chexmask_u.training.examples import Examples
 from chexmask_u.training.shifts import SHIFTS, shifted
 
 KINDS = (CLEAN, *SHIFTS)
+
+Count = Callable[[int], object]
+"""Is told how many images more were predicted."""
+
+
+def uncounted(images: int) -> None:
+    """For who shows no progress."""
 
 
 def check_regions(names: Sequence[str]) -> None:
@@ -39,6 +46,7 @@ def measure(
     leave_out: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
     clean: Prediction | None = None,
+    count: Count = uncounted,
 ) -> Measured:
     """Predict all images, and measure how far their landmarks are off.
 
@@ -50,6 +58,7 @@ def measure(
         leave_out: regions of the contour that are not measured on images annotated by masks.
         kinds: of `KINDS`, the images as they are and shifted.
         clean: what the network made of the images as they are, if that is known already.
+        count: is told of the images that are predicted.
     """
     truth = examples.landmarks * np.float32(FRAME)
     from_masks = np.array([name in examples.from_masks for name in examples.names], bool)
@@ -71,6 +80,7 @@ def measure(
                     images, moved[rows] = [image for image, _ in pairs], [landmarks for _, landmarks in pairs]
                 shown = np.stack(images)
                 parts.append(Seen.of(predict(model, shown, names, samples, seed), shown))
+                count(len(shown))
             seen[kind] = Seen.join(parts)
         # Nodes spaced along a mask's contour are no landmarks that somebody saw.
         errors["landmark"][kind] = landmark_errors(seen[kind].landmarks, moved)

@@ -94,7 +94,7 @@ def freeze(
             )
         return
     names, parts = [*train.names, *validation.names], ["train"] * len(train) + ["validation"] * len(validation)
-    run.write("split.csv", annotated.split_csv(names, parts))
+    run.write(annotated.SPLIT, annotated.split_csv(names, parts))
     run.write(PROBLEMS, annotated.problems_csv(problems))
     # Last: it says that the run has begun.
     about = {

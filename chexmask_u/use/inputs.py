@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,15 +51,17 @@ class Found:
 
 
 def find(named: Sequence[str], output: str) -> Found:
-    """All images that are named, each once, in the order of their names; a single file is not looked for.
+    """All images that are named, each once, in the order of their names.
+
+    One that is not there is an image of its own, which gives a row, unless it is all that is named.
 
     Args:
         named: files, folders and patterns.
         output: what lies below it is no input.
 
     Raises:
-        InputError: if a folder or pattern has no image, a name is not UTF-8, or two images would give files of the same
-            name.
+        InputError: if a folder or pattern has no image, none of what is named is there, a name is not UTF-8, or two
+            images would give files of the same name.
     """
     found: dict[str, Input] = {}
     lost: dict[str, str] = {}
@@ -74,7 +77,11 @@ def find(named: Sequence[str], output: str) -> Found:
                     f"{one.uri}: its files would have the names of those of {other.uri};"
                     " rename one, give a folder that holds both, or another --output for each"
                 )
-    return Found(list(found.values()), lost)
+    images = list(found.values())
+    if images and all(storage.is_local(one.uri) and not os.path.lexists(one.uri) for one in images):
+        what = "file" if is_image(images[0].uri) else "file or folder"
+        raise InputError(f"{named[0]}: no such {what}{storage.nearest(images[0].uri)}")
+    return Found(images, lost)
 
 
 def _named(name: str, output: str, lost: dict[str, str]) -> Iterator[Input]:

@@ -234,7 +234,7 @@ def read_rows(rows: Sequence[dict[str, str]], *, max_side: int = 10_000) -> list
             Spacing.from_row(row["spacing"]),
         )
         if row["status"] == record.OK
-        else ReadError(row["reason"], row["error"])
+        else ReadError(row["reason"], row["error"] + storage.nearest(row["uri"]))
         for row, pixels in zip(table.drop_columns("image").to_pylist(), table["image"], strict=True)
     ]
 

@@ -137,7 +137,10 @@ class OfRun:
         self.run = run
         frozen = run.read_json("run.json")
         if frozen is None:
-            raise InputError(f"{run.url}: holds no run (no run.json); give the folder that `generate --output` wrote")
+            raise InputError(
+                f"{run.url}: holds no run (no run.json); give the folder that `generate --output` wrote"
+                f"{storage.nearest(run.url)}"
+            )
         done = run.committed_rows()
         if not done:
             raise InputError(f"{run.url}: has no record yet; let `generate` make some")

@@ -126,6 +126,18 @@ def test_bits_that_are_not_stored_do_not_count(syntax: uid.UID, signed: bool) ->
     assert (decode(data, max_side=LIMIT) == stretch(pixels)).all()
 
 
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless], ids=lambda syntax: syntax.keyword)
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [13, 14])
+def test_values_that_need_more_bits_than_are_said_to_be_stored_are_taken_whole(
+    syntax: uid.UID, signed: bool, bits: int
+) -> None:
+    pixels = shades(bits, signed=signed)
+    made = dataset(pixels, 12)
+    data = encode(made) if syntax == uid.ExplicitVRLittleEndian else compress(made, syntax)
+    assert (decode(data, max_side=LIMIT) == stretch(pixels)).all()
+
+
 @pytest.mark.parametrize(
     "syntax", [uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian], ids=lambda syntax: syntax.keyword
 )
@@ -405,6 +417,28 @@ def test_a_window_that_leaves_black_and_white_is_kept_for_vindr_alone(window: st
     assert (decode(data, max_side=LIMIT, dicom_standard=False) == expected).all()
     reason, message = reason_of(data)
     assert (reason, "0028,1050" in message, "remove it" in message) == ("damaged", True, True)
+
+
+BITS = [(128, 256), ("127.5", 255), (127, 255), (128, 255)]
+
+
+@pytest.mark.parametrize(("center", "width"), BITS)
+def test_a_window_over_fewer_bits_than_the_picture_has_fails(center: Any, width: Any) -> None:
+    pixels = shades(10)
+    kept = ((pixels > 0) & (pixels < 255)).mean()
+    assert 0.1 < kept < 0.3
+    data = encode(dataset(pixels, 10, WindowCenter=center, WindowWidth=width))
+    reason, message = reason_of(data)
+    assert (reason, "0028,1050" in message, "values of 8 bits" in message) == ("damaged", True, True)
+    assert (decode(data, max_side=LIMIT, dicom_standard=False) == published(data)).all()
+    # Of a picture that has no more bits, or of which less than half lies beyond them, it is a window like any other;
+    # and so is one of that width elsewhere.
+    data = encode(dataset(pixels // 4, 12, WindowCenter=center, WindowWidth=width))
+    assert (decode(data, max_side=LIMIT) == published(data)).all()
+    data = encode(dataset(pixels // 3, 12, WindowCenter=center, WindowWidth=width))
+    assert (decode(data, max_side=LIMIT) == published(data)).all()
+    data = encode(dataset(pixels, 10, WindowCenter=500, WindowWidth=width))
+    assert (decode(data, max_side=LIMIT) == published(data)).all()
 
 
 def test_a_black_background_that_a_window_cuts_off_is_no_fault() -> None:

@@ -67,7 +67,10 @@ def test_released_radii_are_those_of_the_calibration_in_original_pixels(
     assert "`contour_radius`" in card
     # How it fares on each kind of image that it was tried on.
     shifted = calibration.about["trials"]["contour"]["kinds"]["shifted"]
-    assert f"| contour | shifted | {100 * shifted['coverages']['0.9']['coverage']:.1f}% |" in card
+    found = shifted["coverages"]["0.9"]
+    low, high = (f"{100 * end:.1f}%" for end in found["interval"])
+    count = said["radii"]["contour"]["images_that_count"]
+    assert f"| contour | shifted | {count} | {100 * found['coverage']:.1f}% ({low} to {high}) |" in card
     assert f"| {shifted['r']:.2f} ({shifted['r_interval'][0]:.2f} to {shifted['r_interval'][1]:.2f}) |" in card
 
 

@@ -487,6 +487,13 @@ def test_a_file_that_is_there_is_never_replaced(released, tmp_path):
     with pytest.raises(InputError, match=r"CheXpert\.csv: has 6 bytes, not the [\d,]+ that were exported"):
         run(released, tmp_path)
     assert theirs.read_text() == "edited"
+    theirs.unlink()
+    run(released, tmp_path)
+    same_size = theirs.read_bytes().replace(b"1", b"2")
+    theirs.write_bytes(same_size)
+    with pytest.raises(InputError, match=r"CheXpert\.csv: its sha256 is not that of what was exported; move it away"):
+        run(released, tmp_path)
+    assert theirs.read_bytes() == same_size
 
 
 def test_a_folder_of_other_things_is_left_alone(released, tmp_path):

@@ -140,6 +140,30 @@ def test_a_verb_that_is_told_in_its_last_moments_ends_as_it_would_have() -> None
     assert subprocess.run([sys.executable, "-c", TOLD_LAST], check=False).returncode == BAD_INPUT
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the process handles and has loaded from /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_can_be_told_before_anything_large_is_loaded(number: signal.Signals) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("a shell that runs this in the background has Ctrl-C ignored")
+    command = [sys.executable, "-m", "chexmask_u", "info", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        about = Path(f"/proc/{process.pid}")
+        while not handles(about, signal.SIGTERM):
+            time.sleep(0.001)
+        loaded = (about / "maps").read_text()
+        process.send_signal(number)
+        told, said = process.communicate(timeout=60)
+    assert (process.returncode, said, told) == (1, INTERRUPTED + "\n", '{"error": "interrupted"}\n')
+    assert not [library for library in ("numpy", "pyarrow", "cv2") if library in loaded]
+
+
+def handles(process: Path, number: signal.Signals) -> bool:
+    """Whether a process below /proc has a handler of its own for a signal."""
+    status = (process / "status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_driver_can_be_told_at_any_moment(start: Callable[[], Driver]) -> None:

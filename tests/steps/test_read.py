@@ -283,10 +283,28 @@ def test_stray_pixels_of_16_bits_leave_the_others_as_they_are(tmp_path: Path, na
     assert (image_of(row) == recipe(published[top:bottom, left:right])).all()
 
 
-@pytest.mark.parametrize("share", [0.002, 0.01, 0.3])
-def test_bright_parts_of_a_picture_are_no_strays(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("size", [2, 4])
+def test_letters_burned_into_an_image_of_16_bits_leave_the_picture_its_greys(tmp_path: Path, size: float) -> None:
+    values = texture(FRAME, FRAME).astype(np.uint16) * 8 + 3000
+    # With soft edges, as letters have them.
+    drawn = np.zeros((FRAME, FRAME), np.uint8)
+    cv2.putText(drawn, "R AP", (60, 300), cv2.FONT_HERSHEY_SIMPLEX, size, 255, round(2.5 * size))
+    letters = cv2.GaussianBlur(drawn.astype(np.float32) / 255, (0, 0), 1)
+    marked = np.maximum(values, letters * 65535).astype(np.uint16)
+    changed = marked != values
+    assert 0.002 < changed.mean() < 0.018
+    for path, pixels in (("clean.png", values), ("marked.png", marked)):
+        (tmp_path / path).write_bytes(png_bytes(pixels))
+    clean, shown = (image_of(read_file(tmp_path / path)).astype(int) for path in ("clean.png", "marked.png"))
+    # Of soft edges some are as near as parts of a picture may be.
+    assert np.ptp(shown[~changed]) > 0.45 * np.ptp(clean)
+    assert (shown[letters > 0.5] == 255).all()
+
+
+@pytest.mark.parametrize(("share", "bright"), [(0.01, 7000), (0.03, 65535), (0.3, 65535)])
+def test_bright_parts_of_a_picture_are_no_strays(tmp_path: Path, share: float, bright: int) -> None:
     values = texture(FRAME, FRAME).astype(np.uint16) * 8
-    values[: round(share * FRAME)] = 65535
+    values[: round(share * FRAME)] = bright
     path = tmp_path / "image.png"
     path.write_bytes(png_bytes(values))
     assert (image_of(read_file(path)) == cv2.normalize(values, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)).all()

@@ -111,7 +111,11 @@ def test_dropout_variant_trains_and_draws_the_same_in_any_batch(mixed: Examples,
     alone = cu.predict(model, images[1:], ["b"], n_samples=8)
     np.testing.assert_allclose(alone.landmarks_mean[0], both.landmarks_mean[1], atol=1e-2)
     assert both.landmarks_std.min() > 0
-    scored = evaluate.score(model, examples.drawn(3, 5, 1024), samples=4, seed=0, batch_size=2).summary
+    counted: list[int] = []
+    drawn = examples.drawn(3, 5, 1024)
+    scored = evaluate.score(model, drawn, samples=4, seed=0, batch_size=2, shifts=True, count=counted.append).summary
+    # What the progress bar takes for the end.
+    assert sum(counted) == evaluate.predictions(3, masks=False, shifts=True)
     assert "kl" not in scored
     assert "std" in evaluate.table(scored)
 

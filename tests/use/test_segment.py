@@ -123,6 +123,9 @@ def test_what_gives_no_record_is_named_with_its_reason(drawings):
     with pytest.raises(cu.ReadError, match=r"bad\.png: not a PNG, JPEG or DICOM file") as caught:
         cu.segment(drawings / "bad.png")
     assert caught.value.reason == "unsupported"
+    for door in (cu.segment, cu.read_image):
+        with pytest.raises(cu.ReadError, match=r"bda\.png: there is no such file; did you mean 'bad\.png'\?$"):
+            door(drawings / "bda.png")
 
 
 def boxes(heart: tuple[float, float]) -> np.ndarray:

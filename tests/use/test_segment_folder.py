@@ -174,6 +174,9 @@ def test_urls_are_listed_and_no_secret_becomes_a_name():
         (["{images}/a.png", "{other}/a.png"], "its files would have the names of those of"),
         (["{images}/a.png", "{other}/a.jpg"], "its files would have the names of those of"),
         (["nope://bucket/x.png"], "unknown scheme nope://"),
+        (["{images}/A.PNG"], r"/A\.PNG: no such file; did you mean 'a\.png'\?$"),
+        (["{images}/wrad"], r"/wrad: no such file or folder; did you mean 'ward'\?$"),
+        (["{images}/wrad/cut.png"], r"cut\.png: no such file; there is no folder .*/wrad; did you mean 'ward'\?$"),
     ],
 )
 def test_what_names_no_images_is_told_in_one_line(images, tmp_path, given, said):

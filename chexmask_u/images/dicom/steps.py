@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,14 @@ ELEMENTS = (*_TABLES, *_WINDOW, *_RESCALE, *_PADDING)
 
 @dataclass(frozen=True)
 class Step:
-    """What values float64 or int64 [V] pass, and the elements that ask for it, in words."""
+    """What values float64 or int64 [V] pass, and the elements that ask for it, in words.
+
+    `bits` says of how many bits all values are told apart, and no others, as placeholders have it; 0 of none.
+    """
 
     name: str
     apply: Callable[[NDArray[Any]], NDArray[Any]]
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,13 @@ def _window(dataset: Dataset, standard: bool) -> Step | None:
     elements.VOILUTFunction = function
     elements.PhotometricInterpretation = "MONOCHROME2"
     elements.PixelRepresentation = integer(dataset, "PixelRepresentation", 0)
-    return Step("Window Center and Width (0028,1050 and 1051)", _Window(elements))
+    return Step("Window Center and Width (0028,1050 and 1051)", _Window(elements), _whole_bits(*map(float, chosen)))
+
+
+def _whole_bits(center: float, width: float) -> int:
+    """Of how many bits a window has all values, from 0 on, to within the ways in which people count; 0 of none."""
+    bits = round(math.log2(width + 1)) if width > 0 else 0
+    return bits if bits >= 8 and abs(width - 2**bits) <= 1 and abs(center - 2 ** (bits - 1)) <= 1 else 0
 
 
 def padding(dataset: Dataset, allocated: int, signed: bool) -> tuple[int, int] | None:

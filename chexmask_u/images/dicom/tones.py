@@ -17,6 +17,15 @@ from chexmask_u.record import ReadError
 # for lungs alone leaves a third, one meant for 8 bits less than a tenth of 12, and most placeholders leave nothing.
 _LEAST = 1 / 10
 
+# One over the values of fewer bits than the picture has is a placeholder; where it leaves less than this, it is taken
+# for that.
+_LEAST_OF_BITS = 1 / 2
+
+_REMEDY = "correct it, or remove it to show the pixels by their own range"
+
+# Rows that are compared to tell whether the bits above those stored are a part of the values.
+_COMPARED = 1000
+
 
 def grey(stored: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uint8]:
     """Stored values u/int8 or u/int16 [H, W] -> uint8 [H, W]; see `decode`.
@@ -31,11 +40,24 @@ def grey(stored: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uin
     found = occurring.astype(codes.dtype).view(stored.dtype)
     if header.unused_bits:
         unused = 8 * stored.itemsize - header.bits_stored
-        found = found << unused >> unused
+        meant = found << unused >> unused
+        if not (standard and (meant != found).any() and _smoother(stored, stored << unused >> unused)):
+            found = meant
     found = found.astype(np.int64)
     table = np.zeros(levels, np.uint8)
     table[occurring] = _shown(found, counts, header, standard)
     return np.asarray(cv2.LUT(codes, table), np.uint8)
+
+
+def _smoother(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether one image [H, W] has less steps between neighbours than another.
+
+    Where Bits Stored is too small, values without the bits above it jump from the highest to the lowest; where these
+    are an overlay or stray, values with them do.
+    """
+    rows = slice(None, None, -(-len(one) // _COMPARED))
+    steps = [np.abs(np.diff(image[rows].astype(np.int64), axis=1)).sum() for image in (one, other)]
+    return bool(steps[0] < steps[1])
 
 
 def _shown(stored: NDArray[np.int64], counts: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uint8]:
@@ -61,7 +83,13 @@ def _shown(stored: NDArray[np.int64], counts: NDArray[Any], header: Header, stan
             raise ReadError(
                 "damaged",
                 f"by the {step.name} of the DICOM header all pixels, or nearly all, become black or white, though they"
-                " differ; correct it, or remove it to show the pixels by their own range",
+                f" differ; {_REMEDY}",
+            )
+        if standard and step.bits and left < _LEAST_OF_BITS * most:
+            raise ReadError(
+                "damaged",
+                f"the {step.name} of the DICOM header is over the values of {step.bits} bits, and most pixels have"
+                f" others, so that they become black or white; {_REMEDY}",
             )
         most = max(most, left)
     return result

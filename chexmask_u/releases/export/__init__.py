@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol, cast
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
 from chexmask_u.releases.export import formats
-from chexmask_u.releases.export.output import Journal, whole_files
+from chexmask_u.releases.export.output import Hashed, Journal, TextSink, whole_files
 from chexmask_u.releases.export.rows import SourceRows
 from chexmask_u.releases.release import Release
 from chexmask_u.result import Result
@@ -25,7 +25,7 @@ class Format(Protocol):
     def files(self, source: str) -> tuple[str, ...]:
         """The files of a source, below the output."""
 
-    def write(self, rows: SourceRows, *streams: TextIO) -> None:
+    def write(self, rows: SourceRows, *streams: TextSink) -> None:
         """Write them, record by record."""
 
 
@@ -74,8 +74,9 @@ def export(settings: ExportSettings) -> ExportReport:
             continue
         with storage.explained(output, "written"):
             with whole_files([storage.join(output, file) for file in files[source]]) as streams:
-                format_.write(SourceRows(release, source), *streams)
-            journal.add(files[source])
+                hashed = [Hashed(stream) for stream in streams]
+                format_.write(SourceRows(release, source), *hashed)
+            journal.add({file: one.sha256 for file, one in zip(files[source], hashed, strict=True)})
     counts = {source: release.counts[source]["ok"] for source in release.sources}
     return ExportReport(output, counts, files, made_before)
 

@@ -6,11 +6,11 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
@@ -19,10 +19,12 @@ from chexmask_u.releases.release import Release
 from chexmask_u.settings import EXPORT_FORMATS
 from chexmask_u.version import __version__
 
+_MOVE = "move it away, or choose another --output"
+
 
 @dataclass(frozen=True)
 class Journal:
-    """Which release an output folder was exported from, and the bytes of each file in it that is done."""
+    """Which release an output folder was exported from, and of each file in it that is done its bytes and SHA-256."""
 
     folder: Folder
     name: str
@@ -44,8 +46,9 @@ class Journal:
             _refuse_foreign(folder, files)
             folder.check_own("export", [_journal(one) for one in EXPORT_FORMATS])
             content = {"made_of": made_of, "files": {}}
+        content = {"sha256": {}, **content}
         try:
-            theirs, _ = _names(content["made_of"]), dict(content["files"])
+            theirs, _ = _names(content["made_of"]), {**content["files"], **content["sha256"]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{folder.path(name)}: is damaged ({storage.explain(error)}); choose another --output"
@@ -63,24 +66,47 @@ class Journal:
         Raises:
             InputError: if one of them was changed since.
         """
-        done = self.content["files"]
+        done, digests = self.content["files"], self.content["sha256"]
         sizes = {file: _size(self.folder, file) if file in done else None for file in files}
         for file, size in sizes.items():
             if size is not None and size != done[file]:
                 raise InputError(
-                    f"{self.folder.path(file)}: has {size:,} bytes, not the {done[file]:,} that were exported;"
-                    " move it away, or choose another --output"
+                    f"{self.folder.path(file)}: has {size:,} bytes, not the {done[file]:,} that were exported; {_MOVE}"
                 )
+            if size is not None and file in digests and digests[file] != _sha256(self.folder, file):
+                raise InputError(f"{self.folder.path(file)}: its sha256 is not that of what was exported; {_MOVE}")
         return None not in sizes.values()
 
     def begin(self) -> None:
         """Mark the folder as an export's, before its first file."""
         self.folder.write_json(self.name, self.content)
 
-    def add(self, files: Iterable[str]) -> None:
-        """Note that these files are done."""
+    def add(self, files: Mapping[str, str]) -> None:
+        """Note that these files are done, with the SHA-256 of what was written to each."""
         self.content["files"] |= {file: _size(self.folder, file) for file in files}
+        self.content["sha256"] |= files
         self.folder.write_json(self.name, self.content)
+
+
+class TextSink(Protocol):
+    """What a format writes to."""
+
+    def write(self, text: str, /) -> int: ...
+
+
+class Hashed:
+    """Passes text on to a stream of UTF-8, and keeps the SHA-256 of its bytes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._digest = stream, hashlib.sha256()
+
+    def write(self, text: str, /) -> int:
+        self._digest.update(text.encode())
+        return self._stream.write(text)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 @contextmanager
@@ -133,8 +159,8 @@ def _refuse_foreign(folder: Folder, files: Iterable[str]) -> None:
     for file in files:
         if _size(folder, file) is not None:
             raise InputError(
-                f"{folder.path(file)}: exists, and nothing in {folder.url} says that it was exported from this"
-                " release; move it away, or choose another --output"
+                f"{folder.path(file)}: exists, and nothing in {folder.url} says that it was exported from this release;"
+                f" {_MOVE}"
             )
 
 
@@ -146,3 +172,9 @@ def _size(folder: Folder, name: str) -> int | None:
             return int(fs.size(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def _sha256(folder: Folder, name: str) -> str:
+    fs, path = storage.filesystem(folder.path(name))
+    with storage.explained(folder.path(name)), fs.open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -96,12 +96,12 @@ def datasets(settings: AnnotatedSettings) -> list[Dataset]:
         form, folder = FORMS.get(name if equals else "", _FOLDER), storage.normalise(url)
         fs, path = storage.filesystem(folder)
         if not fs.isdir(path):
-            raise InputError(f"--data {value}: no such folder")
+            raise InputError(f"--data {value}: no such folder{storage.nearest(url)}")
         if name in (dataset.name for dataset in found):
             raise InputError(f"--data {value}: a dataset called {name} is given already; rename the folder")
         landmarks = given.pop(name, None) or _landmarks_of(folder)
         if landmarks is not None and not storage.filesystem(landmarks)[0].exists(storage.filesystem(landmarks)[1]):
-            raise InputError(f"--landmarks {name}={landmarks}: no such file or folder")
+            raise InputError(f"--landmarks {name}={landmarks}: no such file or folder{storage.nearest(landmarks)}")
         if landmarks is None and not any(form.masks(folder).values()):
             raise InputError(
                 f"--data {value}: holds no landmarks.npz, landmarks.csv, landmarks/ or masks/right_lung/ (left_lung/, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from chexmask_u import sources
 from chexmask_u.anatomy import FRAME, ORGANS
 from chexmask_u.manifests import chexmask_csv
+from chexmask_u.releases.export.output import TextSink
 from chexmask_u.releases.export.rows import SourceRows
 from chexmask_u.sources.base import Source
 from chexmask_u.steps.mask import organ_rle
@@ -25,7 +26,7 @@ def files(source: str) -> tuple[str, str]:
     return original, preprocessed
 
 
-def write(rows: SourceRows, original: TextIO, preprocessed: TextIO) -> None:
+def write(rows: SourceRows, original: TextSink, preprocessed: TextSink) -> None:
     """Write both files of a source, row by row.
 
     `original` is in original pixels, with the release's own masks; `preprocessed` in those of the 1024 frame, with

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import LANDMARKS, ORGANS
 from chexmask_u.releases.export import polygon
+from chexmask_u.releases.export.output import TextSink
 from chexmask_u.releases.export.rows import Row, SourceRows
 
 # Whether a keypoint lies in the image: COCO's "not labelled", which nobody counts, and "labelled and visible".
@@ -33,7 +34,7 @@ def files(source: str) -> tuple[str]:
     return (f"{source}.json",)
 
 
-def write(rows: SourceRows, stream: TextIO) -> None:
+def write(rows: SourceRows, stream: TextSink) -> None:
     """Write the file of a source, record by record; they are read twice, since images come before annotations."""
     info = {"description": DESCRIPTION, "version": rows.release.version}
     stream.write('{\n"info": ' + _json(info) + ',\n"licenses": [],\n')
@@ -129,7 +130,7 @@ def _shortest(value: np.floating[Any]) -> float:
     return float(str(np.float32(value)))
 
 
-def _write_list(stream: TextIO, name: str, items: Iterable[dict[str, Any]]) -> None:
+def _write_list(stream: TextSink, name: str, items: Iterable[dict[str, Any]]) -> None:
     stream.write(f'"{name}": [')
     for index, item in enumerate(items):
         stream.write(("," if index else "") + "\n" + _json(item))
