@@ -71,10 +71,11 @@ def local_ray():
     """One local Ray for the session, as `generate` starts it; `cluster.connected` uses one that is there."""
     import ray
 
-    # Ray ends workers that have nothing to do for a second; each run would wait for others to import torch.
-    patient = {"idle_worker_killing_time_threshold_ms": 600_000}
+    # Ray ends workers that have nothing to do for a second; each run would wait for others to import torch. And it
+    # tells metrics every ten seconds.
+    changed = {"idle_worker_killing_time_threshold_ms": 600_000, "metrics_report_interval_ms": 2_000}
     sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=patient)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=changed)
     # Ray takes it in the main thread, and no driver here is to end as Ray's do.
     signal.signal(signal.SIGTERM, sigterm)
     yield ray
