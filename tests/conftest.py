@@ -14,6 +14,7 @@ import torch
 
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.hybridgnet import HybridGNet
+from tests.support.s3 import S3Server, s3_server
 
 # Before anything imports Ray: stay on loopback and start nothing that talks to the world.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -64,6 +65,13 @@ def radiograph() -> np.ndarray:
     y, x = np.mgrid[0:1024, 0:1024] / 1024
     grey = 120 + 80 * np.sin(9 * x + 2 * y) * np.cos(5 * y) + 40 * ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.04)
     return grey.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 server for the session; a test takes a bucket of its own on it, with `own_bucket`."""
+    with s3_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
