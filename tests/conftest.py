@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ import torch
 
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.hybridgnet import HybridGNet
-from tests.support.s3 import S3Server, s3_server
+
+if TYPE_CHECKING:
+    from tests.support.hospitals import FinishedRun
+    from tests.support.s3 import S3Server
 
 # Before anything imports Ray: stay on loopback and start nothing that talks to the world.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -70,8 +74,18 @@ def radiograph() -> np.ndarray:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """One S3 server for the session; a test takes a bucket of its own on it, with `own_bucket`."""
+    from tests.support.s3 import s3_server
+
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def hospitals(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: object) -> FinishedRun:
+    """A finished run that tests look at, and change copies of."""
+    from tests.support import hospitals
+
+    return hospitals.make(tmp_path_factory.mktemp("hospitals"), tiny_weights)
 
 
 @pytest.fixture(scope="session")

@@ -19,40 +19,20 @@ from fsspec.implementations.local import LocalFileSystem
 import chexmask_u as cu
 from chexmask_u import pipeline
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.folder import list_folder
 from chexmask_u.releases import plan, shards
 from chexmask_u.releases.release import ATTEMPT, MARKER
 from chexmask_u.releases.validate import validate
 from chexmask_u.runs import repair
 from chexmask_u.runs.run import Run
-from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
+from chexmask_u.settings import GenerateSettings, ReleaseSettings
 from tests.support import invented_runs
-from tests.test_pipeline import draw_images
+from tests.support.hospitals import FinishedRun
 
 
 @pytest.fixture(scope="module")
-def run(tiny_weights, tmp_path_factory, local_ray) -> str:
-    """A finished run over two sources, one image of three in each damaged."""
-    folder = tmp_path_factory.mktemp("release")
-    parts = []
-    for source, count in (("hospital-a", 30), ("hospital-b", 7)):
-        draw_images(folder / source, count, np.random.default_rng(count))
-        manifest = folder / f"{source}.parquet"
-        list_folder(ManifestFolderSettings(uri=str(folder / source), output=str(manifest), source=source))
-        parts.append(pq.read_table(manifest))
-    # Out of order, as a user's own manifest may be.
-    merged = pa.concat_tables(parts[::-1])
-    pq.write_table(merged.take(np.random.default_rng(0).permutation(len(merged))), folder / "manifest.parquet")
-    pipeline.generate(
-        GenerateSettings(
-            manifest=str(folder / "manifest.parquet"),
-            output=str(folder / "run"),
-            weights=str(tiny_weights),
-            samples=4,
-            rows_per_file=8,
-        )
-    )
-    return str(folder / "run")
+def run(hospitals: FinishedRun) -> str:
+    """A finished run over two sources, three images of each damaged."""
+    return str(hospitals.settings.output)
 
 
 @pytest.fixture(scope="module")
