@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ import torch
 
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.hybridgnet import HybridGNet
+
+if TYPE_CHECKING:
+    from tests.support.hospitals import FinishedRun
+    from tests.support.s3 import S3Server
 
 # Before anything imports Ray: stay on loopback and start nothing that talks to the world.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -67,14 +72,32 @@ def radiograph() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 server for the session; a test takes a bucket of its own on it, with `own_bucket`."""
+    from tests.support.s3 import s3_server
+
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hospitals(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: object) -> FinishedRun:
+    """A finished run that tests look at, and change copies of."""
+    from tests.support import hospitals
+
+    return hospitals.make(tmp_path_factory.mktemp("hospitals"), tiny_weights)
+
+
+@pytest.fixture(scope="session")
 def local_ray():
     """One local Ray for the session, as `generate` starts it; `cluster.connected` uses one that is there."""
     import ray
 
-    # Ray ends workers that have nothing to do for a second; each run would wait for others to import torch.
-    patient = {"idle_worker_killing_time_threshold_ms": 600_000}
+    # Ray ends workers that have nothing to do for a second; each run would wait for others to import torch. And it
+    # tells metrics every ten seconds.
+    changed = {"idle_worker_killing_time_threshold_ms": 600_000, "metrics_report_interval_ms": 2_000}
     sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=patient)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=changed)
     # Ray takes it in the main thread, and no driver here is to end as Ray's do.
     signal.signal(signal.SIGTERM, sigterm)
     yield ray

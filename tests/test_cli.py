@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexmask_u import cli
+from tests.support import apart
 
 
 @pytest.fixture
@@ -112,20 +113,17 @@ def test_a_manifest_with_wrong_rows_is_refused(tmp_path, capsys, change, words):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["generate", "plan"])
-def test_ids_that_occur_twice_are_told_in_one_line_before_ray_is_started(tmp_path, verb):
-    """In a process of its own, since this one may hold a Ray already."""
+def test_ids_that_occur_twice_are_told_in_one_line_before_ray_is_started(tmp_path):
     columns = {"record_id": ["x/a", "x/b", "x/a"], "uri": ["/a.png"] * 3, "source": ["x"] * 3, "image_id": ["a"] * 3}
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
-    command = [sys.executable, "-m", "chexmask_u.cli", verb, "--manifest", str(tmp_path / "m.parquet")]
-    command += ["--output", str(tmp_path / "run")] if verb == "generate" else []
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert refused.returncode == cli.BAD_INPUT
-    assert refused.stdout == ""
-    assert refused.stderr == (
-        f"chexmask-u: {tmp_path}/m.parquet: 1 record ids occur more than once, for instance 'x/a';"
-        " each image needs one row with an id of its own\n"
-    )
+    commands = [[verb, "--manifest", f"{tmp_path}/m.parquet"] for verb in ("generate", "plan")]
+    commands[0] += ["--output", "run"]
+    for refused in apart.run(commands, tmp_path):
+        assert (refused.code, refused.stdout, refused.with_ray) == (cli.BAD_INPUT, "", False)
+        assert refused.stderr == (
+            f"chexmask-u: {tmp_path}/m.parquet: 1 record ids occur more than once, for instance 'x/a';"
+            " each image needs one row with an id of its own\n"
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -23,47 +23,12 @@ from chexmask_u.manifests.folder import list_folder
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from tests.support import apart
-
-DAMAGED = ("empty.png", "text.png", "cut.jpg")
-
-
-def draw_images(folder: Path, count: int, rng: np.random.Generator) -> None:
-    """Images of many sizes, and three that are damaged."""
-    folder.mkdir(parents=True)
-    for index in range(count):
-        height, width = rng.integers(40, 400, 2)
-        grey = cv2.resize(rng.integers(0, 256, (6, 6), dtype=np.uint8), (int(width), int(height)))
-        cv2.imwrite(str(folder / f"image-{index:04d}.{'png' if index % 2 else 'jpg'}"), grey)
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "text.png").write_text("this is no image")
-    encoded = cv2.imencode(".jpg", np.full((200, 200), 90, np.uint8))[1].tobytes()
-    (folder / "cut.jpg").write_bytes(encoded[: len(encoded) // 2])
+from tests.support.hospitals import DAMAGED, HOSPITALS, FinishedRun, draw_images
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "images"
-    draw_images(folder, 40, np.random.default_rng(0))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def settings(images, tiny_weights, tmp_path_factory):
-    # Ray Data would find no file behind a question mark.
-    manifest = tmp_path_factory.mktemp("manifest") / "what?.parquet"
-    list_folder(ManifestFolderSettings(uri=str(images), output=str(manifest)))
-    return GenerateSettings(
-        manifest=str(manifest),
-        output=str(tmp_path_factory.mktemp("runs") / "run"),
-        weights=str(tiny_weights),
-        samples=5,
-        rows_per_file=10,
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(settings, local_ray):
-    return pipeline.generate(settings)
+def settings(hospitals: FinishedRun) -> GenerateSettings:
+    return hospitals.settings
 
 
 def records(output: str | Path) -> dict[str, dict]:
@@ -73,29 +38,31 @@ def records(output: str | Path) -> dict[str, dict]:
     return {row["record_id"]: row for row in rows}
 
 
-def test_every_image_is_one_record_and_the_damaged_ones_say_why(finished, settings):
+def test_every_image_is_one_record_and_the_damaged_ones_say_why(hospitals, settings):
     rows = records(settings.output)
     manifest = pq.read_table(settings.manifest)
     assert rows.keys() == set(manifest["record_id"].to_pylist())
-    failed = {row["image_id"]: row["reason"] for row in rows.values() if row["status"] == record.FAILED}
-    assert failed == {"empty.png": "empty", "text.png": "unsupported", "cut.jpg": "damaged"}
-    assert all(rows[f"folder/{name}"]["error"] for name in DAMAGED)
-    assert (finished["ok"], finished["failed"], finished["complete"]) == (40, 3, True)
+    failed = {row["record_id"]: row["reason"] for row in rows.values() if row["status"] == record.FAILED}
+    assert failed == {f"{hospital}/{name}": reason for hospital in HOSPITALS for name, reason in DAMAGED.items()}
+    assert all(rows[record_id]["error"] for record_id in failed)
+    summary = hospitals.summary
+    assert (summary["ok"], summary["failed"], summary["complete"]) == (37, 6, True)
     report = json.loads(Path(settings.output, "report.json").read_text())
     assert report["ok"] + report["failed"] == report["manifest_rows"] == 43
     assert "image-00" in Path(settings.output, "report.html").read_text()
 
 
-def test_records_are_what_predict_gives_for_each_image_alone(finished, settings, images):
+def test_records_are_what_predict_gives_for_each_image_alone(hospitals, settings):
     """The steps, by hand, on one image at a time: other batches, other workers, same numbers, in original pixels."""
     model = cu.load_model(settings.weights)
     rows = records(settings.output)
     masks = []
-    for name in ("image-0000.jpg", "image-0013.png", "image-0039.png"):
-        read = cu.read_image(str(images / name))
-        predicted = cu.predict(model, read.image[None], [f"folder/{name}"], n_samples=5)
-        row = rows[f"folder/{name}"]
-        assert (row["height"], row["width"]) == cv2.imread(str(images / name), 0).shape
+    for record_id in ("hospital-a/image-0006.jpg", "hospital-a/image-0023.png", "hospital-b/image-0003.png"):
+        path = str(hospitals.folder / record_id)
+        read = cu.read_image(path)
+        predicted = cu.predict(model, read.image[None], [record_id], n_samples=5)
+        row = rows[record_id]
+        assert (row["height"], row["width"]) == cv2.imread(path, 0).shape
         letterbox = cu.Letterbox.from_row(row["letterbox"])
         frame = letterbox.to_frame(np.array(row["landmarks_mean"]))
         np.testing.assert_allclose(frame, predicted.landmarks_mean[0], atol=0.01)
@@ -109,7 +76,7 @@ def test_records_are_what_predict_gives_for_each_image_alone(finished, settings,
     assert sum(bool(mask) for mask in masks) > len(masks) / 2
 
 
-def test_more_replicas_and_other_batches_give_the_same_records(finished, settings, tmp_path):
+def test_more_replicas_and_other_batches_give_the_same_records(settings, tmp_path):
     from dataclasses import replace
 
     other = replace(settings, output=str(tmp_path / "run"), replicas=2, batch_size=3, rows_per_file=7)
@@ -123,11 +90,11 @@ def test_more_replicas_and_other_batches_give_the_same_records(finished, setting
             np.testing.assert_allclose(row["landmarks_std"], second[record_id]["landmarks_std"], atol=0.01)
 
 
-def test_a_finished_run_says_so_without_ray_and_is_not_run_again(finished, settings, tmp_path):
+def test_a_finished_run_says_so_without_ray_and_is_not_run_again(settings, tmp_path):
     before = sorted(Path(settings.output).rglob("*"))
     options = {"manifest": settings.manifest, "output": settings.output, "weights": settings.weights}
     again = [
-        *("generate", "--samples", "5", "--rows-per-file", "10", "--json"),
+        *("generate", "--samples", "5", "--rows-per-file", "8", "--json"),
         *(f"--{name}={value}" for name, value in options.items()),
     ]
     plain, retried = apart.run([again, [*again, "--retry", "timeout,storage"]], tmp_path)
@@ -148,7 +115,7 @@ def test_a_finished_run_says_so_without_ray_and_is_not_run_again(finished, setti
         ({"weights": "demo"}, "weights sha256 was"),
     ],
 )
-def test_a_run_with_other_settings_is_refused_and_left_alone(finished, settings, change, words, capsys):
+def test_a_run_with_other_settings_is_refused_and_left_alone(settings, change, words, capsys):
     options = settings.asdict() | change
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value not in (None, ())]
     before = sorted(Path(settings.output).rglob("*"))
@@ -167,7 +134,7 @@ def test_an_output_whose_files_ray_would_not_find_again_is_refused(settings, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_another_manifest_in_the_same_output_is_refused(finished, settings, tmp_path):
+def test_another_manifest_in_the_same_output_is_refused(settings, tmp_path):
     from dataclasses import replace
 
     table = pq.read_table(settings.manifest)
@@ -223,7 +190,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_each_record_once(signal
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["one part more", "as many rows as there should be"])
-def test_parts_that_a_cut_off_machine_wrote_again_are_not_counted_twice(finished, settings, tmp_path, lost, capsys):
+def test_parts_that_a_cut_off_machine_wrote_again_are_not_counted_twice(settings, tmp_path, lost, capsys):
     from dataclasses import replace
 
     output = tmp_path / "run"
@@ -245,6 +212,6 @@ def test_parts_that_a_cut_off_machine_wrote_again_are_not_counted_twice(finished
         told = capsys.readouterr().err
         assert f"{already} of 43 images are done already, {43 - already} are left" in told
         # Those of the attempt before this one, too.
-        assert "3 failed" in told.splitlines()[-1]
+        assert "6 failed" in told.splitlines()[-1]
         page = (output / "report.html").read_text()
         assert f"for the {43 - already} of the last attempt" in page

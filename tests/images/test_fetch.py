@@ -146,6 +146,7 @@ def test_trouble_that_stays_is_a_reason_after_a_bounded_number_of_requests(
 ) -> None:
     # The S3 client's own ten take a minute.
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr(fetching, "PATIENCE_SECONDS", 0.5)
     storage.troubles = [trouble] * 100
     with pytest.raises(ReadError) as caught:
         fetch(uri, max_bytes=LIMIT)

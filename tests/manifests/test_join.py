@@ -30,7 +30,7 @@ from chexmask_u.manifests.merge import merge
 from chexmask_u.manifests.problems import PROBLEMS
 from chexmask_u.settings import ManifestFolderSettings, ManifestMergeSettings, ManifestSourceSettings
 from tests.support.official_layouts import PUBLISHED_FILES, Layout, write_layouts
-from tests.support.s3 import S3Server, s3_server
+from tests.support.s3 import S3Server, own_bucket
 
 SOURCES = tuple(sources.PUBLISHED)
 ROWS = 6
@@ -47,8 +47,8 @@ def layouts(tree) -> dict[str, Layout]:
 
 
 @pytest.fixture(scope="module")
-def server():
-    with pytest.MonkeyPatch.context() as patch, s3_server("datasets") as started:
+def server(s3: S3Server):
+    with pytest.MonkeyPatch.context() as patch, own_bucket(s3, "datasets") as started:
         for name, value in started.env.items():
             patch.setenv(name, value)
         yield started

@@ -30,7 +30,7 @@ from chexmask_u.releases.release import MARKER
 from chexmask_u.settings import ExportSettings
 from tests.support.chosen_releases import Record, draw, letterbox, write_release
 from tests.support.official_layouts import PUBLISHED_FILES
-from tests.support.s3 import s3_server
+from tests.support.s3 import S3Server, own_bucket
 
 # pycocotools' own.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -535,8 +535,8 @@ def test_an_output_belongs_to_one_release(released, tmp_path):
     run(other, tmp_path / "out")
 
 
-def test_on_s3_an_object_appears_when_it_is_whole(released, tmp_path, monkeypatch):
-    with s3_server() as server:
+def test_on_s3_an_object_appears_when_it_is_whole(released, s3: S3Server, tmp_path, monkeypatch):
+    with own_bucket(s3, "export") as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         fs = server.filesystem()

@@ -15,7 +15,7 @@ from chexmask_u.folder import Folder
 from chexmask_u.releases import loading
 from tests.support import invented_runs
 from tests.support.invented_runs import Records
-from tests.support.s3 import s3_server
+from tests.support.s3 import S3Server, own_bucket
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_what_datasets_cannot_load_is_said(released, tmp_path, name):
         load(line)
 
 
-def test_it_loads_from_a_bucket(run, monkeypatch):
-    with s3_server() as server:
+def test_it_loads_from_a_bucket(run, s3: S3Server, monkeypatch):
+    with own_bucket(s3, "loading") as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         for output in (f"{server.url}/releases", f"{server.url}/re[le]ases of 2026"):

@@ -19,40 +19,20 @@ from fsspec.implementations.local import LocalFileSystem
 import chexmask_u as cu
 from chexmask_u import pipeline
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.folder import list_folder
 from chexmask_u.releases import plan, shards
 from chexmask_u.releases.release import ATTEMPT, MARKER
 from chexmask_u.releases.validate import validate
 from chexmask_u.runs import repair
 from chexmask_u.runs.run import Run
-from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
+from chexmask_u.settings import GenerateSettings, ReleaseSettings
 from tests.support import invented_runs
-from tests.test_pipeline import draw_images
+from tests.support.hospitals import FinishedRun
 
 
 @pytest.fixture(scope="module")
-def run(tiny_weights, tmp_path_factory, local_ray) -> str:
-    """A finished run over two sources, one image of three in each damaged."""
-    folder = tmp_path_factory.mktemp("release")
-    parts = []
-    for source, count in (("hospital-a", 30), ("hospital-b", 7)):
-        draw_images(folder / source, count, np.random.default_rng(count))
-        manifest = folder / f"{source}.parquet"
-        list_folder(ManifestFolderSettings(uri=str(folder / source), output=str(manifest), source=source))
-        parts.append(pq.read_table(manifest))
-    # Out of order, as a user's own manifest may be.
-    merged = pa.concat_tables(parts[::-1])
-    pq.write_table(merged.take(np.random.default_rng(0).permutation(len(merged))), folder / "manifest.parquet")
-    pipeline.generate(
-        GenerateSettings(
-            manifest=str(folder / "manifest.parquet"),
-            output=str(folder / "run"),
-            weights=str(tiny_weights),
-            samples=4,
-            rows_per_file=8,
-        )
-    )
-    return str(folder / "run")
+def run(hospitals: FinishedRun) -> str:
+    """A finished run over two sources, three images of each damaged."""
+    return str(hospitals.settings.output)
 
 
 @pytest.fixture(scope="module")
@@ -172,20 +152,22 @@ def test_a_part_that_a_killed_writer_left_behind_is_not_released(run, tmp_path):
     assert sum(counts["ok"] + counts["failed"] for counts in content["counts"].values()) == 43
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut"])
-def test_a_part_that_is_lost_or_damaged_is_made_again(run, tmp_path, damage):
-    """A disk or a person can take a file that was committed: nothing may call it done, and `generate` heals it."""
+def test_a_part_that_is_damaged_or_lost_is_named_and_made_again(run, tmp_path):
+    """A disk or a person can change or take a file that was committed: nothing calls it done; `generate` heals it."""
     hurt = Path(shutil.copytree(run, tmp_path / "run"))
-    part = sorted((hurt / "records").glob("*.parquet"))[1]
+    part = max((hurt / "records").iterdir(), key=lambda path: path.stat().st_size)
     rows = pq.read_metadata(part).num_rows
-    if damage == "lost":
-        part.unlink()
-    else:
-        truncate(part)
     to_release = ReleaseSettings(run=str(hurt), output=str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"lost or damaged.*same `generate` command"):
+    invented_runs.flip_a_bit(part)
+    with pytest.raises(InputError, match=f"{part.name}: a part of the run's records is damaged"):
         pipeline.make_release(to_release)
-    settings = json.loads((hurt / "run.json").read_text())["settings"] | {"output": str(hurt)}
+    aside = part.rename(tmp_path / "aside")
+    for damage in (lambda: None, lambda: truncate(aside.rename(part))):
+        damage()
+        with pytest.raises(InputError, match=r"lost or damaged.*same `generate` command"):
+            pipeline.make_release(to_release)
+    assert not list((tmp_path / "out").rglob("release.json"))
+    settings = json.loads((hurt / "run.json").read_text())["settings"] | {"output": str(hurt), "retry": ()}
     summary = pipeline.generate(GenerateSettings(**settings))
     assert summary["complete"]
     assert rows <= 43 - summary["already_done"] < 43
@@ -330,19 +312,3 @@ def test_wrong_content_is_found_even_behind_right_checksums(copy, column, change
     (copy / MARKER).write_text(json.dumps(marker))
     with pytest.raises(InputError, match=words):
         validate(str(copy))
-
-
-def test_a_flipped_bit_in_a_part_is_named_and_never_released(run, tmp_path):
-    copied = tmp_path / "run"
-    shutil.copytree(run, copied)
-    part = max((copied / "records").iterdir(), key=lambda path: path.stat().st_size)
-    invented_runs.flip_a_bit(part)
-    with pytest.raises(InputError, match=f"{part.name}: a part of the run's records is damaged"):
-        pipeline.make_release(ReleaseSettings(run=str(copied), output=str(tmp_path / "releases")))
-    assert not list((tmp_path / "releases").rglob("release.json"))
-    # As the message says.
-    part.unlink()
-    settings = json.loads((copied / "run.json").read_text())["settings"]
-    again = GenerateSettings(**{**settings, "output": str(copied), "retry": ()})
-    assert pipeline.generate(again)["complete"]
-    assert pipeline.make_release(ReleaseSettings(run=str(copied), output=str(tmp_path / "releases")))["version"]

@@ -38,9 +38,9 @@ from chexmask_u.steps.mask import mask, rle_decode
 from chexmask_u.steps.predict import Predictor
 from chexmask_u.steps.read import read
 from tests.support.chaos import Chaos, Outcome, leftovers, table
+from tests.support.hospitals import draw_images
 from tests.support.ray_cluster import RayCluster, ray_cluster
 from tests.support.s3 import Gate, S3Server, gate, s3_server
-from tests.test_pipeline import draw_images
 
 # Files; the rows of a manifest name each several times.
 IMAGES = 40

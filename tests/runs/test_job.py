@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from chexmask_u import cli
 from chexmask_u.errors import InputError
 from chexmask_u.runs.job import check_places, check_shipped
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture
@@ -36,9 +40,13 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_relative_place_is_refused_with_the_remedy_and_without_rays_own_folder(
-    copy: Path, command: list[str], named: str, capsys: pytest.CaptureFixture[str]
+    copy: Path, command: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(command) == cli.BAD_INPUT
+    verb, *flags = command
+    monkeypatch.setattr(sys, "argv", [f"jobs/{verb}.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(JOBS / f"{verb}.py"), run_name="__main__")
+    assert ended.value.code == cli.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"chexmask-u: {named}: is relative")
     assert "absolute path" in line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chexmask_u.cli import main
 from chexmask_u.manifests.folder import list_folder
 from chexmask_u.settings import ManifestFolderSettings
 from chexmask_u.sources.synthetic import draw
@@ -94,11 +94,10 @@ def manifest(s3: S3Server) -> str:
         fs.pipe_file(f"{s3.bucket}/images/{number:02d}{('.png', '.jpg')[number % 2]}", encoded.tobytes())
     fs.pipe_file(f"{s3.bucket}/{DAMAGED}", encoded.tobytes()[:40])
     uri = f"{s3.url}/manifest.parquet"
-    subprocess.run(
-        [sys.executable, "-m", "chexmask_u.cli", "manifest", "folder", f"{s3.url}/images", "--output", uri],
-        env={**os.environ, **s3.env},
-        check=True,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.env.items():
+            patch.setenv(name, value)
+        assert main(["manifest", "folder", f"{s3.url}/images", "--output", uri]) == 0
     return uri
 
 
@@ -174,6 +173,8 @@ def test_release_job_makes_a_dataset_version_of_the_run(
     assert ids == sorted(set(ids))
 
 
+# Ten seconds: that a script of jobs/ ends with the code of its verb is in `test_job`, too.
+@pytest.mark.slow
 def test_job_with_bad_input_fails_with_one_line_and_code_2(s3: S3Server, cluster: RayCluster, project: Path) -> None:
     missing = f"{s3.url}/nowhere.parquet"
     job = submit(cluster, project, "jobs/generate.py", "--manifest", missing, "--output", f"{s3.url}/never")

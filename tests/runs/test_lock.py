@@ -21,7 +21,7 @@ from chexmask_u.runs import identity, lock
 from chexmask_u.runs.lock import LOCK, held
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
-from tests.support.s3 import s3_server
+from tests.support.s3 import S3Server, own_bucket
 
 HOLDER = """
 import sys, time
@@ -33,8 +33,8 @@ with held(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[object]:
-    with s3_server() as server:
+def server(s3: S3Server) -> Iterator[S3Server]:
+    with own_bucket(s3, "lock") as server:
         yield server
 
 

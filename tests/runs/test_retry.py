@@ -27,7 +27,7 @@ from chexmask_u.runs import repair
 from chexmask_u.runs.run import PENDING, Run
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings
 from tests.support.invented_runs import flip_a_bit
-from tests.support.s3 import s3_server
+from tests.support.s3 import S3Server, own_bucket
 
 REASONS = ["damaged", "timeout", "storage"]
 
@@ -212,6 +212,15 @@ def test_a_checkpoint_that_a_power_cut_left_empty_is_a_lost_part(run: Run) -> No
     assert not checkpoint.exists()
 
 
+def test_a_part_that_is_gone_or_cut_is_done_again(run: Run) -> None:
+    before = stored(run)
+    gone, cut = sorted(Path(run.records.removeprefix("flaky://")).iterdir())[:2]
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-100])
+    assert repair.redo_lost(run) == 2
+    assert stored(run) == [row for row in before if "2abc" in row["record_id"]]
+
+
 @pytest.mark.parametrize("foreign", [False, True], ids=["of the same run", "of another run"])
 def test_a_part_that_another_one_was_written_over_is_done_again(run: Run, foreign: bool) -> None:
     before = stored(run)
@@ -256,8 +265,8 @@ def picture(seed: int) -> bytes:
     return cv2.imencode(".png", cv2.blur(image, (9, 9)))[1].tobytes()
 
 
-def test_a_run_on_an_object_store_is_retried_alike(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with s3_server() as server:
+def test_a_run_on_an_object_store_is_retried_alike(run: Run, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with own_bucket(s3, "retry") as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         there = Run(f"{server.url}/run")

@@ -16,7 +16,7 @@ from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS
 from chexmask_u.images.decode import decode
 from chexmask_u.model.hybridgnet import HybridGNet
 from chexmask_u.record import ReadError
-from chexmask_u.sources.synthetic import draw, write_demo
+from chexmask_u.sources.synthetic import Drawing, draw, write_demo
 from chexmask_u.weight_files import load_model
 
 # Neither the demonstration weights' training population (0) nor the one they are validated on (1).
@@ -81,9 +81,14 @@ def test_another_side_draws_the_same_person() -> None:
     assert np.abs(shrunk - small.image).mean() < 8
 
 
-def test_organs_lie_as_in_a_person() -> None:
-    for index in range(300):
-        landmarks = draw(index, UNSEEN, 32).landmarks
+@pytest.fixture(scope="module")
+def people() -> NDArray[np.float32]:
+    """Landmarks [200, 120, 2] of so many drawings of 32 x 32 pixels."""
+    return np.stack([draw(index, UNSEEN, 32).landmarks for index in range(200)])
+
+
+def test_organs_lie_as_in_a_person(people: NDArray[np.float32]) -> None:
+    for index, landmarks in enumerate(people):
         assert landmarks.min() >= 0
         assert landmarks.max() <= 32
         right, left, heart = (landmarks[LANDMARKS[organ]] for organ in ORGANS)
@@ -95,8 +100,8 @@ def test_organs_lie_as_in_a_person() -> None:
             assert _crossings(ring) == 0, f"a contour of person {index} crosses itself"
 
 
-def test_people_differ_as_much_as_patients_do() -> None:
-    spread = np.stack([draw(index, UNSEEN, 32).landmarks for index in range(200)]).std(0) * (FRAME / 32)
+def test_people_differ_as_much_as_patients_do(people: NDArray[np.float32]) -> None:
+    spread = people.std(0) * (FRAME / 32)
     # Node positions of the 200 JSRT radiographs vary by 33 px in x and 54 px in y.
     assert (spread.mean(0) > (33, 50)).all()
 
@@ -135,6 +140,12 @@ def demo() -> HybridGNet:
     return load_model("demo")
 
 
+@pytest.fixture(scope="module")
+def drawings() -> list[Drawing]:
+    """Twelve in the network's frame."""
+    return [draw(index, UNSEEN, FRAME) for index in range(12)]
+
+
 @torch.inference_mode()
 def _predict(model: HybridGNet, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
     """Landmarks [120, 2] of the posterior mean and the mean std of 30 draws, in pixels of the 1024 frame."""
@@ -146,20 +157,19 @@ def _predict(model: HybridGNet, image: NDArray[np.uint8]) -> tuple[NDArray[np.fl
     return landmarks[0].numpy(), float(landmarks[1:].std(0, correction=0).mean())
 
 
-def test_bundled_weights_find_the_organs_of_unseen_drawings(demo: HybridGNet) -> None:
+def test_bundled_weights_find_the_organs_of_unseen_drawings(demo: HybridGNet, drawings: list[Drawing]) -> None:
     errors = []
-    for index in range(12):
-        drawing = draw(index, UNSEEN, FRAME)
+    for drawing in drawings:
         found, _ = _predict(demo, drawing.image)
         errors.append(np.hypot(*(found - drawing.landmarks).T).mean())
     assert np.mean(errors) < 16
     assert np.max(errors) < 30
 
 
-def test_bundled_weights_are_less_certain_where_they_cannot_see(demo: HybridGNet) -> None:
+def test_bundled_weights_are_less_certain_where_they_cannot_see(demo: HybridGNet, drawings: list[Drawing]) -> None:
     clear, covered = [], []
-    for index in range(12):
-        image = draw(index, UNSEEN, FRAME).image
+    for drawing in drawings:
+        image = drawing.image.copy()
         clear.append(_predict(demo, image)[1])
         image[340:770, 64:512] = 128
         covered.append(_predict(demo, image)[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 import chexmask_u as cu
 from chexmask_u.anatomy import LANDMARKS
 from chexmask_u.calibration import fit
-from chexmask_u.calibration.calibration import Calibration
+from chexmask_u.calibration.calibration import Calibration, Of, Radius
 from chexmask_u.calibration.fit import CLEAN, Measured
 from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen
@@ -52,11 +53,18 @@ def measured(rng: np.random.Generator, count: int, prefix: str = "there") -> Mea
     )
 
 
-def calibration(weights_sha256: str, count: int = 40, about: Mapping[str, Any] | None = None) -> Calibration:
-    """One of so many images, written and read again."""
+@functools.cache
+def fitted(count: int) -> tuple[dict[Of, Radius | None], dict[Of, dict[str, Any]], Known]:
+    """Radii, what they are worth, and what is known, of so many images."""
     found = measured(np.random.default_rng(7), count)
     radii = {of: fit.radius(found, of, found.annotated(of)) for of in found.errors}
     trials = {of: fit.trial(found, of) for of in found.errors}
+    return radii, trials, Known.fit(found.seen[CLEAN].image_features())
+
+
+def calibration(weights_sha256: str, count: int = 40, about: Mapping[str, Any] | None = None) -> Calibration:
+    """One of so many images, written and read again."""
+    radii, trials, known = fitted(count)
     content = {
         "made_with": "chexmask_u test",
         "images": {"there": {"images": count, "masks_alone": 0}},
@@ -66,6 +74,5 @@ def calibration(weights_sha256: str, count: int = 40, about: Mapping[str, Any] |
         "known_radiographs": count,
         "assumes": "The coverage is promised for images drawn as these were.",
     }
-    known = Known.fit(found.seen[CLEAN].image_features())
     made = Calibration(weights_sha256, radii["landmark"], radii["contour"], known, {**content, **(about or {})})
     return Calibration.from_text(made.text, "made here")

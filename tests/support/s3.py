@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,18 @@ def s3_server(bucket: str = "chexmask-u") -> Iterator[S3Server]:
         yield server
     finally:
         stop_group(process)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextmanager
+def own_bucket(server: S3Server, name: str) -> Iterator[S3Server]:
+    """An empty bucket more on a server that others use, too; clients are made anew for it, and forgotten after."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    found = replace(server, bucket=name)
+    found.filesystem().call_s3("create_bucket", Bucket=name)
+    try:
+        yield found
+    finally:
         s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 import chexmask_u as cu
 from chexmask_u.anatomy import ORGANS
-from chexmask_u.calibration import fit
+from chexmask_u.calibration import fit, worth
 from chexmask_u.cli import main
 from chexmask_u.training import calibrate, examples, odd, shifts
 from chexmask_u.training.augmented import augmented_features
@@ -32,6 +32,14 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one line with which it refuses."""
     assert main([*map(str, words)]) == 2
     return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamplings() -> Iterator[None]:
+    """Of what an interval is made takes half of a calibration's time; here it has to be one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worth, "_RESAMPLINGS", 50)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_objectives_see_the_same_images_and_first_draws(mixed: Examples) -> None
 def test_training_by_energy_leaves_draws_that_are_nearer_to_the_error(mixed: Examples) -> None:
     ratios, energies = {}, {}
     for objective in ("mse", "energy"):
-        chosen = settings(objective=objective, batches=12, batch_size=4, learning_rate=1e-3, kl_last=1e-4, every=1)
+        chosen = settings(objective=objective, batches=8, batch_size=4, learning_rate=1e-3, kl_last=1e-4, every=1)
         training = Training(chosen, mixed, 12, mixed.take([0, 7]), HERE, lambda module: module)
         energies[objective] = [training.run_epoch(lambda _: None).get("energy") for _ in range(2)]
         model = training.model.eval()
