@@ -28,7 +28,7 @@ from chexmask_u.sources.synthetic import draw
 from tests.support import hub
 from tests.support.invented_runs import make_release
 from tests.support.ray_cluster import RAY, RayCluster, ray_cluster
-from tests.support.s3 import S3Server, s3_server
+from tests.support.s3 import S3Server, own_bucket
 
 # A cluster and a job start in the first test's setup: half a minute when idle, minutes when the machine is busy.
 pytestmark = pytest.mark.timeout(600)
@@ -53,8 +53,8 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
+def s3(s3: S3Server) -> Iterator[S3Server]:
+    with own_bucket(s3, "jobs") as server:
         yield server
 
 
@@ -155,6 +155,8 @@ def test_job_again_redoes_nothing(
     assert s3.filesystem().find(f"{s3.bucket}/run/records", detail=True) == before
 
 
+# A quarter of a minute: that Ray makes a release is in `test_release`, and that one lies on S3 in `test_loading`, too.
+@pytest.mark.slow
 def test_release_job_makes_a_dataset_version_of_the_run(
     s3: S3Server, cluster: RayCluster, project: Path, generated: Job
 ) -> None:

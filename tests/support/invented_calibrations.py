@@ -18,6 +18,8 @@ from chexmask_u.calibration.known import Known
 from chexmask_u.calibration.seen import Seen
 from chexmask_u.model.spread import across_and_along
 
+_TRIED = 40
+
 
 def predictions(rng: np.random.Generator, count: int) -> cu.Prediction:
     """Rings whose draws spread by image and by landmark."""
@@ -58,7 +60,9 @@ def fitted(count: int) -> tuple[dict[Of, Radius | None], dict[Of, dict[str, Any]
     """Radii, what they are worth, and what is known, of so many images."""
     found = measured(np.random.default_rng(7), count)
     radii = {of: fit.radius(found, of, found.annotated(of)) for of in found.errors}
-    trials = {of: fit.trial(found, of) for of in found.errors}
+    # More would only take longer.
+    tried = found if count <= _TRIED else measured(np.random.default_rng(7), _TRIED)
+    trials = {of: fit.trial(tried, of) for of in tried.errors}
     return radii, trials, Known.fit(found.seen[CLEAN].image_features())
 
 
