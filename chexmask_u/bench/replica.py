@@ -88,7 +88,8 @@ def measure(flow_seconds: float, repeats: int) -> list[Row]:
 
     Returns:
         Seconds an image beside the wait's own, and `host_seconds`, the processor time that the replica's process takes
-        for an image, Ray's batching and serialization included; medians over the runs.
+        for an image, Ray's batching and serialization included, and the statistics of the draws too, which a GPU would
+        compute; medians over the runs.
     """
     share = Layout(
         machines=1,
