@@ -190,7 +190,7 @@ def _labelled(study: Study) -> list[str]:
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
     if not rows or not {"name", "label"} <= rows[0].keys():
         raise InputError(f"--labels {url}: is no CSV with columns name and label")
-    labels = {row["name"]: row["label"] for row in rows}
+    labels = {str(row["name"]).strip(): str(row["label"]).strip().lower() for row in rows}
     if unknown := sorted(set(labels.values()) - {"in", "out"}):
         raise InputError(f"--labels {url}: a label is in or out, not {unknown[0]!r}")
     found = []
