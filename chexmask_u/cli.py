@@ -35,6 +35,7 @@ DOORS = (IMAGES, DATASET, MAINTAIN)
 
 _EXPERIMENT_ON = {
     "pixel": "--data FOLDER --split split.csv --weights RUN --weights PHISEG",
+    "ood": "--images USUAL --out-of ODD",
     "rca": "--release RELEASE",
 }
 """What the examples of experiments give them, where annotated images alone are not enough."""

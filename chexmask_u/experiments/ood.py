@@ -186,7 +186,7 @@ def _labelled(study: Study) -> list[str]:
     """
     url = study.settings.labels or ""
     fs, path = storage.resolve(url)
-    with storage.explained(url):
+    with storage.explained(url, missing="no such file of --labels"):
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
     if not rows or not {"name", "label"} <= rows[0].keys():
         raise InputError(f"--labels {url}: is no CSV with columns name and label")
