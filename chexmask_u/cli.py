@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(chosen)
     as_json, verb, own = options.pop("json", False), options.pop("verb"), options.pop("parser")
     if unknown:
-        own.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], own.flags)}")
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], own.flags)}")
     try:
         # A cluster ends a job with SIGTERM; it is to end as it does on Ctrl-C, so that the run can go on later.
         signal.signal(signal.SIGTERM, _interrupt)
@@ -322,6 +322,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # All is told; a process that is still tidying up ends at once, with the same code.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(result.code))
     return result.code
+
+
+def _meant(unknown: str, flags: Sequence[str]) -> str:
+    """What to say of an unknown flag besides that."""
+    if unknown in ("--resume", "--continue"):
+        return "; no flag is needed: the same command goes on where it stopped"
+    return did_you_mean(unknown, flags)
 
 
 def _say(text: str, file: TextIO | None = None) -> None:
