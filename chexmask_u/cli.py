@@ -36,6 +36,7 @@ DOORS = (IMAGES, DATASET, MAINTAIN)
 
 _EXPERIMENT_ON = {
     "pixel": "--data FOLDER --split split.csv --weights RUN --weights PHISEG",
+    "ood": "--images USUAL --out-of ODD",
     "rca": "--release RELEASE",
 }
 """What the examples of experiments give them, where annotated images alone are not enough."""
@@ -295,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(chosen)
     as_json, verb, own = options.pop("json", False), options.pop("verb"), options.pop("parser")
     if unknown:
-        own.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown[0].partition('=')[0], own.flags)}")
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], own.flags)}")
     # Python puts handlers back to the default in its last moments, which would end a run that is done with -15.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -324,6 +325,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # All is told; a process that is still tidying up ends at once, with the same code.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(result.code))
     return result.code
+
+
+def _meant(unknown: str, flags: Sequence[str]) -> str:
+    """What to say of an unknown flag besides that."""
+    if unknown in ("--resume", "--continue"):
+        return "; no flag is needed: the same command goes on where it stopped"
+    return did_you_mean(unknown, flags)
 
 
 def _say(text: str, file: TextIO | None = None) -> None:

@@ -177,10 +177,14 @@ def test_the_examples_of_help_are_commands_that_are_understood(verb):
         verb.settings.from_mapping(given)
 
 
-def test_unknown_flags_are_bad_usage():
+@pytest.mark.parametrize(
+    ("flag", "said"), [("--no-such-flag", "unrecognized"), ("--resume", "the same command goes on where it stopped")]
+)
+def test_unknown_flags_are_bad_usage(flag, said, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["generate", "--no-such-flag"])
+        cli.main(["generate", flag])
     assert caught.value.code == cli.BAD_INPUT
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("weights", ["demo", "own"])

@@ -186,11 +186,11 @@ def _labelled(study: Study) -> list[str]:
     """
     url = study.settings.labels or ""
     fs, path = storage.resolve(url)
-    with storage.explained(url):
+    with storage.explained(url, missing="no such file of --labels"):
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
     if not rows or not {"name", "label"} <= rows[0].keys():
         raise InputError(f"--labels {url}: is no CSV with columns name and label")
-    labels = {row["name"]: row["label"] for row in rows}
+    labels = {str(row["name"]).strip(): str(row["label"]).strip().lower() for row in rows}
     if unknown := sorted(set(labels.values()) - {"in", "out"}):
         raise InputError(f"--labels {url}: a label is in or out, not {unknown[0]!r}")
     found = []

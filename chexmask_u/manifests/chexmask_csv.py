@@ -71,8 +71,8 @@ def clean(source: Source, rows: pa.Table) -> pa.Table:
 
 
 def image_ids(source: Source, column: pa.ChunkedArray | pa.Array) -> list[str]:
-    """Image ids, as manifests have them, of values of the CSV's id column."""
-    return [source.row_id(value.strip()) for value in column.to_pylist()]
+    """Image ids, as manifests have them, of values of the CSV's id column, where Windows may have written paths."""
+    return [source.row_id(value.strip().replace("\\", "/")) for value in column.to_pylist()]
 
 
 def _where(column: pa.ChunkedArray, condition: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -133,6 +133,10 @@ def _check_header(
                 f"{uri}: its columns are separated by {separator!r}; expected {what}, separated by ','"
                 " (as published; a spreadsheet program may have changed it)"
             )
+    if absent[0] in (name.strip() for name in found):
+        raise InputError(
+            f"{uri}: has spaces around the name of its column {absent[0]!r}; expected {what}, without them"
+        )
     if mistaken and (fault := mistaken(found)):
         raise InputError(f"{uri}: {fault}")
     # Without a header these are values, so numbers such as a birth year are not shown.

@@ -79,6 +79,8 @@ def build(settings: ManifestSourceSettings) -> JoinReport:
     files = list_distribution(source, settings.images)
     table_uri = settings.table or (storage.join(root, files.tables[0]) if files.tables else None)
     own = source_table.read(source, source.table, table_uri) if source.table and table_uri else None
+    if own is not None:
+        _check_table(str(table_uri), own, files.images, settings.images)
     log = ProblemLog()
     lost = [(source.image_id(path) or "", f"{path}: {why}") for path, why in files.lost.items()]
     log.add("not_followed", [image_id for image_id, _ in lost], [detail for _, detail in lost])
@@ -143,6 +145,16 @@ def _published(name: str) -> Source:
             " `chexmask-u manifest folder` lists others"
         )
     return sources.PUBLISHED[name]
+
+
+def _check_table(uri: str, own: pa.Table, images: pa.Table, root: str) -> None:
+    """Raise InputError if the source's own table lists none of the images."""
+    if not len(images) or pc.any(among(images["id"], own["id"])).as_py():
+        return
+    raise InputError(
+        f"{uri}: lists none of the {len(images):,} images below {root} (such as {images['id'][0].as_py()!r}) in its"
+        f" {len(own):,} rows; give the table of the same distribution, as downloaded"
+    )
 
 
 def _log_without_file(

@@ -133,15 +133,19 @@ class ExperimentSettings(AnnotatedSettings):
     out_of: tuple[str, ...] = _only(
         "ood",
         (),
-        "images that are no frontal chest radiographs, files or folders, or with --run and --release a run or"
-        " release of such; may be repeated (default: of images, altered copies and drawings; of records, those with a"
-        " Dice RCA (Mean) below --dice)",
+        "images that are no frontal chest radiographs (--images and --data are those that are), files or folders, whose"
+        " names tell their kinds apart in the results; or with --run and --release a run or release of such; may be"
+        " repeated (default: of images, altered copies and drawings; of records, those with a Dice RCA (Mean) below"
+        " --dice)",
+        kind="IMAGE",
         group=INPUT,
     )
     labels: str | None = _only(
         "ood",
         None,
-        "CSV with columns name and label (in or out) that says which of the images are which",
+        "CSV with columns name and label (in or out) that says which of --images and --data are which, where they are"
+        " mixed",
+        kind="FILE",
         group=INPUT,
     )
     dice: float = _only(

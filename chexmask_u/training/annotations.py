@@ -158,6 +158,7 @@ def _from_npz(url: str, data: bytes) -> list[tuple[str, Annotation]]:
 def _from_csv(url: str, data: bytes) -> list[tuple[str, Annotation]]:
     try:
         header, *rows = csv.reader(io.StringIO(data.decode("utf-8-sig")))
+        header = [name.strip() for name in header]
     except (ValueError, csv.Error) as error:
         raise InputError(f"{url}: is no CSV table ({storage.explain(error)})") from error
     if "name" not in header:
@@ -178,7 +179,7 @@ def _from_csv(url: str, data: bytes) -> list[tuple[str, Annotation]]:
             )
         except (ValueError, IndexError) as error:
             raise InputError(f"{url}, line {line}: {storage.explain(error)}") from error
-        found.append((name_of(row[columns["name"]]), Annotation(_given(points, _size(height, width)))))
+        found.append((name_of(row[columns["name"]].strip()), Annotation(_given(points, _size(height, width)))))
     return found
 
 

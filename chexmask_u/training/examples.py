@@ -233,10 +233,10 @@ def read_split(file: str) -> dict[str, str]:
     try:
         fs, path = storage.resolve(file)
         rows = list(csv.DictReader(io.StringIO(fs.cat_file(path).decode("utf-8-sig"))))
-        given = [(name_of(row["name"].rpartition("/")[2]), row["part"]) for row in rows]
+        given = [(_bare(row["name"]), row["part"].strip()) for row in rows]
     except FileNotFoundError as error:
         raise InputError(f"--split {file}: no such file{storage.nearest(file)}") from error
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--split {file}: is no CSV with columns name and part ({storage.explain(error)})") from error
     parts = dict(given)
     twice = next((name for name, part in given if parts[name] != part), None)
@@ -246,6 +246,11 @@ def read_split(file: str) -> dict[str, str]:
     if unknown:
         raise InputError(f"--split {file}: a part is train or validation, not {unknown[0]!r}")
     return parts
+
+
+def _bare(name: str) -> str:
+    """The name of an image in a table, without its dataset, as Windows may have written it, and its suffix."""
+    return name_of(name.strip().replace("\\", "/").rpartition("/")[2])
 
 
 def refuse_trained(names: Sequence[str], source: str) -> bool:

@@ -412,6 +412,33 @@ def test_a_wrong_separator_is_named(separator, layouts, tmp_path):
     assert f"its columns are separated by {separator!r}" in refusal(settings_of(layout, tmp_path, chexmask=path))
 
 
+def test_ids_that_another_system_wrote_are_those_of_the_images(layouts, tmp_path):
+    for name, source in (("backslashes", "chexpert"), ("spaces", "padchest")):
+        layout = layouts[source]
+        header, rows = read_csv(layout.chexmask)
+        written = [[row[0].replace("/", "\\") if name == "backslashes" else f" {row[0]}  ", *row[1:]] for row in rows]
+        path = write_csv(tmp_path / f"{name}.csv", header, written, quoting=csv.QUOTE_ALL)
+        report = build(settings_of(layout, tmp_path, chexmask=path, output=str(tmp_path / f"{name}.parquet")))
+        assert (report.rows, nonzero(report.counts)) == (ROWS, layout.counts)
+
+
+def test_names_of_columns_with_spaces_are_named(layouts, tmp_path):
+    header, rows = read_csv(layouts["vindr-cxr"].chexmask)
+    path = write_csv(tmp_path / "spaces.csv", [header[0], *(f" {name}" for name in header[1:])], rows)
+    message = refusal(settings_of(layouts["vindr-cxr"], tmp_path, chexmask=path))
+    assert "has spaces around the name of its column 'Dice RCA (Mean)'" in message
+
+
+def test_a_table_that_lists_none_of_the_images_is_refused(layouts, tmp_path):
+    layout = layouts["padchest"]
+    header, rows = read_csv(next(layout.root.glob("PADCHEST*")))
+    table = write_csv(tmp_path / "other.csv", header, [[row[0], f"x{row[1]}", *row[2:]] for row in rows])
+    for chexmask in (None, str(layout.chexmask)):
+        message = refusal(settings_of(layout, tmp_path, chexmask=chexmask, table=table))
+        assert f"{table}: lists none of the" in message
+        assert "give the table of the same distribution" in message
+
+
 def test_other_columns_are_named_with_what_was_expected(layouts, tmp_path):
     layout = layouts["chexpert"]
     header, rows = read_csv(layout.chexmask)

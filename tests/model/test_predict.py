@@ -268,8 +268,8 @@ def test_a_diverged_network_fails_the_row_and_not_the_job(radiograph, tmp_path):
 
 
 def test_numbers_that_cannot_be_kept_fail_their_own_record_alone():
-    parts = [np.ones((4, *shape), np.float32) for shape in ((120, 2), (120, 2), (120,), (64,), (64,))]
-    parts[0][1, 7, 0], parts[0][2, 7, 1], parts[4][2, 9] = 9300, -8200, np.inf
+    parts = [np.ones((4, *shape), np.float32) for shape in (*((120, 2),) * 2, *((120,),) * 3, (64,), (64,))]
+    parts[0][1, 7, 0], parts[0][2, 7, 1], parts[6][2, 9] = 9300, -8200, np.inf
     faults = implausible(cu.Prediction(*parts))
     assert faults[1] == "landmarks span 1 to 9300 px of the 1024 frame"
     assert "finite" in faults[2]

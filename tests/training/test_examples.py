@@ -187,10 +187,17 @@ def test_split_file_is_followed_and_must_be_complete(tmp_path: Path) -> None:
     file = tmp_path / "split.csv"
     file.write_text(examples.split_csv(names, ["train", "validation", "train"]))
     assert examples.split(names, 0.9, str(file)) == ["train", "validation", "train"]
+    # As a spreadsheet program on Windows leaves it: an image is not to be taken for one that nobody trained on.
+    file.write_bytes(b"\xef\xbb\xbfname,part\r\nmine\\a.png ,train \r\n mine/b,validation\r\nmine/c,train\r\n")
+    assert examples.trained_on([*names, "mine/d"], str(file)) == [True, False, True, False]
+    assert examples.split(names, 0.9, str(file)) == ["train", "validation", "train"]
     with pytest.raises(InputError, match="part of 1 images, such as d"):
         examples.split([*names, "mine/d"], 0.9, str(file))
     file.write_text("name,part\nmine/a,train\nother/a,validation\n")
     with pytest.raises(InputError, match="a is in both parts"):
+        examples.split(names, 0.9, str(file))
+    file.write_text("name,part\na\n")
+    with pytest.raises(InputError, match="is no CSV with columns name and part"):
         examples.split(names, 0.9, str(file))
     file.write_text("name,part\na,test\n")
     with pytest.raises(InputError, match="'test'"):
