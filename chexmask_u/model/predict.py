@@ -325,10 +325,9 @@ def _without_rare(drawn: torch.Tensor) -> torch.Tensor:
 
     The middle is each coordinate's median; of an even number of draws the lower one.
     """
-    half = (drawn.shape[1] - 1) // 2
-    offset = drawn - drawn.sort(dim=1).values[:, half : half + 1]
+    offset = drawn - drawn.median(dim=1, keepdim=True).values
     length = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
-    limit = RARE * length.sort(dim=1).values[:, half : half + 1]
+    limit = RARE * length.median(dim=1, keepdim=True).values
     # Where most draws are one, the others count as that one.
     return offset * (limit / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
 
