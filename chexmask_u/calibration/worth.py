@@ -206,6 +206,9 @@ def _above(usual: NDArray[np.floating], odd: NDArray[np.floating]) -> NDArray[np
 
 def _correlation(first: NDArray[Any], second: NDArray[Any], weights: NDArray[Any]) -> float:
     """Pearson's, weighted; NaN where one of them does not vary."""
+    if any(np.ptp(values[weights > 0]) == 0 for values in (first, second)):
+        # Of a mean that is rounded, what does not vary would differ by some last digit.
+        return float("nan")
     first, second = (values - np.average(values, weights=weights) for values in (first, second))
     scale = float(np.sqrt((weights * np.square(first)).sum() * (weights * np.square(second)).sum()))
-    return float((weights * first * second).sum() / scale) if scale else float("nan")
+    return float((weights * first * second).sum() / scale)

@@ -263,3 +263,10 @@ def test_spread_and_correlation_of_kinds_together_are_resampled_by_image() -> No
     shares = covered(errors, uncertainty), covered(np.tile(errors, (5, 1)), np.tile(uncertainty, (5, 1)), 5)
     for name in ("coverage", "interval", "mean_radius"):
         np.testing.assert_allclose(shares[0][name], shares[1][name])
+
+
+def test_what_does_not_vary_tells_nothing() -> None:
+    errors = np.random.default_rng(0).exponential(5, (20, 120))
+    told = trust(np.full_like(errors, 0.1), errors)
+    assert told["r"] is None
+    assert told["rho"] is None
