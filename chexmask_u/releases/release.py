@@ -198,7 +198,7 @@ class Release(Folder):
             url = self.path(name)
             digest, found = hashlib.sha256(), 0
             fs, path = storage.filesystem(url)
-            with storage.explained(url, missing=f"is missing; {_REMEDY}"), fs.open(path, "rb") as stream:
+            with storage.explained(url, missing=f"is missing; {_REMEDY}", typed=False), fs.open(path, "rb") as stream:
                 while chunk := stream.read(1 << 22):
                     digest.update(chunk)
                     found += len(chunk)

@@ -33,14 +33,14 @@ _TRANSIENT_ERRNO = (errno.EIO, errno.ESTALE)
 
 
 @contextmanager
-def explained(url: str, done: str = "read", *, missing: str | None = None) -> Iterator[None]:
+def explained(url: str, done: str = "read", *, missing: str | None = None, typed: bool = True) -> Iterator[None]:
     """Turn whatever a storage or a parser raises into one line: "URL: cannot be read (why)".
 
     Args:
         url: of the file or folder that is at fault.
         done: what cannot be done with it: "read", "written", "opened", "listed".
-        missing: what to say instead where nothing is there, in front of the nearest name that is; None where that is a
-            fault like any other.
+        missing: what to say instead where nothing is there; None where that is a fault like any other.
+        typed: whether somebody typed the URL, so that the nearest name that is there may have been meant.
 
     Raises:
         InputError: as said; one that is raised within passes, and so does a StoppedError.
@@ -51,7 +51,7 @@ def explained(url: str, done: str = "read", *, missing: str | None = None) -> It
         raise
     except Exception as error:
         if missing is not None and is_missing(error):
-            raise InputError(f"{url}: {missing}{nearest(url)}") from error
+            raise InputError(f"{url}: {missing}{nearest(url) if typed else ''}") from error
         raise InputError(f"{url}: cannot be {done} ({explain(error)})") from error
 
 

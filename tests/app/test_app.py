@@ -129,7 +129,8 @@ def test_contours_move_where_a_visitor_covers_the_picture_and_organs_can_be_hidd
     page.mouse.click(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"])
     page.get_by_text("under the square").wait_for()
     covered = seen(page)
-    assert black(covered) > black(clean) + 0.02
+    # Discs of the radii lie over most of the square.
+    assert black(covered) > black(clean) + 0.01
     assert paths(page) != contours
     before, after = map(float, page.locator(".bar", has_text="under the square").inner_text().split()[3:6:2])
     assert after > 1.2 * before
