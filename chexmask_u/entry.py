@@ -8,7 +8,7 @@ import types
 from collections.abc import Sequence
 from typing import NoReturn
 
-INTERRUPTED = "interrupted; the same command goes on where it stopped"
+INTERRUPTED = "interrupted; the same command goes on where it can"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -181,6 +181,8 @@ def csv(seen: Seen) -> bytes:
 
 
 def _segment(case: Case, choice: Choice, model: Network, calibration: Calibration | None) -> Segmentation:
+    if calibration is not None and choice.samples < calibration.least_draws:
+        calibration = None
     (result,) = segment_images(
         [manifest_row("", SOURCE, case.name)],
         [changed(case.image, choice)],

@@ -19,8 +19,9 @@ from chexmask_u.steps.read import read_image
 
 def calibration_of_report(run: Run) -> Calibration | None:
     """The calibration beside the run's weights; the driver asks, since nobody sees the stderr of a worker."""
-    weights = (run.read_json("run.json") or {})["weights"]
-    return chosen(None, weights["source"], weights["sha256"])
+    frozen = run.read_json("run.json") or {}
+    weights = frozen["weights"]
+    return chosen(None, weights["source"], weights["sha256"], frozen["numbers"]["samples"])
 
 
 def write_report(run: Run, facts: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:

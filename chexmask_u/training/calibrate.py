@@ -343,7 +343,9 @@ def table(calibration: Calibration) -> str:
     else:
         lines.append(f"  ood_score: percentile among {about['known_radiographs']} radiographs")
         lines += _odd_lines(about["odd_images"])
-    return "\n".join([*lines, *_wrapped(about["assumes"])])
+    # What is lacking stands last again, where it is read.
+    lacking = [line for line in lines if _NEEDED in line]
+    return "\n".join([*lines, *_wrapped(about["assumes"]), *lacking])
 
 
 _NEEDED = f"segment and release need radii of {100 * RADIUS_COVERAGE:.0f}%"

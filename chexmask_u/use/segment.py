@@ -170,30 +170,33 @@ def segment(
     Raises:
         ReadError: with the file and the reason, if it gives no record.
         CheckpointError: if the weights cannot be loaded.
-        InputError: if the calibration is none, or of other weights.
+        InputError: if the calibration is none, of other weights, or of many more draws.
     """
     uri = storage.normalise(storage.as_text(path, "path"))
     image_id = PurePosixPath(uri).name
     row = manifest_row(uri, source, image_id) | ({} if record_id is None else {"record_id": record_id})
     network = model if isinstance(model, Network) else _loaded(model)
-    own = _calibration(network, DEMO if isinstance(model, Network) else model, calibration)
+    own = _calibration(network, DEMO if isinstance(model, Network) else model, calibration, n_samples)
     (result,) = segment_rows([row], network, n_samples=n_samples, seed=seed, calibration=own)
     if isinstance(result, ReadError):
         raise ReadError(result.reason, f"{storage.redact(str(path))}: {result}") from result
     return result
 
 
-def _calibration(model: Network, weights: str, calibration: str | Calibration | None) -> Calibration | None:
+def _calibration(
+    model: Network, weights: str, calibration: str | Calibration | None, samples: int
+) -> Calibration | None:
     """The calibration that is given for a network, or its weights' own; see `segment`.
 
     Raises:
-        InputError: if it is none, or of other weights.
+        InputError: if it is none, of other weights, or of many more draws.
     """
     sha256 = model.sha256 or ""
     if isinstance(calibration, Calibration):
         calibration.check_weights(sha256, "calibration")
+        calibration.check_draws(samples, "calibration")
         return calibration
-    return chosen(calibration, weights, sha256)
+    return chosen(calibration, weights, sha256, samples)
 
 
 def load(settings: SegmentSettings | AppSettings) -> tuple[Network, Calibration | None]:
@@ -207,7 +210,9 @@ def load(settings: SegmentSettings | AppSettings) -> tuple[Network, Calibration 
     model = load_model(settings.weights, device=device, sha256=settings.weights_sha256)
     if device == "cpu":
         memory.keep_freed()
-    calibration = chosen(settings.calibration, settings.weights, model.sha256 or "")
+    # Visitors of a page choose how many draws they want.
+    samples = settings.samples if isinstance(settings, SegmentSettings) else None
+    calibration = chosen(settings.calibration, settings.weights, model.sha256 or "", samples)
     say_if_demonstration(settings.weights)
     return model, calibration
 

@@ -26,7 +26,7 @@ from tests.support import apart
 pytestmark = pytest.mark.timeout(900)
 
 IMAGES = 200
-INTERRUPTED = "chexmask-u: interrupted; the same command goes on where it stopped"
+INTERRUPTED = "chexmask-u: interrupted; the same command goes on where it can"
 
 # Says on stdout that the verb is about to begin.
 DRIVER = """

@@ -31,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return main(["segment", *map(str, arguments), "--samples", "5"])
+    return main(["segment", *map(str, arguments), "--samples", "20"])
 
 
 def rows(output: Path) -> dict[str, dict[str, str]]:
@@ -63,7 +63,7 @@ def test_a_folder_gives_pictures_masks_rows_and_a_page(images, tmp_path, capsys,
     output = tmp_path / "out"
     assert run(images, "--output", output, "--label-map", "--preview", "--json") == 1
 
-    alone = cu.segment(images / "ward" / "b <i>.jpg", n_samples=5, record_id="folder/ward/b <i>.jpg")
+    alone = cu.segment(images / "ward" / "b <i>.jpg", n_samples=20, record_id="folder/ward/b <i>.jpg")
     for organ in cu.ORGANS:
         mask = cv2.imread(str(output / "ward" / f"b <i>.{organ}.png"), cv2.IMREAD_UNCHANGED)
         assert (mask == 255 * alone.masks[organ]).all()
