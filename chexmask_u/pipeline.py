@@ -13,7 +13,7 @@ import pyarrow as pa
 from chexmask_u import storage
 from chexmask_u.anatomy import FRAME
 from chexmask_u.manifests import parquet
-from chexmask_u.releases import loading, radii, shards
+from chexmask_u.releases import loading, shards
 from chexmask_u.releases import plan as release_plan
 from chexmask_u.result import Result
 from chexmask_u.runs import attempt as attempts
@@ -36,6 +36,7 @@ from chexmask_u.runs.cluster import (
 )
 from chexmask_u.runs.job import check_places
 from chexmask_u.runs.replica import CountingPredictor
+from chexmask_u.runs.report import calibration_of
 from chexmask_u.runs.run import COMPRESSION, Run
 from chexmask_u.settings import GenerateSettings, ReleaseSettings
 from chexmask_u.steps.mask import mask
@@ -207,7 +208,7 @@ def make_release(settings: ReleaseSettings) -> dict[str, Any]:
     check_places({"the run": settings.run, "--output": settings.output})
     run = Run(storage.normalise(settings.run))
     release_plan.check(run, settings)
-    calibration = radii.calibration(run, settings)
+    calibration = calibration_of(run, settings.calibration)
     with connected(settings.address), stopped_in_one_line():
         plan = on_worker(release_plan.plan, run, settings, calibration)
         if not plan.is_settled:

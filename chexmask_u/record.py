@@ -144,6 +144,9 @@ RECORD = pa.schema(
 )
 """A row as a run stores it: landmarks in original pixels, one run-length string per organ at original size."""
 
+NODE_COLUMNS = tuple(field.name for field in PREDICTED if field.type == NODE_ARRAY)
+"""What a prediction says of each landmark in one number."""
+
 LANDMARK_RELEASE = pa.schema(
     [
         RECORD.field(name)

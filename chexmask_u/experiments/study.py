@@ -135,14 +135,18 @@ class Study:
             InputError: if two would be called the same.
         """
         found: list[AnyWeights] = []
-        for source in self.settings.all_weights():
-            file = weight_files.find(source)
+        for file in self._files:
             network = weight_files.load_network(file, device=choose(self.settings.device))
-            name = PurePosixPath(source.rstrip("/")).stem
+            name = PurePosixPath(file.source.rstrip("/")).stem
             if any(name == other.label for other in found):
-                raise InputError(f"--weights {source}: others called {name} are given already; rename the file")
-            found.append(AnyWeights(name, source, file, network))
+                raise InputError(f"--weights {file.source}: others called {name} are given already; rename the file")
+            found.append(AnyWeights(name, file.source, file, network))
         return found
+
+    @cached_property
+    def _files(self) -> list[WeightFile]:
+        """The weight files, each looked up once, which the Hub may be asked for."""
+        return [weight_files.find(source) for source in self.settings.all_weights()]
 
     @cached_property
     def examples(self) -> Examples:
@@ -162,8 +166,8 @@ class Study:
             raise InputError("--data is needed, a folder of annotated images, or --images, or --drawings N")
         found = annotated.join(parts)
         if settings.split is None:
-            for source in settings.all_weights():
-                annotated.refuse_trained(found.names, source)
+            for file in self._files:
+                annotated.refuse_trained(found.names, file)
         if settings.limit is not None and len(found) > settings.limit:
             order = sorted(range(len(found)), key=lambda row: _digest(found.names[row]))
             found = found.take(sorted(order[: settings.limit]))

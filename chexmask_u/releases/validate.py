@@ -7,17 +7,16 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-from chexmask_u import storage
+from chexmask_u import record, storage
 from chexmask_u.errors import InputError
 from chexmask_u.releases.release import ATTEMPT, MARKER, Release, config
 from chexmask_u.result import Result
 from chexmask_u.settings import ValidateSettings
 
 # A run that was begun before there were such columns has none in its earlier parts.
-_MAY_BE_NULL = (
-    *("landmarks_xy", "landmarks_across", "landmarks_along"),
-    *("landmarks_radius", "contour_radius", "ood_score"),
-)
+_MAY_BE_NULL = (*record.NODE_COLUMNS, *record.CALIBRATED.names)
+
+_SPREADS = ("_std", "_across", "_along", "_radius")
 
 _REMEDY = "make it again from its run, with another --output"
 
@@ -104,7 +103,7 @@ def _check_numbers(where: str, group: pa.Table) -> None:
         numbers = values.to_numpy(zero_copy_only=False)
         if not np.isfinite(numbers).all():
             raise InputError(f"{where}: {name} holds values that are not finite; {_REMEDY}")
-        if name.endswith(("_std", "_radius")) and len(numbers) and numbers.min() < 0:
+        if name.endswith(_SPREADS) and len(numbers) and numbers.min() < 0:
             raise InputError(f"{where}: {name} holds negative values; {_REMEDY}")
 
 

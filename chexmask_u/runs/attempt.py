@@ -26,7 +26,7 @@ from chexmask_u.runs.cluster import (
 )
 from chexmask_u.runs.identity import check_same, freeze
 from chexmask_u.runs.job import check_places, check_shipped
-from chexmask_u.runs.report import calibration_of_report, write_report
+from chexmask_u.runs.report import calibration_of, write_report
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import GenerateSettings
 from chexmask_u.weight_files import WeightFile
@@ -183,7 +183,7 @@ def conclude(attempt: Attempt, before: Before, seconds: float, seen: dict[str, f
         "images_per_second": (stored - before.done) / seconds if stored > before.done else 0.0,
         "driver_peak_mib": peak_memory_mib(),
     }
-    summary: dict[str, Any] = on_worker(write_report, run, facts | seen, calibration_of_report(run))
+    summary: dict[str, Any] = on_worker(write_report, run, facts | seen, calibration_of(run))
     return summary
 
 

@@ -17,11 +17,20 @@ from chexmask_u.runs.summary import chosen_rows, summarise
 from chexmask_u.steps.read import read_image
 
 
-def calibration_of_report(run: Run) -> Calibration | None:
-    """The calibration beside the run's weights; the driver asks, since nobody sees the stderr of a worker."""
-    frozen = run.read_json("run.json") or {}
+def calibration_of(run: Run, given: str | None = None) -> Calibration | None:
+    """The calibration of a run's records: the one that is named, or the one that lies beside its weights on disk.
+
+    The driver asks, since nobody sees the stderr of a worker.
+
+    Raises:
+        InputError: if the one that is named is none, of other weights, or of many more draws, or has too few images for
+            the radii.
+    """
+    frozen = run.read_json("run.json")
+    if frozen is None:
+        return None
     weights = frozen["weights"]
-    return chosen(None, weights["source"], weights["sha256"], frozen["numbers"]["samples"])
+    return chosen(given, weights["source"], weights["sha256"], frozen["numbers"]["samples"])
 
 
 def write_report(run: Run, facts: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:

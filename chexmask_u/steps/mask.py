@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -21,8 +21,7 @@ FARTHEST = 2**20
 
 # What the step adds to a row or may change.
 _POINT_COLUMNS = ("landmarks_mean", "landmarks_std")
-_NODE_COLUMNS = ("landmarks_xy", "landmarks_across", "landmarks_along")
-_LANDMARK_COLUMNS = (*_POINT_COLUMNS, *_NODE_COLUMNS)
+_LANDMARK_COLUMNS = (*_POINT_COLUMNS, *record.NODE_COLUMNS)
 _MASK_COLUMNS = ("status", "reason", "error", *_LANDMARK_COLUMNS, *anatomy.ORGANS, "mask_seconds")
 
 
@@ -101,7 +100,7 @@ def mask(batch: pa.Table) -> pa.Table:
     """
     arrays = zip(
         *(to_landmarks(batch[name]) for name in _POINT_COLUMNS),
-        *(to_nodes(batch[name]) for name in _NODE_COLUMNS),
+        *(to_nodes(batch[name]) for name in record.NODE_COLUMNS),
         strict=True,
     )
     rows = zip(
@@ -109,32 +108,39 @@ def mask(batch: pa.Table) -> pa.Table:
         batch.select(["status", "reason", "error", "letterbox", "height", "width"]).to_pylist(),
         strict=True,
     )
-    masked = [_mask_row(*row) for row in rows]
+    masked = [_mask_row(dict(zip(_LANDMARK_COLUMNS, arrays, strict=True)), row) for arrays, row in rows]
     columns = {name: [row[name] for row in masked] for name in _MASK_COLUMNS}
     columns |= {name: landmark_array(columns[name]) for name in _POINT_COLUMNS}
-    columns |= {name: node_array(columns[name]) for name in _NODE_COLUMNS}
+    columns |= {name: node_array(columns[name]) for name in record.NODE_COLUMNS}
     return replace(batch, record.RECORD, **columns)
 
 
-def _mask_row(arrays: Sequence[Any], row: dict[str, Any]) -> dict[str, Any]:
+def to_original(letterbox: Letterbox, landmarks: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """The landmark columns of a record, float32 in original pixels as it stores them.
+
+    Args:
+        letterbox: of its image.
+        landmarks: the same columns in pixels of the 1024 frame, as a `Prediction` has them of one image.
+    """
+    ways = {"landmarks_mean": letterbox.to_original, "landmarks_xy": letterbox.covariance_to_original}
+    return {
+        name: ways.get(name, letterbox.spread_to_original)(landmarks[name]).astype(np.float32)
+        for name in _LANDMARK_COLUMNS
+    }
+
+
+def _mask_row(landmarks: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The columns that the step adds or changes, of one row and its `_LANDMARK_COLUMNS`."""
     start = time.perf_counter()
     result = {name: row[name] for name in ("status", "reason", "error")}
     result |= dict.fromkeys((*_LANDMARK_COLUMNS, *anatomy.ORGANS))
-    mean, std, covariance, across, along = arrays
-    if mean is not None:
+    if landmarks["landmarks_mean"] is not None:
         try:
-            letterbox = Letterbox.from_row(row["letterbox"])
-            # As they are stored: of what was rounded to float32 afterwards, others would draw another border.
-            original = letterbox.to_original(mean).astype(np.float32)
-            masks = {organ: organ_rle(original, organ, row["height"], row["width"]) for organ in anatomy.ORGANS}
-            result |= masks | {
-                "landmarks_mean": original,
-                "landmarks_std": letterbox.spread_to_original(std),
-                "landmarks_xy": letterbox.covariance_to_original(covariance),
-                "landmarks_across": letterbox.spread_to_original(across),
-                "landmarks_along": letterbox.spread_to_original(along),
-            }
+            original = to_original(Letterbox.from_row(row["letterbox"]), landmarks)
+            # Of what is stored: of what was rounded to float32 afterwards, others would draw another border.
+            mean = original["landmarks_mean"]
+            masks = {organ: organ_rle(mean, organ, row["height"], row["width"]) for organ in anatomy.ORGANS}
+            result |= masks | original
         except Exception as error:
             result |= {"status": record.FAILED, "reason": "internal", "error": storage.explain(error)}
     return result | {"mask_seconds": time.perf_counter() - start}

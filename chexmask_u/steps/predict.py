@@ -158,7 +158,7 @@ class Predictor:
             error=error,
             landmarks_mean=landmark_array(results["landmarks_mean"]),
             landmarks_std=landmark_array(results["landmarks_std"]),
-            **{name: node_array(results[name]) for name in ("landmarks_xy", "landmarks_across", "landmarks_along")},
+            **{name: node_array(results[name]) for name in record.NODE_COLUMNS},
             uncertainty=uncertainty,
             latent_mean=latent_array(results["latent_mean"]),
             latent_std=latent_array(results["latent_std"]),

@@ -78,7 +78,7 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
     start = None
     if settings.start is not None:
         start = calibration_of(settings.start, model.sha256, "--start")
-    parts = _read(settings)
+    parts = _read(settings, weights)
     if not len(parts.held_out):
         raise InputError("there is no annotated image that the weights were not trained on; see --data and --split")
     measured = _measure(model, parts.held_out, settings)
@@ -112,7 +112,7 @@ def _place(output: str) -> tuple[str, str]:
     return place, name
 
 
-def _read(settings: CalibrateSettings) -> _Parts:
+def _read(settings: CalibrateSettings, weights: WeightFile) -> _Parts:
     found, problems = annotated.read_examples(settings, FRAME)
     annotated.refuse(problems, settings.on_bad)
     found = annotated.join([found, annotated.held_out(settings.drawings, settings.seed, FRAME)])
@@ -120,7 +120,7 @@ def _read(settings: CalibrateSettings) -> _Parts:
     if settings.split is not None:
         trained = np.array(annotated.trained_on(found.names, settings.split), bool)
         told = f"--split {PurePosixPath(settings.split).name}"
-    elif annotated.refuse_trained(found.names, settings.weights):
+    elif annotated.refuse_trained(found.names, weights):
         told = f"{annotated.SPLIT} beside the weights"
     else:
         told = "nothing"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from chexmask_u import storage, weight_files
+from chexmask_u import storage
 from chexmask_u.anatomy import FRAME, LANDMARKS, N_LANDMARKS, ORGANS
 from chexmask_u.errors import InputError
 from chexmask_u.folder import as_csv
@@ -25,6 +25,7 @@ from chexmask_u.sources.synthetic import draw
 from chexmask_u.training.annotations import Annotation, name_of
 from chexmask_u.training.contour import in_annotators_order
 from chexmask_u.training.datasets import Dataset, datasets
+from chexmask_u.weight_files import WeightFile
 
 Choice = Callable[[Sequence[str]], Sequence[bool]]
 """Tells which ones are meant of a list of "dataset/name"."""
@@ -253,7 +254,7 @@ def _bare(name: str) -> str:
     return name_of(name.strip().replace("\\", "/").rpartition("/")[2])
 
 
-def refuse_trained(names: Sequence[str], source: str) -> bool:
+def refuse_trained(names: Sequence[str], weights: WeightFile) -> bool:
     """Refuse images "dataset/name" that weights were trained on, by the split file that lies beside them on disk.
 
     Returns:
@@ -262,15 +263,14 @@ def refuse_trained(names: Sequence[str], source: str) -> bool:
     Raises:
         InputError: if some were, or the file cannot be used.
     """
-    weights = weight_files.find(source)
     beside = weights.beside(SPLIT) if weights.repo is None else None
     if beside is None:
         return False
     trained = [name for name, was in zip(names, trained_on(names, str(beside)), strict=True) if was]
     if trained:
         raise InputError(
-            f"{len(trained)} of {len(names)} images, such as {trained[0]}, are among those that the weights {source}"
-            f" were trained on; give --split {beside} to take only the others"
+            f"{len(trained)} of {len(names)} images, such as {trained[0]}, are among those that the weights"
+            f" {weights.source} were trained on; give --split {beside} to take only the others"
         )
     return True
 

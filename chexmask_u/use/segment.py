@@ -27,7 +27,7 @@ from chexmask_u.pictures import segmented
 from chexmask_u.pictures.scale import Shown
 from chexmask_u.record import ReadError
 from chexmask_u.settings import AppSettings, SegmentSettings
-from chexmask_u.steps.mask import organ_mask
+from chexmask_u.steps.mask import organ_mask, to_original
 from chexmask_u.steps.predict import implausible, predict_in_memory
 from chexmask_u.steps.read import read
 from chexmask_u.use import doubts
@@ -203,7 +203,7 @@ def load(settings: SegmentSettings | AppSettings) -> tuple[Network, Calibration 
     """The network that a verb's settings name, and the calibration that is used with it.
 
     Raises:
-        InputError: if there is no such device, or the calibration is none or of other weights.
+        InputError: if there is no such device, or the calibration is none, of other weights, or of many more draws.
         CheckpointError: if the weights cannot be loaded.
     """
     device = choose(settings.device)
@@ -344,24 +344,18 @@ def _record(
     row: Mapping[str, str], image: ReadImage, prediction: Prediction, index: int, calibration: Calibration | None
 ) -> dict[str, Any]:
     """A record's columns, as the mask step and a release with that calibration make them."""
-    letterbox = image.letterbox
-    # As a record stores them: of what was rounded to float32 afterwards, others would draw another border.
     made: dict[str, Any] = {
         "record_id": row["record_id"],
         "source": row["source"],
         "image_id": row["image_id"],
         "height": image.height,
         "width": image.width,
-        "landmarks_mean": letterbox.to_original(prediction.landmarks_mean[index]).astype(np.float32),
-        "landmarks_std": letterbox.spread_to_original(prediction.landmarks_std[index]).astype(np.float32),
-        "landmarks_xy": letterbox.covariance_to_original(prediction.landmarks_xy[index]).astype(np.float32),
-        "landmarks_across": letterbox.spread_to_original(prediction.landmarks_across[index]).astype(np.float32),
-        "landmarks_along": letterbox.spread_to_original(prediction.landmarks_along[index]).astype(np.float32),
+        **to_original(image.letterbox, {name: values[index] for name, values in vars(prediction).items()}),
         "uncertainty": float(prediction.landmarks_std[index].mean()),
         "latent_mean": prediction.latent_mean[index],
         "latent_std": prediction.latent_std[index],
         "latent_uncertainty": float(prediction.latent_std[index].mean()),
-        "letterbox": letterbox.to_row(),
+        "letterbox": image.letterbox.to_row(),
     }
     return made if calibration is None else made | columns.of_record(made, calibration)
 

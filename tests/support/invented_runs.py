@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from chexmask_u import record
 from chexmask_u.anatomy import LANDMARKS, ORGANS
 from chexmask_u.columns import landmark_array, latent_array, node_array
-from chexmask_u.releases import plan, radii, shards
+from chexmask_u.releases import plan, shards
 from chexmask_u.runs.identity import library_versions
+from chexmask_u.runs.report import calibration_of
 from chexmask_u.runs.run import Run
 from chexmask_u.settings import ReleaseSettings
 from chexmask_u.steps import mask
@@ -100,7 +101,7 @@ def make_release(run: str, output: str, **settings: Any) -> dict[str, Any]:
     to_release = ReleaseSettings(run=run, output=output, **settings)
     opened = Run(run)
     plan.check(opened, to_release)
-    planned = plan.plan(opened, to_release, radii.calibration(opened, to_release))
+    planned = plan.plan(opened, to_release, calibration_of(opened, to_release.calibration))
     if not planned.is_settled:
         described = [shards.describe_shard(opened, planned, shard) for shard in planned.shards]
         planned = plan.settle(planned, to_release, described)

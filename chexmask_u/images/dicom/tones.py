@@ -50,7 +50,7 @@ def grey(stored: NDArray[Any], header: Header, standard: bool) -> NDArray[np.uin
 
 
 def _smoother(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether one image [H, W] has less steps between neighbours than another.
+    """Whether one image [H, W] has fewer steps between neighbours than another.
 
     Where Bits Stored is too small, values without the bits above it jump from the highest to the lowest; where these
     are an overlay or stray, values with them do.
