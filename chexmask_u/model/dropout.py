@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from chexmask_u.model.draws import Draws
 from chexmask_u.model.encoder import CHANNELS, Features
 from chexmask_u.model.hybridgnet import HybridGNet
-from chexmask_u.model.network import Draws, TrainingDraws, training_arithmetic
+from chexmask_u.model.network import TrainingDraws, training_arithmetic
 from chexmask_u.model.precision import arithmetic
 
 # Chance that a channel is dropped, of all blocks; the paper compares with dropout and does not say how much.

@@ -12,8 +12,9 @@ from torch import Tensor
 from chexmask_u.anatomy import LATENT_SIZE
 from chexmask_u.model import fast
 from chexmask_u.model.decoder import CHEBYSHEV_ORDER, Decoded, Decoder
+from chexmask_u.model.draws import Draws
 from chexmask_u.model.encoder import CHANNELS, DOWNSAMPLING, Encoder, Features
-from chexmask_u.model.network import Draws, Network, TrainingDraws, reparameterised, training_arithmetic
+from chexmask_u.model.network import Network, TrainingDraws, reparameterised, training_arithmetic
 from chexmask_u.model.precision import arithmetic
 
 # Draws decoded at once: on a CPU as many as stay in cache, elsewhere 0.7 GiB (a draw's largest activation is 92 kB).

@@ -12,23 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chexmask_u.model.decoder import Decoded
+from chexmask_u.model.draws import Draws
 from chexmask_u.model.encoder import DOWNSAMPLING
 from chexmask_u.model.precision import Precision
 
 # Side in pixels of the smallest images: at a single cell conv6 would have no variance to be normalised by.
 LEAST_SIZE = 2 * DOWNSAMPLING
-
-
-class Draws(NamedTuple):
-    """Draws of a batch: landmarks float32 [B, N, 120, 2], x then y, unit square; and what they were drawn of.
-
-    ``mean`` and ``sigma``, float32 [B, 64], are the latents' posterior, or where a variant has none, mean and standard
-    deviation (ddof = 0) of the latents over the draws.
-    """
-
-    landmarks: Tensor
-    mean: Tensor
-    sigma: Tensor
 
 
 class TrainingDraws(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
+from chexmask_u.model.draws import KEPT
 from chexmask_u.model.network import Network
 from chexmask_u.model.spread import across_and_along
 
@@ -23,14 +24,6 @@ Staged = NDArray[np.uint8] | torch.Tensor
 """Images uint8 [B, 1024, 1024] where the network takes them from, see `stage`."""
 
 _DTYPES: dict[type, torch.dtype] = {np.uint8: torch.uint8, np.float32: torch.float32}
-
-# Numbers of an image's mean, std and covariance of landmarks, std and covariance without rare draws, mean and sigma of
-# latents.
-_SPREAD = (2 * N_LANDMARKS, N_LANDMARKS)
-_RESULT_SIZES = (2 * N_LANDMARKS, *_SPREAD, *_SPREAD, LATENT_SIZE, LATENT_SIZE)
-
-RARE = 3.0
-"""Median distances of a landmark's draws from their middle: a rare draw lies farther, of a round Gaussian 1 in 500."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,10 +35,10 @@ class Prediction:
     [B, 120] is the covariance of x and y over the same draws, in pixels².
 
     `landmarks_across` and `landmarks_along` float32 [B, 120] are the standard deviations of the draws across and along
-    the mean contour, in which a rare draw, one that lies farther than `RARE` median distances from the draws' middle,
-    counts as if it lay so far (winsorised: Dixon and Tukey, Technometrics 10 (1968), 83-98). Medians are the lower of
-    two middle values, so that of one or two draws nothing is told. One such draw of fifty can double the std of all
-    landmarks of an image. `latent_std` is the posterior's sigma.
+    the mean contour, in which a rare draw, one that lies farther than `draws.RARE` median distances from the draws'
+    middle, counts as if it lay so far (winsorised: Dixon and Tukey, Technometrics 10 (1968), 83-98). Medians are the
+    lower of two middle values, so that of one or two draws nothing is told. One such draw of fifty can double the std
+    of all landmarks of an image. `latent_std` is the posterior's sigma.
     """
 
     landmarks_mean: NDArray[np.float32]
@@ -221,7 +214,7 @@ def predict_staged(
     else:
         # One by one where a GPU takes all at once: beyond an image, more of them only take more memory.
         flat = np.concatenate(_side_by_side(lambda row: flat_of(staged[row : row + 1], [row]), rows))
-    parts = np.split(flat, np.cumsum(_RESULT_SIZES), axis=1)
+    parts = np.split(flat, np.cumsum(KEPT), axis=1)
     centre, std, covariance, usual_std, usual_covariance, mean, sigma, draws = parts
     centre, std, usual_std = (points.reshape(-1, N_LANDMARKS, 2) for points in (centre, std, usual_std))
     across, along = across_and_along(centre, usual_std, usual_covariance)
@@ -296,41 +289,16 @@ def _threads(count: int) -> ThreadPoolExecutor:
 def _reduce(
     model: Network, images: Staged, noise: Callable[[], NDArray[np.float32]], with_draws: bool
 ) -> NDArray[np.float32]:
-    """What `_RESULT_SIZES` names, side by side: float32 [B, their sum].
-
-    The draws come behind, N * 120 * 2 more, where they are asked for.
+    """What `Draws.kept` gives of a batch.
 
     The noise is made once the encoder has begun, which a GPU does not wait for.
     """
     with torch.inference_mode():
         grey = model.grey(images if isinstance(images, torch.Tensor) else _on_device(images, model.device))
-        drawn, mean, sigma = model.sample(grey, lambda: _on_device(noise(), model.device))
-        drawn = drawn * FRAME
-        centre, *spread = _moments(drawn)
-        _, *usual_spread = _moments(_without_rare(drawn))
+        draws = model.sample(grey, lambda: _on_device(noise(), model.device))
         # One copy from the device for all results.
-        results = [centre, *spread, *usual_spread, mean, sigma, *([drawn] if with_draws else [])]
-        flat: NDArray[np.float32] = torch.cat([one.flatten(1) for one in results], dim=1).cpu().numpy()
+        flat: NDArray[np.float32] = draws.kept(with_draws).cpu().numpy()
     return flat
-
-
-def _moments(drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean and std [B, 120, 2] and covariance of x and y [B, 120] of draws [B, N, 120, 2]; ddof = 0."""
-    std, centre = torch.std_mean(drawn, dim=1, correction=0)
-    offset = drawn - centre.unsqueeze(1)
-    return centre, std, (offset[..., 0] * offset[..., 1]).mean(dim=1)
-
-
-def _without_rare(drawn: torch.Tensor) -> torch.Tensor:
-    """Draws [B, N, 120, 2] as offsets from their middle, none of which is longer than `RARE` of their median lengths.
-
-    The middle is each coordinate's median; of an even number of draws the lower one.
-    """
-    offset = drawn - drawn.median(dim=1, keepdim=True).values
-    length = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
-    limit = RARE * length.median(dim=1, keepdim=True).values
-    # Where most draws are one, the others count as that one.
-    return offset * (limit / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
 
 
 def _on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:

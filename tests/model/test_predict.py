@@ -14,9 +14,10 @@ import chexmask_u as cu
 from chexmask_u import record
 from chexmask_u.images.letterbox import prepare
 from chexmask_u.model.checkpoint import save_model
+from chexmask_u.model.draws import without_rare
 from chexmask_u.model.dropout import DropoutNet
 from chexmask_u.model.hybridgnet import HybridGNet
-from chexmask_u.model.predict import _without_rare, latent_noise
+from chexmask_u.model.predict import latent_noise
 from chexmask_u.model.spread import tangents
 from chexmask_u.steps.noise import draw_noise
 from chexmask_u.steps.predict import Predictor, implausible
@@ -126,16 +127,16 @@ def test_mean_and_std_are_those_of_the_draws(model, radiograph):
 def test_a_rare_draw_hardly_moves_the_spread_and_of_round_ones_it_is_the_std():
     draws = torch.from_numpy(np.random.default_rng(0).normal(0, 5, (1, 2000, 120, 2)).astype(np.float32))
     std = draws.std(dim=1, correction=0)
-    torch.testing.assert_close(_without_rare(draws).std(dim=1, correction=0), std, rtol=0.01, atol=0)
-    few, spread = draws[:, :50].clone(), _without_rare(draws[:, :50]).std(dim=1, correction=0)
+    torch.testing.assert_close(without_rare(draws).std(dim=1, correction=0), std, rtol=0.01, atol=0)
+    few, spread = draws[:, :50].clone(), without_rare(draws[:, :50]).std(dim=1, correction=0)
     few[:, 0] += 1000
     assert few.std(dim=1, correction=0).min() > 25 * 5
-    assert (_without_rare(few).std(dim=1, correction=0) / spread).max() < 1.3
+    assert (without_rare(few).std(dim=1, correction=0) / spread).max() < 1.3
 
 
 def test_draws_that_are_all_alike_have_no_spread():
-    assert not _without_rare(torch.ones(1, 50, 120, 2)).any()
-    assert not _without_rare(torch.ones(1, 1, 120, 2)).any()
+    assert not without_rare(torch.ones(1, 50, 120, 2)).any()
+    assert not without_rare(torch.ones(1, 1, 120, 2)).any()
 
 
 def test_the_default_weights_put_landmarks_on_the_organs_of_a_radiograph(shared, model):

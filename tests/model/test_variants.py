@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import chexmask_u as cu
 from chexmask_u.model.checkpoint import save_model
 from chexmask_u.model.decoder import Decoded
-from chexmask_u.model.network import Draws, Network, TrainingDraws
+from chexmask_u.model.draws import Draws
+from chexmask_u.model.network import Network, TrainingDraws
 from chexmask_u.model.variants import VARIANTS, build
 from chexmask_u.settings import TrainSettings
 from chexmask_u.training import evaluate, examples
