@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS
+from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS, RARE
 from chexmask_u.errors import InputError
 
 SCHEMA_VERSION = "1.2"
@@ -259,8 +259,8 @@ COLUMNS: dict[str, Column] = {
     ),
     "landmarks_across": Column(
         "standard deviation of the draws across the mean contour, which a mask feels; a draw farther from the others"
-        " than 3 median distances counts as if it lay so far; null in records of runs that were begun before schema"
-        " 1.2",
+        f" than {RARE:g} median distances counts as if it lay so far; null in records of runs that were begun before"
+        " schema 1.2",
         _ORIGINAL,
         (N_LANDMARKS,),
     ),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
+from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, RARE
 from chexmask_u.model.network import Network
 from chexmask_u.model.spread import across_and_along
 
@@ -28,9 +28,6 @@ _DTYPES: dict[type, torch.dtype] = {np.uint8: torch.uint8, np.float32: torch.flo
 # latents.
 _SPREAD = (2 * N_LANDMARKS, N_LANDMARKS)
 _RESULT_SIZES = (2 * N_LANDMARKS, *_SPREAD, *_SPREAD, LATENT_SIZE, LATENT_SIZE)
-
-RARE = 3.0
-"""Median distances of a landmark's draws from their middle: a rare draw lies farther, of a round Gaussian 1 in 500."""
 
 
 @dataclass(frozen=True, repr=False)
