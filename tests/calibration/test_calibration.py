@@ -188,7 +188,9 @@ def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibrat
     record = record_of(prediction, 0, 1.0)
     with pytest.raises(ValueError, match="no landmarks_across"):
         calibration.radius({name: value for name, value in record.items() if name != "landmarks_across"})
-    with pytest.raises(ValueError, match=r"landmarks_across of the record must be .* null"):
+    with pytest.raises(
+        ValueError, match=r"landmarks_across of the record is null: .* before schema 1\.2, .* `chexmask-u generate`"
+    ):
         calibration.radius(record | {"landmarks_across": None})
     with pytest.raises(ValueError, match="NaN"):
         calibration.radius(record | {"landmarks_std": [[float("nan"), 1.0]] * 120})
