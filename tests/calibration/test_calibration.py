@@ -272,3 +272,14 @@ def test_what_does_not_vary_tells_nothing() -> None:
     told = trust(np.full_like(errors, 0.1), errors)
     assert told["r"] is None
     assert told["rho"] is None
+
+
+def test_a_file_of_another_kind_is_told_to_be_no_calibration(tmp_path: Path) -> None:
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        InputError, match=r"manifest\.parquet: a calibration ends in \.json, not \.parquet; `chexmask-u"
+    ):
+        cu.load_calibration(str(tmp_path / "manifest.parquet"))
+    (tmp_path / "weights.v2").mkdir()
+    with pytest.raises(InputError, match=r"weights\.v2.*name a calibration"):
+        cu.load_calibration(str(tmp_path / "weights.v2"))
