@@ -21,6 +21,9 @@ LATENT_SIZE: int = 64
 # Side in pixels of the square that every image is prepared to, and that predictions are reported in.
 FRAME: int = 1024
 
+RARE: float = 3.0
+"""Median distances of a landmark's draws from their middle: a rare draw lies farther, of a round Gaussian 1 in 500."""
+
 
 def _slices(sizes: tuple[int, ...]) -> dict[str, slice]:
     stops = list(accumulate(sizes))

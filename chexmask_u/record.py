@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS
+from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, ORGANS, RARE
 from chexmask_u.errors import InputError
 
 SCHEMA_VERSION = "1.2"
@@ -187,7 +187,8 @@ RELEASED: dict[str, pa.Schema] = {
 }
 """Schema of each kind of config that a release has."""
 
-_SINCE = {"landmarks_xy": "1.1", "landmarks_across": "1.2", "landmarks_along": "1.2"}
+SINCE = {"landmarks_xy": "1.1", "landmarks_across": "1.2", "landmarks_along": "1.2"}
+"""The schema that brought a column, where it is not the first."""
 
 CALIBRATED = pa.schema(
     [
@@ -213,7 +214,7 @@ def released(kind: str, schema_version: str = SCHEMA_VERSION, *, calibrated: boo
         calibrated: whether it was made with a calibration.
     """
     version = _numbers(schema_version)
-    columns = [field for field in RELEASED[kind] if _numbers(_SINCE.get(field.name, "1.0")) <= version]
+    columns = [field for field in RELEASED[kind] if _numbers(SINCE.get(field.name, "1.0")) <= version]
     return pa.schema([*columns, *(CALIBRATED if calibrated and kind == "landmarks" else ())])
 
 
@@ -259,8 +260,8 @@ COLUMNS: dict[str, Column] = {
     ),
     "landmarks_across": Column(
         "standard deviation of the draws across the mean contour, which a mask feels; a draw farther from the others"
-        " than 3 median distances counts as if it lay so far; null in records of runs that were begun before schema"
-        " 1.2",
+        f" than {RARE:g} median distances counts as if it lay so far; null in records of runs that were begun before"
+        " schema 1.2",
         _ORIGINAL,
         (N_LANDMARKS,),
     ),

@@ -284,6 +284,13 @@ def load_calibration(source: str = weight_files.DEMO) -> Calibration:
         if data is None:
             raise InputError(f"{source}: no such file; `chexmask-u calibrate` makes one{storage.nearest(source)}")
         return Calibration.from_text(data.decode("utf-8", "replace"), source)
+    suffix = PurePosixPath(source).suffix
+    other_kind = suffix and suffix not in weight_files.WEIGHT_SUFFIXES and storage.is_local(source)
+    if other_kind and not Path(storage.normalise(source)).is_dir():
+        raise InputError(
+            f"{source}: a calibration ends in .json, not {suffix}; `chexmask-u calibrate` makes one, or name the"
+            f" weights beside which one lies{storage.nearest(source)}"
+        )
     try:
         weights = weight_files.find(source)
     except CheckpointError as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import N_LANDMARKS
 from chexmask_u.images.letterbox import Letterbox
+from chexmask_u.record import SINCE
 
 _ONE_ROW = (
     "record must be one row of a release, not {}; give records[0] of a dataset, frame.iloc[0] of pandas,"
@@ -100,9 +101,22 @@ def nodes(record: Mapping[str, Any], name: str) -> NDArray[np.float64]:
         ValueError: if the record has no such column, or null in it.
     """
     value = column(record, name)
-    found = np.asarray(np.nan if value is None else value, np.float64)
+    if value is None:
+        raise ValueError(f"{name} of the record is null: {_why_null(name)}")
+    found = np.asarray(value, np.float64)
     if found.shape != (N_LANDMARKS,):
-        raise ValueError(
-            f"{name} of the record must be [{N_LANDMARKS}], not {'null' if value is None else list(found.shape)}"
-        )
+        raise ValueError(f"{name} of the record must be [{N_LANDMARKS}], not {list(found.shape)}")
     return found
+
+
+def _why_null(name: str) -> str:
+    """Why a column of `nodes` may be null, and what to do."""
+    if name in SINCE:
+        return (
+            f"its run was begun before schema {SINCE[name]}, which brought that column; make the record again with"
+            " `chexmask-u generate` and another --output"
+        )
+    return (
+        "its release's calibration has no such radius, or its run was begun before schema"
+        f" {SINCE['landmarks_across']}; give another as calibration=, or make the record again"
+    )

@@ -7,10 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
-
-RARE = 3.0
-"""Median distances of a landmark's draws from their middle: a rare draw lies farther, of a round Gaussian 1 in 500."""
+from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS, RARE
 
 # Numbers of an image's mean, std and covariance of landmarks, std and covariance without rare draws, mean and sigma of
 # latents.

@@ -35,7 +35,7 @@ class Prediction:
     [B, 120] is the covariance of x and y over the same draws, in pixels².
 
     `landmarks_across` and `landmarks_along` float32 [B, 120] are the standard deviations of the draws across and along
-    the mean contour, in which a rare draw, one that lies farther than `draws.RARE` median distances from the draws'
+    the mean contour, in which a rare draw, one that lies farther than `anatomy.RARE` median distances from the draws'
     middle, counts as if it lay so far (winsorised: Dixon and Tukey, Technometrics 10 (1968), 83-98). Medians are the
     lower of two middle values, so that of one or two draws nothing is told. One such draw of fifty can double the std
     of all landmarks of an image. `latent_std` is the posterior's sigma.

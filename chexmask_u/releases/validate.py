@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from chexmask_u import record, storage
 from chexmask_u.errors import InputError
@@ -66,6 +67,7 @@ def check_content(release: Release) -> None:
                 count += len(names)
                 if file.kind == "landmarks":
                     _check_numbers(where, group)
+                    _check_together(where, group)
             if count - before != file.rows:
                 raise InputError(f"{where}: holds {count - before} rows, not {file.rows}; {_REMEDY}")
         ids[name], rows[name] = digest.hexdigest(), count
@@ -105,6 +107,25 @@ def _check_numbers(where: str, group: pa.Table) -> None:
             raise InputError(f"{where}: {name} holds values that are not finite; {_REMEDY}")
         if name.endswith(_SPREADS) and len(numbers) and numbers.min() < 0:
             raise InputError(f"{where}: {name} holds negative values; {_REMEDY}")
+
+
+def _check_together(where: str, group: pa.Table) -> None:
+    """Check that a row that has a column of one schema has those of it and of the schemas before.
+
+    Only rows of before a column was there may lack it.
+    """
+    names = [name for name in record.SINCE if name in group.column_names]
+    for later in names:
+        for name in names:
+            if record.SINCE[name] > record.SINCE[later]:
+                continue
+            lacking = pc.and_(group[later].is_valid(), group[name].is_null())
+            if pc.any(lacking).as_py():
+                first = group["record_id"].filter(lacking)[0]
+                raise InputError(
+                    f"{where}: {name} of {first} is null, and its {later} is not: a column of schema"
+                    f" {record.SINCE[name]} may be null only in records of runs that were begun before; {_REMEDY}"
+                )
 
 
 def verb(settings: ValidateSettings) -> Result:

@@ -210,6 +210,9 @@ class SegmentSettings(Settings):
     preview: bool = setting(
         False, "write preview.html, one page of all images, and open it where there is a display", group=OUTPUT
     )
+    overwrite: bool = setting(
+        False, "replace what an earlier call made in --output of images that are not among these", group=OUTPUT
+    )
     device: str = common.device("where the network runs; auto: on a GPU if there is one")
 
     def __post_init__(self) -> None:

@@ -312,13 +312,16 @@ def table(calibration: Calibration) -> str:
         )
     if not calibration.with_images:
         lines.append("  no radius looks at the image: that of --start has none that does")
+    lacking_images = []
     for of in _OF:
         images = about["images_that_count"][of]
+        if (lacks := _lacks(about, of)) is not None:
+            lacking_images.append(lacks)
         if images is None:
             lines.append(f"  {of}: no radius, since no image has such an annotation")
             continue
         if of == "landmark" and not about["landmark_checked"]:
-            lines += _unchecked_lines(images)
+            lines += _UNCHECKED
             continue
         reach = [f"{coverage:g}" for coverage in COVERAGES if images_needed(coverage) <= images]
         lacking = [f"{c:g} takes {images_needed(c)}" for c in (*COVERAGES, 0.99) if images_needed(c) > images]
@@ -326,8 +329,6 @@ def table(calibration: Calibration) -> str:
             f"  {of}: {images} images count, enough for a coverage of {', '.join(reach) or 'none'}"
             + (f"; {'; '.join(lacking)}" if lacking else "")
         )
-        if more := fit.further_images(about["trials"][of]["images"], images, RADIUS_COVERAGE):
-            lines.append(f"    {_NEEDED}: {more} more image{'s' if more > 1 else ''}")
         by_dataset = len(about["images"]) > 1
         lines += _trial_lines(about["trials"].get(of, {}), by_dataset, ("std", "spread", "across"))
         looking = _trial_lines(about["trials_with_images"].get(of, {}), by_dataset)
@@ -343,23 +344,30 @@ def table(calibration: Calibration) -> str:
     else:
         lines.append(f"  ood_score: percentile among {about['known_radiographs']} radiographs")
         lines += _odd_lines(about["odd_images"])
-    # What is lacking stands last again, where it is read.
-    lacking = [line for line in lines if _NEEDED in line]
-    return "\n".join([*lines, *_wrapped(about["assumes"]), *lacking])
+    # What is lacking stands last, where it is read.
+    return "\n".join([*lines, *_wrapped(about["assumes"]), *lacking_images])
 
 
-_NEEDED = f"segment and release need radii of {100 * RADIUS_COVERAGE:.0f}%"
+_UNCHECKED = (
+    "  landmark: no image here has annotated landmarks: it is that of --start, stretched as the contour's, and",
+    "    no coverage is promised",
+)
 
 
-def _unchecked_lines(images: int) -> list[str]:
-    """Of a landmark radius that is that of --start, which counts so many images."""
-    lines = [
-        "  landmark: no image here has annotated landmarks: it is that of --start, stretched as the contour's, and",
-        "    no coverage is promised",
-    ]
-    if (more := images_needed(RADIUS_COVERAGE) - images) > 0:
-        lines.append(f"    {_NEEDED}: {more} more that count in the calibration of --start")
-    return lines
+def _lacks(about: Mapping[str, Any], of: Of) -> str | None:
+    """What the radius lacks for `segment` and `release`, as a line; None where it has enough images, or is none."""
+    images = about["images_that_count"][of]
+    if images is None:
+        return None
+    if of == "landmark" and not about["landmark_checked"]:
+        more, what = images_needed(RADIUS_COVERAGE) - images, "that count in the calibration of --start"
+    else:
+        more = fit.further_images(about["trials"][of]["images"], images, RADIUS_COVERAGE)
+        what = "image" if more == 1 else "images"
+    if more <= 0:
+        return None
+    needed = f"segment and release need radii of {100 * RADIUS_COVERAGE:.0f}%"
+    return f"  {of}: {needed}, and its radius takes {more} more {what}"
 
 
 def _trial_lines(trial: Mapping[str, Any], by_dataset: bool, beside: Sequence[str] = ()) -> list[str]:

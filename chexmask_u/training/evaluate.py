@@ -42,6 +42,9 @@ COVER_ROWS = slice(FRAME // 3, 3 * FRAME // 4)
 COVER_COLUMNS = slice(FRAME // 16, FRAME // 2)
 COVER_GREY = 128
 
+# Images of which a part is hidden, beside the kinds that `measure` knows.
+_HIDDEN = "hidden"
+
 # All kinds of images together, in `shifts`.
 ALL_KINDS = "all"
 
@@ -145,8 +148,13 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
 
 
 def predictions(images: int, *, masks: bool, shifts: bool) -> int:
-    """How many images `score` predicts, of so many: each as it is, with a part hidden and, of landmarks, shifted."""
-    return images * (2 + (len(SHIFTS) if shifts and not masks else 0))
+    """How many images `score` predicts, of so many."""
+    return images * len(_kinds(masks=masks, shifts=shifts))
+
+
+def _kinds(*, masks: bool, shifts: bool) -> tuple[str, ...]:
+    """How `score` shows each image: as it is, with a part hidden and, of landmarks, shifted."""
+    return CLEAN, _HIDDEN, *(SHIFTS if shifts and not masks else ())
 
 
 def _output(settings: EvaluateSettings) -> Folder | None:
@@ -195,13 +203,19 @@ def score(
     """
     hidden = examples.images.copy()
     hidden[:, COVER_ROWS, COVER_COLUMNS] = COVER_GREY
+    kinds = _kinds(masks=isinstance(model, PixelNetwork), shifts=shifts)
+    # The others are made by `measure`.
+    shown = {CLEAN: examples.images, _HIDDEN: hidden}
     if isinstance(model, PixelNetwork):
-        return Evaluation(*score_masks(model, examples, hidden, samples, seed, count))
+        return Evaluation(*score_masks(model, examples, [shown[kind] for kind in kinds], samples, seed, count))
     assert isinstance(model, Network)
     truth = examples.landmarks * np.float32(FRAME)
-    clear = _predict(model, examples.images, examples.names, samples, seed, batch_size, count)
+    clear, covered = (
+        _predict(model, shown[kind], examples.names, samples, seed, batch_size, count)
+        for kind in kinds
+        if kind in shown
+    )
     centre = _decode_mean(model, examples.images, batch_size)
-    covered = _predict(model, hidden, examples.names, samples, seed, batch_size, count)
     covered_centre = _decode_mean(model, hidden, batch_size)
 
     measured = measure(
@@ -211,7 +225,7 @@ def score(
         seed=seed,
         batch_size=batch_size,
         leave_out=leave_out,
-        kinds=KINDS if shifts else [CLEAN],
+        kinds=[kind for kind in kinds if kind != _HIDDEN],
         clean=clear,
         count=count,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,19 @@ from chexmask_u.training.measure import Count
 
 
 def score_masks(
-    model: PixelNetwork, examples: Examples, hidden: NDArray[np.uint8], samples: int, seed: int, count: Count
+    model: PixelNetwork,
+    examples: Examples,
+    shown: Sequence[NDArray[np.uint8]],
+    samples: int,
+    seed: int,
+    count: Count,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores over all images, and of each, of the mean masks in the 1024 frame.
 
     Args:
         model: the network.
         examples: in the 1024 frame.
-        hidden: uint8 [N, 1024, 1024], the same images with a part covered.
+        shown: uint8 [N, 1024, 1024], the images as they are, and with a part covered.
         samples, seed: as `predict_masks` takes them; the names of the examples fix the draws.
         count: is told of the images that are predicted.
 
@@ -32,13 +37,14 @@ def score_masks(
         The means of what `mask_scores.mask_row` gives; ``trust``, of `mask_scores.relation`; and ``covered``, the means
         of the hidden images. And a row per image.
     """
-    rows, covered = [], []
-    for image, under, name, landmarks in zip(examples.images, hidden, examples.names, examples.landmarks, strict=True):
+    found: list[list[dict[str, float]]] = [[] for _ in shown]
+    for index, (name, landmarks) in enumerate(zip(examples.names, examples.landmarks, strict=True)):
         truth = frame_masks(landmarks)
-        # An image's mean masks take 12 MiB, so no more than one is held.
-        rows.append(mask_row(predict_masks(model, image[None], [name], samples, seed)[0], truth))
-        covered.append(mask_row(predict_masks(model, under[None], [name], samples, seed)[0], truth))
-        count(2)
+        for pixels, of_these in zip(shown, found, strict=True):
+            # An image's mean masks take 12 MiB, so no more than one is held.
+            of_these.append(mask_row(predict_masks(model, pixels[index][None], [name], samples, seed)[0], truth))
+            count(1)
+    rows, covered = found
     summary = {
         "images": len(examples),
         "with_heart": int(examples.has_heart().sum()),

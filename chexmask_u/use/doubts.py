@@ -40,7 +40,7 @@ def unsure(regions: Mapping[str, float], shown: Shown = "std", above: float | No
         shown: what their pixels are.
         above: pixels of the 1024 frame; default: `UNSURE` or, of radii, `UNSURE_RADIUS`. With the bundled weights and
             their calibration a region has a larger radius in none of 20 radiographs of JSRT that they were not trained
-            on (79 at most) and in 5 of 49 from elsewhere, a larger std in 1 and 8; other weights have other spreads.
+            on (76 at most) and in 7 of 49 from elsewhere, a larger std in 1 and 8; other weights have other spreads.
     """
     above = above or (UNSURE_RADIUS if shown == "radius" else UNSURE)
     said = f"{shown} " if shown == "radius" else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from chexmask_u import storage
 from chexmask_u.anatomy import ORGANS
 from chexmask_u.calibration.calibration import Calibration
+from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder, as_csv
 from chexmask_u.manifests.check import check_source_name
 from chexmask_u.model.network import Network
@@ -48,7 +49,8 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
         --preview, ``preview``: where the page is.
 
     Raises:
-        InputError: if there is no image, an argument cannot be used, or the output cannot be written.
+        InputError: if there is no image, an argument cannot be used, or the output cannot be written, or holds other
+            images of an earlier call and --overwrite does not say that it may replace them.
     """
     check_source_name(settings.source)
     output = Folder(storage.normalise(settings.output))
@@ -57,10 +59,14 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     for path, why in found.lost.items():
         print(storage.redact(f"{path}: {why}; not followed"), file=sys.stderr)
     inputs = found.images
+    earlier = output.read_json(DETAILS) or {}
+    if not settings.overwrite:
+        _check_earlier(output, earlier, inputs)
     model, calibration = load(settings)
     rows: list[dict[str, Any]] = []
     # Before any work, since it tells whether the folder can be written.
     _write_tables(output, rows, settings, model, calibration)
+    _remove_earlier(output, earlier)
     calibrated = calibration is not None and calibration.landmark is not None
     preview = page.Page(settings.samples, calibrated, settings.weights == "demo") if settings.preview else None
     try:
@@ -76,6 +82,27 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
         result["preview"] = output.path(PAGE)
         _show(output.path(PAGE))
     return result
+
+
+def _check_earlier(output: Folder, earlier: Mapping[str, Any], inputs: Sequence[Input]) -> None:
+    """Check that what an earlier call segmented, as its measurements.json tells, is all among these images."""
+    now = {storage.redact(one.uri) for one in inputs}
+    others = [row["image"] for row in earlier.get("images", []) if row["status"] == OK and row["image"] not in now]
+    if others:
+        raise InputError(
+            f"{output.url}: holds what an earlier call made of other images ({len(others):,}, such as {others[0]});"
+            " choose another --output, or replace all that the earlier call made with --overwrite"
+        )
+
+
+def _remove_earlier(output: Folder, earlier: Mapping[str, Any]) -> None:
+    """Remove the pictures and the page of an earlier call, which may not all be made again."""
+    for row in earlier.get("images", []):
+        for name in row.get("files", {}).values():
+            # Somebody may have edited the file that names them.
+            if PurePosixPath(name).suffix == ".png" and not {"..", "/"}.intersection(PurePosixPath(name).parts):
+                output.remove(name)
+    output.remove(PAGE)
 
 
 def _segment(

@@ -188,7 +188,9 @@ def test_what_a_radius_cannot_be_of_is_refused_in_one_line(calibration: Calibrat
     record = record_of(prediction, 0, 1.0)
     with pytest.raises(ValueError, match="no landmarks_across"):
         calibration.radius({name: value for name, value in record.items() if name != "landmarks_across"})
-    with pytest.raises(ValueError, match=r"landmarks_across of the record must be .* null"):
+    with pytest.raises(
+        ValueError, match=r"landmarks_across of the record is null: .* before schema 1\.2, .* `chexmask-u generate`"
+    ):
         calibration.radius(record | {"landmarks_across": None})
     with pytest.raises(ValueError, match="NaN"):
         calibration.radius(record | {"landmarks_std": [[float("nan"), 1.0]] * 120})
@@ -270,3 +272,14 @@ def test_what_does_not_vary_tells_nothing() -> None:
     told = trust(np.full_like(errors, 0.1), errors)
     assert told["r"] is None
     assert told["rho"] is None
+
+
+def test_a_file_of_another_kind_is_told_to_be_no_calibration(tmp_path: Path) -> None:
+    (tmp_path / "manifest.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        InputError, match=r"manifest\.parquet: a calibration ends in \.json, not \.parquet; `chexmask-u"
+    ):
+        cu.load_calibration(str(tmp_path / "manifest.parquet"))
+    (tmp_path / "weights.v2").mkdir()
+    with pytest.raises(InputError, match=r"weights\.v2.*name a calibration"):
+        cu.load_calibration(str(tmp_path / "weights.v2"))

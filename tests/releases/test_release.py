@@ -291,6 +291,7 @@ def test_a_file_that_does_not_belong_is_named(copy):
         ("record_id", lambda values: [values[0], *values[:-1]], "not sorted, or occur twice"),
         ("landmarks_std", lambda values: [[[-1.0, 1.0]] * 120, *values[1:]], "negative"),
         ("landmarks_across", lambda values: [[-1.0] * 120, *values[1:]], "negative"),
+        ("landmarks_across", lambda values: [None, *values[1:]], r"landmarks_across of .* is null, .* before; make it"),
         ("landmarks_mean", lambda values: [[[float("nan"), 1.0]] * 120, *values[1:]], "not finite"),
     ],
 )

@@ -141,7 +141,7 @@ def test_masks_alone_promise_a_contour_and_too_few_of_them_are_told_what_is_miss
     assert main(["calibrate", "--weights", str(tiny_weights), "--data", str(masks), "--output", str(file), *QUICK]) == 0
     text = capsys.readouterr().out
     assert "contour: 7 images count, enough for a coverage of 0.5, 0.8;" in text
-    assert "    segment and release need radii of 90%: 3 more images\n" in text
+    assert text.endswith("  contour: segment and release need radii of 90%, and its radius takes 3 more images\n")
     assert "  landmark: no radius, since no image has such an annotation\n" in text
     assert "The coverage of the contour radius is promised" in text
     line = refused(

@@ -114,6 +114,32 @@ def test_the_same_command_again_takes_none_of_its_own_pictures_for_images(images
     assert list(rows(tmp_path / "out")) == ["folder/a.png"]
 
 
+def test_a_folder_holds_one_call(images, tmp_path, capsys):
+    output = tmp_path / "out"
+    first, second = images / "a.png", tmp_path / "b.png"
+    second.write_bytes(first.read_bytes())
+    (tmp_path / "kept.png").write_bytes(b"")
+    assert run(first, "--output", output, "--label-map", "--preview") == 0
+    (output / "mine.png").write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    capsys.readouterr()
+    assert run(second, "--output", output) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"holds what an earlier call made of other images (1, such as {first}); choose another --output" in said
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    pictures = {f"{organ}.png" for organ in ("overlay", "right_lung", "left_lung", "heart")}
+    tables = {"measurements.csv", "measurements.json", "mine.png"}
+    assert run(second, "--output", output, "--overwrite") == 0
+    assert {path.name for path in output.iterdir()} == {f"b.{name}" for name in pictures} | tables
+    assert run(first, second, "--output", output) == 0
+    assert list(rows(output)) == ["folder/a.png", "folder/b.png"]
+    details = json.loads((output / "measurements.json").read_text())
+    details["images"][1]["files"]["heart"] = "../kept.png"
+    (output / "measurements.json").write_text(json.dumps(details))
+    assert run(second, "--output", output, "--overwrite") == 0
+    assert (tmp_path / "kept.png").exists()
+
+
 def test_a_folder_of_failures_alone_is_told_apart(images, tmp_path, capsys):
     assert run(images / "ward" / "cut.png", tmp_path / "gone.png", "--output", tmp_path / "out") == 2
     assert [row["reason"] for row in rows(tmp_path / "out").values()] == ["damaged", "missing"]
