@@ -14,6 +14,7 @@ from chexmask_u.releases.release import MARKER
 from chexmask_u.result import DONE, INCOMPLETE, Result
 from chexmask_u.runs.cluster import check_here, connected
 from chexmask_u.runs.job import check_places
+from chexmask_u.runs.run import IN_DEMO
 from chexmask_u.settings import GenerateSettings, ManifestFolderSettings, ReleaseSettings
 from chexmask_u.sources import synthetic
 
@@ -47,8 +48,8 @@ def prepare(settings: GenerateSettings) -> Demo:
     if not listed.exists():
         _draw(folder, listed)
     return Demo(
-        generate=replace(settings, manifest=str(listed), output=str(folder / "run")),
-        release=ReleaseSettings(run=str(folder / "run"), output=str(folder / "release"), version=VERSION),
+        generate=replace(settings, manifest=str(listed), output=str(folder / IN_DEMO)),
+        release=ReleaseSettings(run=str(folder / IN_DEMO), output=str(folder / "release"), version=VERSION),
     )
 
 

@@ -142,6 +142,10 @@ def test_missing_credentials_are_found_before_the_run(tmp_path, capsys, local_ra
 def test_a_release_of_nothing_is_refused(tmp_path, capsys, local_ray):
     message = refusal(capsys, "release", str(tmp_path / "norun"), "--output", str(tmp_path / "releases"))
     assert "holds no run" in message
+    (tmp_path / "demo" / "run").mkdir(parents=True)
+    (tmp_path / "demo" / "run" / "run.json").write_text("{}")
+    message = refusal(capsys, "release", str(tmp_path / "demo"), "--output", str(tmp_path / "releases"))
+    assert message.rstrip().endswith(f"did you mean {str(tmp_path / 'demo' / 'run')!r}?")
     assert "is no release" in refusal(capsys, "validate", str(tmp_path))
 
 

@@ -245,7 +245,7 @@ def _frozen(run: Run) -> dict[str, Any]:
     if frozen is None:
         raise InputError(
             f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one"
-            f"{storage.nearest(run.url)}"
+            f"{run.nearest()}"
         )
     return frozen
 

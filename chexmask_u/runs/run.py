@@ -19,6 +19,9 @@ from chexmask_u.folder import Folder
 # How Ray marks a checkpoint whose part is still being written.
 PENDING = ".pending.parquet"
 
+# Name of the run in the folder of a `generate` without a manifest, which holds its images, run and release.
+IN_DEMO = "run"
+
 # Compression of every Parquet part.
 COMPRESSION = "zstd"
 
@@ -41,6 +44,13 @@ class Run(Folder):
     def checkpoint(self) -> str:
         """Ray Data's checkpoint: the ids whose records are committed."""
         return self.path("checkpoint")
+
+    def nearest(self) -> str:
+        """The end of a sentence about a folder that holds no run: which one may be meant, if any."""
+        below = Run(self.path(IN_DEMO))
+        if below.read("run.json") is not None:
+            return f"; did you mean {below.url!r}?"
+        return storage.nearest(self.url)
 
     def committed_rows(self) -> int:
         """How many records are committed, counted from file footers."""

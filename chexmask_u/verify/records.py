@@ -139,7 +139,7 @@ class OfRun:
         if frozen is None:
             raise InputError(
                 f"{run.url}: holds no run (no run.json); give the folder that `generate --output` wrote"
-                f"{storage.nearest(run.url)}"
+                f"{run.nearest()}"
             )
         done = run.committed_rows()
         if not done:
