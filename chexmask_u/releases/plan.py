@@ -244,8 +244,7 @@ def _frozen(run: Run) -> dict[str, Any]:
     frozen = run.read_json("run.json")
     if frozen is None:
         raise InputError(
-            f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one"
-            f"{run.nearest()}"
+            f"{run.url}: holds no run (no run.json); `chexmask-u generate --output {run.url}` makes one{run.nearest()}"
         )
     return frozen
 

@@ -138,8 +138,7 @@ class OfRun:
         frozen = run.read_json("run.json")
         if frozen is None:
             raise InputError(
-                f"{run.url}: holds no run (no run.json); give the folder that `generate --output` wrote"
-                f"{run.nearest()}"
+                f"{run.url}: holds no run (no run.json); give the folder that `generate --output` wrote{run.nearest()}"
             )
         done = run.committed_rows()
         if not done:

@@ -293,6 +293,8 @@ def measure(records: int, folder: Path) -> dict[str, Attempt]:
     say(f"  run {mib(place / 'run'):.0f} MiB, release {mib(place / 'releases'):.0f} MiB")
     answer = attempts["generate"].answer
     assert answer["complete"]
+    # Here too, where a difference shows within a minute.
+    check_records(place, np.random.default_rng(0))
     say(f"  graph {answer['seconds']:.0f} s, {answer['images_per_second']:.0f}/s, {flow([attempts['generate']])}")
     return attempts
 
@@ -407,14 +409,7 @@ def test_a_run_of_657_566_records_is_killed_twice_and_released_whole(sweep: Meas
     for attempt in (*attempts, made, checked):
         assert attempt.driver_mib < DRIVER_MIB
     assert grown == pytest.approx(1, abs=SLOPE)
-
-    for source in PUBLISHED:
-        file = next(file for file in content["files"] if file["config"] == source)
-        masks = file["path"].replace("/landmarks-", "/masks-")
-        paths = [whole / "releases" / "v1.0.0" / path for path in (file["path"], masks)]
-        first_groups = [pq.ParquetFile(path).read_row_group(0) for path in paths]
-        for row in lots.integers(0, len(first_groups[1]), 20):
-            check_record(*(group.slice(int(row), 1).to_pylist()[0] for group in first_groups))
+    check_records(whole, lots)
 
 
 def sorted_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -429,10 +424,22 @@ def ids(folder: Path, content: dict[str, Any], kinds: tuple[str, ...]) -> pa.Chu
     return sorted_ids(pa.concat_tables([pq.read_table(path, columns=["record_id"]) for path in paths])["record_id"])
 
 
+def check_records(folder: Path, lots: np.random.Generator) -> None:
+    """Records of every source of a release, taken by lot, hold what was drawn for them."""
+    release = folder / "releases" / "v1.0.0"
+    content = json.loads((release / "release.json").read_text())
+    for source in PUBLISHED:
+        file = next(file for file in content["files"] if file["config"] == source)
+        paths = [release / path for path in (file["path"], file["path"].replace("/landmarks-", "/masks-"))]
+        first_groups = [pq.ParquetFile(path).read_row_group(0) for path in paths]
+        for row in lots.integers(0, len(first_groups[1]), 20):
+            check_record(*(group.slice(int(row), 1).to_pylist()[0] for group in first_groups))
+
+
 def check_record(row: dict[str, Any], masks: dict[str, Any]) -> None:
     """A released record is what was drawn for its id, mapped to its image."""
     record_id = row["record_id"]
-    drawn = drawn_run.draw(None, None, [record_id], 50, 0)
+    drawn, _ = drawn_run.draw(None, None, [record_id], 50, 0)
     image = drawn_run.Decoder().read(drawn_run.uri(record_id).encode(), source=row["source"], max_side=10_000)
     expected = image.letterbox.to_original(drawn.landmarks_mean[0])
     assert (row["height"], row["width"], row["letterbox"]) == (image.height, image.width, image.letterbox.to_row())
