@@ -48,7 +48,7 @@ def run(study: Study) -> Outcome:
         except InputError as error:
             lacking[name] = str(error)
     if not found:
-        raise InputError(f"none of the experiments can be run: {'; '.join(lacking.values())}")
+        raise InputError(f"none of the experiments can be run: {'; '.join(dict.fromkeys(lacking.values()))}")
     pictures = {name: Folder(folder.path(name)).read("figure.png") for name in found}
     folder.write(PAGE, render(found, lacking, pictures))
     findings = [

@@ -10,7 +10,7 @@ from chexmask_u import record, storage
 from chexmask_u.errors import InputError
 from chexmask_u.manifests import parquet
 from chexmask_u.manifests.check import check_source_name
-from chexmask_u.manifests.listing import IMAGE_SUFFIXES, files_below, is_image
+from chexmask_u.manifests.listing import ANY_NAME, IMAGE_SUFFIXES, files_below, is_hidden, is_image
 from chexmask_u.result import Result
 from chexmask_u.settings import ManifestFolderSettings
 
@@ -35,6 +35,8 @@ class Listing:
 def list_folder(settings: ManifestFolderSettings) -> Listing:
     """Write a manifest of every PNG, JPEG and DICOM file below a folder or URL prefix, sorted by record id.
 
+    Which those are their names tell, unless --any-name takes every file.
+
     An image's id is its path below the folder, and its record id is "source/image id". Hidden files and folders, as
     macOS and notebooks leave them between images, are passed over. Links to folders are followed.
 
@@ -47,10 +49,13 @@ def list_folder(settings: ManifestFolderSettings) -> Listing:
     parquet.check_name(output)
     root = storage.normalise(settings.uri)
     files = files_below(root)
-    images = list(filter(is_image, files.paths))
+    images = [path for path in files.paths if is_image(path, settings.any_name)]
     if not images:
+        others = not settings.any_name and any(not is_hidden(path) for path in files.paths)
+        remedy = f"; {ANY_NAME}" if others else ""
+        kinds = "" if settings.any_name else f"{', '.join(IMAGE_SUFFIXES)} "
         lost = "".join(f"; {path} is {why}" for path, why in list(files.lost.items())[:1])
-        raise InputError(f"{settings.uri}: holds no {', '.join(IMAGE_SUFFIXES)} file{lost}")
+        raise InputError(f"{settings.uri}: holds no {kinds}file{remedy}{lost}")
     try:
         rows = pa.table(
             {
@@ -72,7 +77,8 @@ def verb(settings: ManifestFolderSettings) -> Result:
     listing = list_folder(settings)
     text = f"{listing.manifest}: {listing.rows:,} images"
     if listing.passed_over:
-        text += f"; other files, passed over (hidden, or not named as PNG, JPEG or DICOM): {listing.passed_over:,}"
+        unnamed = "" if settings.any_name else ", or not named as PNG, JPEG or DICOM"
+        text += f"; other files, passed over (hidden{unnamed}): {listing.passed_over:,}"
     if listing.lost:
         text += f"\nNot followed: {len(listing.lost):,}"
     return Result(vars(listing), "\n  ".join([text, *(f"{path}: {why}" for path, why in listing.lost.items())]))

@@ -13,6 +13,9 @@ from chexmask_u.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
+ANY_NAME = "--any-name takes files whatever their names, as DICOM files often have none of these endings"
+"""The remedy where files are passed over for their names."""
+
 DEAD_LINK = "a link that leads nowhere"
 
 
@@ -47,12 +50,13 @@ def files_below(url: str) -> Files:
         return _walk(root)
 
 
-def is_image(path: str) -> bool:
-    """Whether a path is that of an image, hidden ones aside, as far as its name tells."""
-    return path.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(path)
+def is_image(path: str, any_name: bool = False) -> bool:
+    """Whether a path is that of an image, hidden ones aside, as far as its name tells; with `any_name` all may be."""
+    return (any_name or path.lower().endswith(IMAGE_SUFFIXES)) and not is_hidden(path)
 
 
-def _is_hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
+    """Whether a path, or a folder on it, is hidden."""
     return any(part.startswith(".") for part in path.split("/"))
 
 
@@ -98,7 +102,7 @@ def _walk(root: Path) -> Files:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     folders.append((path, real / entry.name))
-                elif entry.is_file(follow_symlinks=False) or _is_hidden(path):
+                elif entry.is_file(follow_symlinks=False) or is_hidden(path):
                     found.paths.append(path)
                 else:
                     _sort_out(real / entry.name, path, found, links)

@@ -22,6 +22,15 @@ def _manifest_output() -> Any:
     return setting("manifest.parquet", "Parquet file to write (local path or URL)", kind="FILE")
 
 
+def _any_name() -> Any:
+    return setting(
+        False,
+        "of a folder or pattern, take every file that is not hidden, whatever its name; what is no image fails with"
+        " its reason",
+        group=INPUT,
+    )
+
+
 @dataclass(frozen=True)
 class ManifestFolderSettings(Settings):
     """List the images below a folder or bucket prefix as a manifest."""
@@ -31,6 +40,7 @@ class ManifestFolderSettings(Settings):
     source: str = setting(
         "folder", "name of these images: their dataset config; lower case, digits and dashes", kind="NAME", group=INPUT
     )
+    any_name: bool = _any_name()
     overwrite: bool = common.overwrite()
 
 
@@ -188,6 +198,7 @@ class SegmentSettings(Settings):
         kind="NAME",
         group=INPUT,
     )
+    any_name: bool = _any_name()
     max_side: int = common.max_side()
     calibration: str | None = setting(
         None,

@@ -103,12 +103,9 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     model = weight_files.load_network(weights, device=choose(settings.device))
     assert model.sha256 is not None
     check_regions(settings.leave_out)
+    if isinstance(model, PixelNetwork):
+        _check_for_masks(settings, model.family)
     judged = None
-    if settings.calibration is not None and isinstance(model, PixelNetwork):
-        raise InputError(
-            f"--calibration: its radii are of landmarks, and {settings.weights} ({model.family}) gives masks alone; "
-            "leave it out"
-        )
     if settings.calibration is not None:
         judged = calibration_of(settings.calibration, model.sha256, "--calibration")
     examples, problems = read(settings)
@@ -145,6 +142,17 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
         folder.write("uncertainty.png", picture(evaluation))
         folder.write_json(SCORES, evaluation.summary)
     return evaluation
+
+
+def _check_for_masks(settings: EvaluateSettings, family: str) -> None:
+    """Refuse what judges landmarks alone."""
+    given = {
+        "--calibration": settings.calibration is not None,
+        "--shifts": settings.shifts,
+        "--leave-out": bool(settings.leave_out),
+    }
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        raise InputError(f"{flag}: is for landmarks, and {settings.weights} ({family}) gives masks alone; leave it out")
 
 
 def predictions(images: int, *, masks: bool, shifts: bool) -> int:

@@ -13,7 +13,7 @@ from fsspec.core import split_protocol
 
 from chexmask_u import storage
 from chexmask_u.errors import InputError
-from chexmask_u.manifests.listing import DEAD_LINK, IMAGE_SUFFIXES, files_below, is_image
+from chexmask_u.manifests.listing import ANY_NAME, DEAD_LINK, IMAGE_SUFFIXES, files_below, is_hidden, is_image
 
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -34,7 +34,9 @@ class Input:
     @property
     def stem(self) -> str:
         """The id without its suffix: what files made of the image are called."""
-        return str(PurePosixPath(self.image_id).with_suffix(""))
+        path = PurePosixPath(self.image_id)
+        # The last number of a DICOM UID is no suffix.
+        return self.image_id if path.suffix[1:].isdecimal() else str(path.with_suffix(""))
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class Found:
     Attributes:
         images: each once, in the order of their names.
         lost: paths behind which there may be more, and why they were not followed.
+        passed_over: files of folders and patterns that are neither hidden nor named as images.
     """
 
     images: list[Input]
     lost: dict[str, str]
+    passed_over: int
 
 
-def find(named: Sequence[str], output: str) -> Found:
+def find(named: Sequence[str], output: str, any_name: bool = False) -> Found:
     """All images that are named, each once, in the order of their names.
 
     One that is not there is an image of its own, which gives a row, unless it is all that is named.
@@ -58,6 +62,7 @@ def find(named: Sequence[str], output: str) -> Found:
     Args:
         named: files, folders and patterns.
         output: what lies below it is no input.
+        any_name: whether files of folders and patterns are images whatever their names.
 
     Raises:
         InputError: if a folder or pattern has no image, none of what is named is there, a name is not UTF-8, or two
@@ -65,8 +70,9 @@ def find(named: Sequence[str], output: str) -> Found:
     """
     found: dict[str, Input] = {}
     lost: dict[str, str] = {}
+    passed_over: set[str] = set()
     for name in named:
-        for one in _named(name, output.rstrip("/") + "/", lost):
+        for one in _named(name, output.rstrip("/") + "/", any_name, lost, passed_over):
             try:
                 one.uri.encode()
             except UnicodeEncodeError as error:
@@ -81,34 +87,46 @@ def find(named: Sequence[str], output: str) -> Found:
     if images and all(storage.is_local(one.uri) and not os.path.lexists(one.uri) for one in images):
         what = "file" if is_image(images[0].uri) else "file or folder"
         raise InputError(f"{named[0]}: no such {what}{storage.nearest(images[0].uri)}")
-    return Found(images, lost)
+    return Found(images, lost, len(passed_over))
 
 
-def _named(name: str, output: str, lost: dict[str, str]) -> Iterator[Input]:
-    """The images behind one argument; what cannot be followed is added to `lost`."""
+def _named(name: str, output: str, any_name: bool, lost: dict[str, str], passed_over: set[str]) -> Iterator[Input]:
+    """The images behind one argument; see `find`.
+
+    What cannot be followed is added to `lost`, and other files to `passed_over`.
+    """
     url = storage.normalise(name)
     file_name = _file_name(url)
     with storage.explained(name, "listed"):
         fs, path = storage.filesystem(url)
         if _is_pattern(url) and not fs.exists(path):
-            folder, below = _fixed_part(url), fs.glob(path)
+            folder, below = _fixed_part(url), fs.glob(path, detail=True)
             prefix = storage.filesystem(folder)[1].rstrip("/") + "/"
-            images = [one.removeprefix(prefix) for one in sorted(below) if is_image(one.removeprefix(prefix))]
-            missing = f"matches no {', '.join(IMAGE_SUFFIXES)} file"
+            paths = [
+                short
+                for one in sorted(below)
+                if is_image(short := one.removeprefix(prefix)) or below[one]["type"] != "directory"
+            ]
+            missing = "matches no"
         elif not is_image(file_name) and fs.isdir(path):
             files = files_below(url)
             # Each that is named as an image gets a row that says so.
             dead = [path for path, why in files.lost.items() if why == DEAD_LINK and is_image(path)]
-            folder, images = url, sorted([*filter(is_image, files.paths), *dead])
+            folder, paths = url, sorted([*files.paths, *dead])
             lost |= {storage.join(url, path): why for path, why in files.lost.items() if path not in dead}
-            missing = f"holds no {', '.join(IMAGE_SUFFIXES)} file"
+            missing = "holds no"
         else:
             yield Input(url, file_name)
             return
-    images = [image for image in images if not storage.join(folder, image).startswith(output)]
+    paths = [path for path in paths if not is_hidden(path) and not storage.join(folder, path).startswith(output)]
+    images = [path for path in paths if is_image(path, any_name)]
+    others = [storage.join(folder, path) for path in paths if not is_image(path, any_name)]
+    passed_over.update(others)
     if not images:
         also = "".join(f"; {path.removeprefix(url + '/')} is {why}" for path, why in list(lost.items())[:1])
-        raise InputError(f"{name}: {missing}{also}")
+        remedy = f"; {ANY_NAME}" if others else ""
+        kinds = "" if any_name else f"{', '.join(IMAGE_SUFFIXES)} "
+        raise InputError(f"{name}: {missing} {kinds}file{remedy}{also}")
     for image in images:
         yield Input(storage.join(folder, image), image)
 

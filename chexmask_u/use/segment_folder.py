@@ -18,6 +18,7 @@ from chexmask_u.calibration.calibration import Calibration
 from chexmask_u.errors import InputError
 from chexmask_u.folder import Folder, as_csv
 from chexmask_u.manifests.check import check_source_name
+from chexmask_u.manifests.listing import ANY_NAME
 from chexmask_u.model.network import Network
 from chexmask_u.pictures import segmented
 from chexmask_u.record import FAILED, OK, RADIUS_COVERAGE, ReadError
@@ -45,8 +46,8 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     """Write a picture, masks and measurements of each image; one that gives none costs a row.
 
     Returns:
-        ``ok``, ``failed``, ``lost`` (paths that could not be followed, and why), ``output``, ``table`` and, with
-        --preview, ``preview``: where the page is.
+        ``ok``, ``failed``, ``lost`` (paths that could not be followed, and why), ``passed_over`` (other files),
+        ``output``, ``table`` and, with --preview, ``preview``: where the page is.
 
     Raises:
         InputError: if there is no image, an argument cannot be used, or the output cannot be written, or holds other
@@ -55,9 +56,12 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
     check_source_name(settings.source)
     output = Folder(storage.normalise(settings.output))
     output.check_own("segmentations", [TABLE])
-    found = find(settings.images, output.url)
+    found = find(settings.images, output.url, settings.any_name)
     for path, why in found.lost.items():
         print(storage.redact(f"{path}: {why}; not followed"), file=sys.stderr)
+    if found.passed_over:
+        text = f"Other files, passed over (not named as PNG, JPEG or DICOM): {found.passed_over:,}; {ANY_NAME}"
+        print(text, file=sys.stderr)
     inputs = found.images
     earlier = output.read_json(DETAILS) or {}
     if not settings.overwrite:
@@ -76,6 +80,7 @@ def segment_folder(settings: SegmentSettings) -> dict[str, Any]:
         _write_tables(output, rows, settings, model, calibration)
     ok = sum(row["status"] == OK for row in rows)
     result: dict[str, Any] = {"ok": ok, "failed": len(rows) - ok, "lost": found.lost}
+    result["passed_over"] = found.passed_over
     result |= {"output": output.url, "table": output.path(TABLE)}
     if preview is not None:
         output.write(PAGE, preview.render())

@@ -26,6 +26,20 @@ def list_images(folder: Path | str, output: Path, source: str = "folder", **flag
     return list_folder(ManifestFolderSettings(uri=str(folder), output=str(output), source=source, **flags))
 
 
+def test_files_without_a_known_ending_are_listed_where_that_is_asked_for(tmp_path: Path, capsys: Any) -> None:
+    folder = fill(tmp_path / "export", "IM000001", "1.2.840.113619.2", ".DS_Store", "series/7.ima")
+    line = refusal(list_images, folder, tmp_path / "m.parquet")
+    assert "holds no .png, .jpg, .jpeg, .dcm, .dicom file; --any-name takes files whatever their names" in line
+    flags = ["manifest", "folder", str(folder), "--output", str(tmp_path / "m.parquet"), "--any-name"]
+    assert cli.main(flags) == 0
+    assert capsys.readouterr().out.endswith(": 3 images; other files, passed over (hidden): 1\n")
+    rows = pq.read_table(tmp_path / "m.parquet")
+    assert rows["image_id"].to_pylist() == ["1.2.840.113619.2", "IM000001", "series/7.ima"]
+    flags[2] = str(fill(tmp_path / "none", ".hidden"))
+    assert cli.main(flags) == 2
+    assert "none: holds no file\n" in capsys.readouterr().err
+
+
 def test_every_image_below_a_folder_is_listed_once_and_in_order(tmp_path: Path) -> None:
     images = ["b/z.png", "b/a/deep/er/1.JPG", "A.jpeg", "a.PNG", "b.png", "10.Jpeg", "2.jpg", "looks.like.jpg.png"]
     images += ["scan.dcm", "scan.DICOM", "scan.Dcm"]

@@ -180,11 +180,14 @@ def test_what_needs_landmarks_refuses_weights_that_give_masks(
     assert "`evaluate`" in line
 
 
-def test_a_calibration_of_masks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [["--calibration", "demo"], ["--shifts"], ["--leave-out", "left_lung.heart_border"]])
+def test_what_judges_landmarks_alone_is_refused_for_masks(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_model(build(64, "unet"), tmp_path / "unet.safetensors")
-    arguments = ["--weights", str(tmp_path / "unet.safetensors"), "--calibration", "demo"]
+    arguments = ["--weights", str(tmp_path / "unet.safetensors"), *words]
     assert main(["evaluate", "--drawings", "1", *arguments]) == 2
-    assert "--calibration: its radii are of landmarks" in capsys.readouterr().err
+    assert f"{words[0]}: is for landmarks, and" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

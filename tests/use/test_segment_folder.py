@@ -165,6 +165,33 @@ def test_files_folders_and_patterns_name_images_as_a_manifest_does(images, monke
     Path("ward", "lost.png").unlink()
 
 
+def test_files_of_other_names_are_told_and_taken_where_that_is_asked_for(images, tmp_path, capsys):
+    export = tmp_path / "export"
+    (export / "series").mkdir(parents=True)
+    for name in ("1.2.840.1", "1.2.840.2", "series/7.ima"):
+        (export / name).write_bytes((images / "a.png").read_bytes())
+    (export / ".DS_Store").write_bytes(b"")
+    with pytest.raises(InputError, match=r"holds no \.png.* file; --any-name takes files whatever their names"):
+        names(export)
+    with pytest.raises(InputError, match=r"export/\*: matches no \.png.* file; --any-name takes"):
+        names(export / "*")
+    assert [one.image_id for one in find([str(export / "*")], "/nowhere", any_name=True).images] == [
+        "1.2.840.1",
+        "1.2.840.2",
+    ]
+    (export / "a.png").write_bytes((images / "a.png").read_bytes())
+    output = tmp_path / "out"
+    assert run(export, "--output", output, "--samples", "2", "--json") == 0
+    printed = capsys.readouterr()
+    assert "Other files, passed over (not named as PNG, JPEG or DICOM): 3; --any-name takes files" in printed.err
+    assert json.loads(printed.out.splitlines()[-1])["passed_over"] == 3
+    assert run(export, "--output", output, "--samples", "2", "--any-name") == 0
+    assert "Other files" not in capsys.readouterr().err
+    assert len(rows(output)) == 4
+    assert (output / "1.2.840.1.heart.png").exists()
+    assert (output / "series" / "7.heart.png").exists()
+
+
 def test_a_link_to_a_folder_that_is_gone_is_named(images, tmp_path, capsys):
     (tmp_path / "ward").symlink_to(tmp_path / "unmounted")
     (tmp_path / "a.png").write_bytes((images / "a.png").read_bytes())

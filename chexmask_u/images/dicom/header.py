@@ -130,7 +130,8 @@ def _dataset(data: bytes, max_side: int) -> tuple[bytes, int, uid.UID]:
         # A name from pydicom's dictionary: the file's own text, which stands for an unknown one, is not to be told.
         name = f"the transfer syntax {syntax.name}" if syntax.name != syntax else "a transfer syntax unknown here"
         raise ReadError(
-            "unsupported", f"{name}; uncompressed, deflated, RLE, JPEG, JPEG-LS and JPEG 2000 files are read"
+            "unsupported",
+            f"{name}; convert it to one that is read: uncompressed, deflated, RLE, JPEG, JPEG-LS, JPEG 2000",
         )
     return data, start, syntax
 
@@ -203,7 +204,11 @@ def _header(dataset: Dataset, syntax: uid.UID, standard: bool, implicit: bool, l
         )
     allocated, stored = integer(dataset, "BitsAllocated", 0), integer(dataset, "BitsStored", 0)
     if allocated not in (8, 16) or not 2 <= stored <= allocated:
-        raise ReadError("unsupported", f"{stored} bits stored in {allocated}; 2 to 16 in 8 or 16 are read")
+        raise ReadError(
+            "unsupported",
+            f"{stored} bits stored in {allocated}, as Bits Stored (0028,0101) and Bits Allocated (0028,0100) say; 2 to"
+            " 16 in 8 or 16 are read",
+        )
     high = integer(dataset, "HighBit", stored - 1)
     if high != stored - 1 and (syntax in NATIVE or syntax == uid.RLELossless):
         raise ReadError("unsupported", f"{stored} bits stored up to bit {high}; up to bit {stored - 1} is read")

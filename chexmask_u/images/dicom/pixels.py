@@ -22,7 +22,8 @@ _JPEG_2000_START = b"\xff\x4f\xff\x51"
 def pixel_data(rest: memoryview, header: Header) -> tuple[memoryview, str]:
     """The value of Pixel Data, checked for what a decoder would pass over, and its value representation."""
     if min(header.rows, header.columns) < 1:
-        raise ReadError("damaged", f"the DICOM header says {header.columns} x {header.rows} pixels")
+        size = f"{header.columns} x {header.rows}"
+        raise ReadError("damaged", f"Columns (0028,0011) and Rows (0028,0010) of the DICOM header say {size} pixels")
     start = 8 if header.implicit else 12
     length = struct.unpack_from("<L" if header.little else ">L", rest, start - 4)[0]
     vr = "OW" if header.implicit else bytes(rest[4:6]).decode("latin-1")
