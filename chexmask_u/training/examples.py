@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -184,9 +185,12 @@ def read_examples(settings: AnnotatedSettings, side: int, only: Choice | None = 
 
 
 def refuse(problems: Sequence[Problem], policy: str) -> None:
-    """Raise InputError if there are problems and the policy (--on-bad) is to refuse them."""
-    if problems and policy == "refuse":
+    """Raise InputError if there are problems and the policy (--on-bad) is to refuse them; else tell them."""
+    if not problems:
+        return
+    if policy == "refuse":
         raise InputError(f"{describe(problems)}; correct them, or leave them out with --on-bad skip")
+    print(f"{describe(problems)}; left out, as --on-bad {policy} says", file=sys.stderr)
 
 
 def describe(problems: Sequence[Problem]) -> str:
@@ -295,12 +299,12 @@ def _read_dataset(dataset: Dataset, side: int, max_side: int, only: Choice | Non
     images = dataset.images()
     problems: list[Problem] = []
     annotations: dict[str, Annotation] = {}
-    twice = {name for name, uris in images.items() if len(uris) > 1}
+    twice = {name: ", ".join(uris) for name, uris in images.items() if len(uris) > 1}
     for name, annotation in dataset.annotations():
         if name in annotations:
-            twice.add(name)
+            twice[name] = "several annotations"
         annotations[name] = annotation
-    problems += [Problem(dataset.name, name, "duplicate", "not unique") for name in sorted(twice)]
+    problems += [Problem(dataset.name, name, "duplicate", twice[name]) for name in sorted(twice)]
     problems += [
         Problem(dataset.name, name, "no_annotation", uris[0])
         for name, uris in images.items()

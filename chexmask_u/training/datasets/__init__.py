@@ -34,6 +34,7 @@ FORMS: dict[str, Form] = discover()
 # Masks and landmark plots have the names of images, in folders of their own.
 _FOLDER = Form("", r"\.(png|jpe?g)$", of_frame=False)
 _NO_IMAGES = ("masks", "landmarks", "ManualMask", "mask")
+_IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,13 @@ class Dataset:
     landmarks_in: str
 
     def images(self) -> dict[str, list[str]]:
-        """URIs of the images by name; more than one where a name is not unique."""
+        """URIs of the images by name; more than one where a name is not unique.
+
+        Of a name that is there several times the one below `images/` is meant, if there is one: a folder of overlays or
+        of other masks beside it repeats the names of all images.
+        """
         found: dict[str, list[str]] = {}
+        meant: dict[str, list[str]] = {}
         start = len(self.folder) if storage.is_local(self.folder) else len(storage.filesystem(self.folder)[1])
         for uri in files_below(self.folder):
             below = (uri if storage.is_local(uri) else storage.filesystem(uri)[1])[start:].lstrip("/")
@@ -63,7 +69,9 @@ class Dataset:
             hidden = any(part.startswith(".") for part in parts)
             if re.search(self.form.image, below, re.IGNORECASE) and not hidden and parts[0] not in _NO_IMAGES:
                 found.setdefault(name_of(uri), []).append(uri)
-        return found
+                if parts[0] == _IMAGES:
+                    meant.setdefault(name_of(uri), []).append(uri)
+        return found | meant
 
     def annotations(self) -> list[tuple[str, Annotation]]:
         """Names and annotations, as many as there are."""
