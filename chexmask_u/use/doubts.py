@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from chexmask_u.anatomy import FRAME, LANDMARKS, ORGANS, REGIONS
 from chexmask_u.images.letterbox import Letterbox
+from chexmask_u.images.spacing import Spacing
 from chexmask_u.pictures.scale import Shown
 from chexmask_u.record import ODD_SCORE
 from chexmask_u.settings import UNSURE, UNSURE_RADIUS
@@ -22,6 +23,7 @@ _LUNGS_AREA = 0.07  # of the 1024 frame; 0.099 at the least
 _LUNG_TO_LUNG = 2.5  # 2.18 at the most
 _LUNGS_OVERLAP = 0.01  # of the smaller lung; 0
 _HEART_BETWEEN = (0.4, 0.85)  # of the way from the right lung's middle to the left one's; 0.52 to 0.71
+_SQUARE = 1.02  # longer side of a pixel over the shorter; headers round their lengths to three digits or so
 _FILLED = 1.05  # filled pixels over the area that a contour's formula gives, which a crossing cancels; 1.011
 
 
@@ -56,6 +58,16 @@ def unsure(regions: Mapping[str, float], shown: Shown = "std", above: float | No
             )
             lines.append(f"{organ.replace('_', ' ')} unsure: {where}")
     return lines
+
+
+def out_of_proportion(spacing: Spacing | None) -> list[str]:
+    """One line where an image's pixels are not square, which the network takes them for."""
+    if spacing is None or max(spacing.x, spacing.y) <= _SQUARE * min(spacing.x, spacing.y):
+        return []
+    return [
+        f"pixels of {spacing.x:.3g} x {spacing.y:.3g} mm ({spacing.element}) are taken as square, which makes the chest"
+        f" too {'narrow' if spacing.x > spacing.y else 'wide'}: resample the image to square ones first"
+    ]
 
 
 def implausible(landmarks: NDArray[Any], letterbox: Letterbox, height: int, width: int) -> list[str]:

@@ -333,6 +333,7 @@ def _segmentation(
         draws=drawn,
         measurements=measure(landmarks, drawn, image.spacing),
         warnings=(
+            *doubts.out_of_proportion(image.spacing),
             *doubts.unusual(made.get("ood_score")),
             *doubts.implausible(landmarks, image.letterbox, image.height, image.width),
             *doubts.unsure(by_region(pixels), shown, unsure),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _reversed(points: np.ndarray) -> np.ndarray:
     ],
 )
 def test_bad_input_is_named_and_the_rest_is_usable(
-    tmp_path: Path, kind: str, damage: Callable[[Path, np.ndarray], None]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, damage: Callable[[Path, np.ndarray], None]
 ) -> None:
     damage(tmp_path, write_folder(tmp_path))
     found, problems = read(tmp_path)
@@ -158,7 +159,18 @@ def test_bad_input_is_named_and_the_rest_is_usable(
     with pytest.raises(InputError, match=f"1 {kind} .*/person1.*--on-bad skip"):
         examples.refuse(problems, "refuse")
     examples.refuse(problems, "skip")
+    assert re.search(f"1 {kind} .*/person1.*left out", capsys.readouterr().err)
     assert next(csv.DictReader(io.StringIO(examples.problems_csv(problems))))["kind"] == kind
+
+
+def test_overlays_beside_the_images_are_not_taken_for_them(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    expected, _ = read(tmp_path)
+    (tmp_path / "overlays").mkdir()
+    cv2.imwrite(str(tmp_path / "overlays" / "person1.png"), np.zeros((SIDE, SIDE), np.uint8))
+    found, problems = read(tmp_path)
+    assert not problems
+    np.testing.assert_array_equal(found.images, expected.images)
 
 
 def test_image_of_another_resolution_than_was_annotated_is_named(tmp_path: Path) -> None:

@@ -206,6 +206,15 @@ def test_a_body_is_plausible_at_any_size_and_its_faults_are_named(shape):
     assert any("lie outside the image" in line for line in implausible(outside))
 
 
+def test_pixels_that_are_not_square_are_told_of() -> None:
+    for x, y, too in ((0.4, 0.8, "wide"), (0.8, 0.4, "narrow")):
+        (line,) = doubts.out_of_proportion(Spacing(x=x, y=y, element="PixelSpacing", at_detector=False))
+        assert f"pixels of {x} x {y} mm (PixelSpacing)" in line
+        assert f"too {too}" in line
+    for spacing in (None, Spacing(x=0.143, y=0.144, element="PixelSpacing", at_detector=False)):
+        assert not doubts.out_of_proportion(spacing)
+
+
 def test_unsure_regions_are_named_in_words():
     regions = dict.fromkeys([*cu.ORGANS, *cu.REGIONS], 2.0)
     assert doubts.unsure(regions) == []
