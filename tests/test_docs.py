@@ -66,6 +66,14 @@ def test_the_site_asks_no_other_host_for_anything(site: Path) -> None:
     assert {page: away for page in pages if (away := [url for url in Html(page).loaded if "//" in url])} == {}
 
 
+def test_lists_and_tables_are_not_taken_for_lines_of_a_paragraph(site: Path) -> None:
+    """As Markdown takes them where no empty line stands before."""
+    paragraphs = {page: re.findall(r"<p>(.*?)</p>", page.read_text("utf-8"), re.S) for page in site.rglob("*.html")}
+    assert [
+        (page, text) for page, texts in paragraphs.items() for text in texts if re.search(r"\n([-*|]|1\.) ", text)
+    ] == []
+
+
 def test_each_verb_has_a_page_that_names_all_its_flags(site: Path) -> None:
     for verb in cli.verbs():
         page = (site / "commands" / verb.words.split()[0] / "index.html").read_text("utf-8")

@@ -7,8 +7,9 @@ import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from chexmask_u import storage
 from chexmask_u.bench import forecast as probing
@@ -79,6 +80,20 @@ def run(settings: PlanSettings) -> dict[str, Any]:
     }
 
 
+class _Fields(dict[str, Any]):
+    """An object of a bench result, which names the file where a field is missing."""
+
+    def __init__(self, file: str, fields: Mapping[str, Any]):
+        super().__init__(fields)
+        self.file = file
+
+    def __missing__(self, field: str) -> NoReturn:
+        raise InputError(
+            f"--bench {self.file}: does not say {field!r}, from which a run is forecast; take a result of this"
+            " version's chexmask-u bench --device cuda"
+        )
+
+
 @dataclass(frozen=True)
 class BenchResult:
     """A JSON file of `bench`, of a machine with GPUs; made by `read`, which refuses others."""
@@ -95,7 +110,7 @@ class BenchResult:
         """
         try:
             fs, path = storage.resolve(name)
-            content = json.loads(fs.cat_file(path))
+            content = json.loads(fs.cat_file(path), object_hook=partial(_Fields, name))
         except FileNotFoundError as error:
             raise InputError(f"--bench {name}: no such file{storage.nearest(name)}") from error
         except (OSError, ValueError) as error:

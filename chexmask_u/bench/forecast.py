@@ -288,15 +288,15 @@ def render(result: dict[str, Any]) -> str:
         + ("GPU" if on_gpu else f"replica of {probe['threads']} cores"),
         f"  masks      {1 / steps['mask_seconds']:8.1f} images/s per core",
         f"  all steps  {probe['images_per_second']:8.1f} images/s on {probe['cores']} cores"
-        + (f" and {probe['gpus']} GPUs" if on_gpu else "")
+        + (f" and {_gpus(probe['gpus'])}" if on_gpu else "")
         + f", {result['efficiency']:.0%} of the slowest part alone; start-up {probe['start_seconds']:.0f} s",
     ]
     if result["cores_per_gpu"] is not None:
         lines.append(f"  one GPU is kept busy by {math.ceil(result['cores_per_gpu'])} cores")
-    fleet = f"{expected['cores']} cores" + (f" and {expected['gpus']} GPUs" if on_gpu else "")
+    fleet = f"{expected['cores']} cores" + (f" and {_gpus(expected['gpus'])}" if on_gpu else "")
     lines += [
         f"Forecast: {expected['rows']:,} images on {fleet}",
-        f"  speed      {expected['images_per_second']:8.1f} images/s",
+        f"  speed      {expected['images_per_second']:,.1f} images/s",
         f"  bottleneck {expected['bottleneck']}",
         f"  time       {_duration(expected['hours'])}",
         f"  storage    {_size(expected['read_gib'])} read, {_size(expected['records_gib'])} of records,"
@@ -433,6 +433,10 @@ def _duration(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} hours"
     return f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.0f} seconds"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s' * (count != 1)}"
 
 
 def _size(gib: float) -> str:

@@ -61,7 +61,7 @@ def test_every_node_asks_for_the_token(cluster: dict[str, Any]) -> None:
 
 
 def test_the_example_command_is_one_that_generate_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    text = CLUSTER.read_text().replace("\n#       ", " ")
+    text = CLUSTER.read_text().replace("\\\n#       ", "")
     (example,) = (line for line in text.splitlines() if "jobs/generate.py" in line)
     flags = example.split("jobs/generate.py")[1].split()
     # It gets as far as looking for the manifest, on a storage without a network.
