@@ -283,11 +283,11 @@ def render(result: dict[str, Any]) -> str:
     on_gpu = probe["gpus"] > 0
     lines = [
         *(_probed(steps) if "bench" not in result else _measured_elsewhere(result)),
-        f"  read       {1 / steps['read_seconds']:8.1f} images/s per core (fetched, decoded, prepared)",
-        f"  predict    {1 / steps['predict_seconds']:8.1f} images/s per "
+        f"  read       {1 / steps['read_seconds']:8,.1f} images/s per core (fetched, decoded, prepared)",
+        f"  predict    {1 / steps['predict_seconds']:8,.1f} images/s per "
         + ("GPU" if on_gpu else f"replica of {probe['threads']} cores"),
-        f"  masks      {1 / steps['mask_seconds']:8.1f} images/s per core",
-        f"  all steps  {probe['images_per_second']:8.1f} images/s on {probe['cores']} cores"
+        f"  masks      {1 / steps['mask_seconds']:8,.1f} images/s per core",
+        f"  all steps  {probe['images_per_second']:8,.1f} images/s on {probe['cores']} cores"
         + (f" and {_gpus(probe['gpus'])}" if on_gpu else "")
         + f", {result['efficiency']:.0%} of the slowest part alone; start-up {probe['start_seconds']:.0f} s",
     ]
@@ -311,7 +311,7 @@ def _probed(steps: dict[str, Any]) -> list[str]:
     return [
         f"Probe: {steps['images']} images, {sum(steps['failed'].values())} of them not readable;"
         f" network on {steps['device']}",
-        f"  fetch      {steps['fetch_seconds'] * 1e3:8.1f} ms an image, one after the other",
+        f"  fetch      {steps['fetch_seconds'] * 1e3:8,.1f} ms an image, one after the other",
     ]
 
 
