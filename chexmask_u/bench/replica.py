@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chexmask_u import pipeline, record
-from chexmask_u.anatomy import FRAME, LATENT_SIZE, N_LANDMARKS
+from chexmask_u.anatomy import FRAME, LATENT_SIZE
 from chexmask_u.bench.timing import Row
 from chexmask_u.model.draws import KEPT, Draws
 from chexmask_u.model.network import Network, TrainingDraws
@@ -60,11 +60,8 @@ class Waiting(Network):
         # Beside what the device computes.
         noise()
         time.sleep(max(0.0, end - time.perf_counter()))
-        return Constants(
-            torch.full((len(images), 1, N_LANDMARKS, 2), 0.5),
-            torch.zeros(len(images), LATENT_SIZE),
-            torch.ones(len(images), LATENT_SIZE),
-        )
+        nothing = torch.empty(len(images), 0)
+        return Constants(nothing, nothing, nothing)
 
     def centre(self, images: Tensor) -> Draws:
         raise NotImplementedError

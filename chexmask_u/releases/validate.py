@@ -116,9 +116,8 @@ def _check_together(where: str, group: pa.Table) -> None:
     """
     names = [name for name in record.SINCE if name in group.column_names]
     for later in names:
-        for name in names:
-            if record.SINCE[name] > record.SINCE[later]:
-                continue
+        there = record.released("landmarks", record.SINCE[later]).names
+        for name in filter(there.__contains__, names):
             lacking = pc.and_(group[later].is_valid(), group[name].is_null())
             if pc.any(lacking).as_py():
                 first = group["record_id"].filter(lacking)[0]
